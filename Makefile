@@ -1,0 +1,50 @@
+# The commands of the project. `make help` lists them; each sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODEL ?= demo
+
+.PHONY: help setup serve test check fmt constraints demo-model clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Make .venv and install the project into it (nothing to do when it is up to date)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make virtual environments: install python3-venv (apt-get install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+serve: $(STAMP) ## Serve MODEL (the embedded demo model when not given) on http://127.0.0.1:8000
+	$(BIN)/mlx-manager serve $(MODEL)
+
+test: check ## Format check, lint, types and tests: what CI runs
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+fmt: $(STAMP) ## Format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: ## Renew constraints.txt from a fresh environment with the newest versions that pyproject.toml admits
+	rm -rf .cache/newest && $(PYTHON) -m venv .cache/newest
+	.cache/newest/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	{ echo '# Versions that `make setup` installs: the same environment everywhere. `make constraints` renews them.'; \
+	  .cache/newest/bin/python -m pip freeze --exclude mlx-manager | sed -E \
+	    -e "s/^(mlx)-(cpu|metal)==(.*)/\1-cpu==\3 ; sys_platform == 'linux'\n\1-metal==\3 ; sys_platform == 'darwin'/"; \
+	} > constraints.txt
+
+demo-model: $(STAMP) ## Train the embedded demo model anew (hours on two cores; goes on from its checkpoints)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python scripts/train_demo_model.py
+
+clean: ## Remove the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""MLX Manager: an OpenAI-compatible inference server for MLX models."""

@@ -1,0 +1,3 @@
+"""The inference server. Start reading at `main.py`."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,50 @@
+"""Exceptions to error responses, all of them in OpenAI's envelope."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mlx_manager.mlx_server.errors import ServerError
+from mlx_manager.mlx_server.protocols.errors import ErrorKind, envelope, error_body, status_of
+
+_MAX_FAULTS_NAMED = 3
+
+
+def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
+    async def validation_error(request: Request, exc: Exception) -> JSONResponse:
+        assert isinstance(exc, RequestValidationError)
+        kind = ErrorKind(validation_error_status, "invalid_request_error", "validation_error")
+        faults = [(_field(fault), fault["msg"]) for fault in exc.errors()]
+        named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
+        return JSONResponse(envelope(kind, named, faults[0][0] or None), kind.status)
+
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(ServerError, _server_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _server_error)
+
+
+async def _server_error(request: Request, exc: Exception) -> JSONResponse:
+    return JSONResponse(error_body(exc), status_of(exc))
+
+
+async def _http_error(request: Request, exc: Exception) -> JSONResponse:
+    """Unknown paths and methods, and bodies that are no HTTP."""
+    assert isinstance(exc, HTTPException)
+    kind = ErrorKind(exc.status_code, "invalid_request_error", exc.detail.lower().replace(" ", "_"))
+    message = f"{exc.detail}: {request.method} {request.url.path}"
+    return JSONResponse(envelope(kind, message, None), exc.status_code, headers=exc.headers)
+
+
+def _field(fault: dict[str, Any]) -> str:
+    """("body", "messages", 0, "role") is messages[0].role. pydantic's names for a union's variants are left out."""
+    field = ""
+    for part in fault["loc"][1:] if fault["type"] != "json_invalid" else ():
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "int"):
+            field += f".{part}" if field else part
+    return field

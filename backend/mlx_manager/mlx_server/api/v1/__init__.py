@@ -1,0 +1,11 @@
+"""OpenAI's endpoints."""
+
+from fastapi import APIRouter
+
+from mlx_manager.mlx_server.api.v1 import chat, completions, models
+
+v1_router = APIRouter(prefix="/v1")
+for _module in (chat, completions, models):
+    v1_router.include_router(_module.router)
+
+__all__ = ["v1_router"]

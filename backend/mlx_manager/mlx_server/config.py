@@ -1,0 +1,54 @@
+"""The server's settings, read from `MLX_SERVER_*` environment variables. Knows nothing of what they configure."""
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from mlx_manager.demo import DEMO_MODEL_ID
+
+
+def _three_quarters_of_memory_gb() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.75 / 1024**3
+
+
+class MLXServerSettings(BaseSettings):
+    """What a user may set. Each field is `MLX_SERVER_<NAME>` in the environment; a GB is 1024**3 bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="MLX_SERVER_", populate_by_name=True, protected_namespaces=())
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+
+    default_model: str = Field(default=DEMO_MODEL_ID, min_length=1)
+    """Loaded at start: `demo`, a Hugging Face repo id or a local folder."""
+    available_models: Annotated[list[str], NoDecode] = [DEMO_MODEL_ID, "mlx-community/Llama-3.2-3B-Instruct-4bit"]
+    """Ids that requests may load besides the default model; comma-separated in the environment."""
+    max_models: int = Field(default=4, ge=1)
+    """Models loaded at once; the least recently used idle one makes room for the next."""
+    max_memory_gb: float = Field(default_factory=_three_quarters_of_memory_gb, gt=0)
+    """Weights of all loaded models together, in GB of 1024**3 bytes."""
+
+    default_max_tokens: int = Field(default=4096, ge=1)
+    """Chat completions stop here when neither the request nor the model's generation_config says."""
+    validation_error_status: Annotated[Literal[422, 400], BeforeValidator(int)] = 422
+    """Status of a body that breaks the schema; 400 is what api.openai.com answers."""
+    drain_timeout_seconds: int = Field(default=30, ge=0)
+    """How long running requests may go on after SIGTERM."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    logfire_enabled: bool = True
+    logfire_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")
+    )
+
+    @field_validator("available_models", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [entry.strip() for entry in value.split(",") if entry.strip()]
+        return value
+
+
+mlx_server_settings = MLXServerSettings()

@@ -1,0 +1,248 @@
+"""The API's side of a worker process: submits sequences, hands their tokens out, and tells of the worker's death.
+
+Runs on the event loop. One task reads the socket and never waits for a consumer: tokens pile up at the sequence they
+belong to, and a consumer that lags takes them all at once.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+
+from mlx_manager.mlx_server.engine.launch import Worker, launch_worker
+from mlx_manager.mlx_server.engine.messages import (
+    LENGTH_BYTES,
+    Admitted,
+    Cancel,
+    Ready,
+    RequestFailed,
+    RequestFinished,
+    Shutdown,
+    Stats,
+    Step,
+    Submit,
+    UpMessage,
+    decode_up,
+    encode_down,
+)
+from mlx_manager.mlx_server.errors import EngineFailed, ModelLoadFailed, ServerError
+from mlx_manager.mlx_server.types import FinishReason, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+SHUTDOWN_SECONDS = 5.0
+LAST_WORDS_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens that came since the last look; `finish_reason` is set on the last ones of the sequence."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+
+
+class Sequence:
+    """One generation in the engine: an async iterator of `Tokens`, whose last one has a finish_reason."""
+
+    def __init__(self) -> None:
+        self._admitted = False
+        self._tokens: list[int] = []
+        self._finish_reason: FinishReason | None = None
+        self._failure: ServerError | None = None
+        self._exhausted = False
+        self._news = asyncio.Event()
+
+    def admit(self) -> None:
+        self._admitted = True
+        self._news.set()
+
+    def push_token(self, token: int) -> None:
+        self._tokens.append(token)
+        self._news.set()
+
+    def finish(self, reason: FinishReason) -> None:
+        self._finish_reason = reason
+        self._news.set()
+
+    def fail(self, failure: ServerError) -> None:
+        self._failure = failure
+        self._news.set()
+
+    async def wait_until_admitted(self) -> None:
+        """Raises what the engine refused the sequence with."""
+        while not self._admitted:
+            await self._wait_for_news()
+
+    def __aiter__(self) -> AsyncIterator[Tokens]:
+        return self
+
+    async def __anext__(self) -> Tokens:
+        if self._exhausted:
+            raise StopAsyncIteration
+        while not self._tokens and self._finish_reason is None:
+            await self._wait_for_news()
+        tokens, self._tokens = self._tokens, []
+        self._exhausted = self._finish_reason is not None
+        return Tokens(tokens, self._finish_reason)
+
+    async def _wait_for_news(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._news.clear()
+        await self._news.wait()
+
+
+class EngineClient:
+    """A worker process with its model loaded. `on_death` is called once, on the loop, when it ends unasked."""
+
+    def __init__(self, model_id: str, worker: Worker, on_death: Callable[[], None]) -> None:
+        self.model_id = model_id
+        self.vocabulary_size = 0
+        self.stats = Stats(0, 0, 0, 0)
+        self._worker = worker
+        self._on_death = on_death
+        self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sequences: dict[int, Sequence] = {}
+        self._numbers = itertools.count()
+        self._last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
+        self._closing = False
+        self._epitaph: str | None = None
+        self._reading = asyncio.create_task(self._read_until_death())
+
+    @classmethod
+    async def launch(cls, model_id: str, model_path: Path, on_death: Callable[[], None]) -> "EngineClient":
+        """Starts a worker and waits until its model is loaded. Raises ModelLoadFailed with the worker's last words."""
+        client = cls(model_id, await launch_worker(model_path), on_death)
+        try:
+            await client._loaded
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    @property
+    def alive(self) -> bool:
+        return self._epitaph is None and not self._closing
+
+    @property
+    def pid(self) -> int:
+        return self._worker.process.pid
+
+    @contextlib.asynccontextmanager
+    async def generate(
+        self, prompt_tokens: list[int], max_tokens: int, stop_tokens: list[int], sampling: SamplingParams
+    ) -> AsyncIterator[Sequence]:
+        """Yields the admitted sequence; leaving the block before its end cancels it.
+
+        Raises EngineFailed, as the sequence does, when the engine gives it up or the worker dies.
+        """
+        self._check_alive()
+        number = next(self._numbers)
+        sequence = self._sequences[number] = Sequence()
+        try:
+            self._send(Submit(number, prompt_tokens, max_tokens, stop_tokens, sampling))
+            await sequence.wait_until_admitted()
+            yield sequence
+        finally:
+            if self._sequences.pop(number, None) is not None and self.alive:
+                self._send(Cancel(number))
+
+    async def close(self) -> None:
+        """Ends the worker: asks one that is up, which is killed when it does not listen, and kills one that loads."""
+        if not self._loaded.done() or self._loaded.cancelled():
+            self._kill()
+        elif self.alive:
+            self._send(Shutdown())
+        self._closing = True
+        try:
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await asyncio.shield(self._reading)
+        except TimeoutError:
+            self._kill()
+            await self._reading
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._worker.process.kill()
+
+    def _check_alive(self) -> None:
+        if self._epitaph is not None:
+            raise EngineFailed(self._epitaph)
+
+    def _send(self, message: Submit | Cancel | Shutdown) -> None:
+        self._worker.writer.write(encode_down(message))
+
+    async def _read_until_death(self) -> None:
+        """The reader task: dispatches what the worker says until it ends, then tells everybody who waits."""
+        stderr = asyncio.create_task(self._read_stderr())
+        reader = self._worker.reader
+        try:
+            while True:
+                length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+                for message in decode_up(await reader.readexactly(length)):
+                    self._dispatch(message)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the worker is gone
+        except msgspec.MsgspecError:
+            logger.exception("Worker %d of %s does not make sense", self.pid, self.model_id)
+            self._kill()
+        self._worker.writer.close()
+        await stderr
+        self._bury(await self._worker.process.wait())
+
+    def _dispatch(self, message: UpMessage) -> None:
+        sequences = self._sequences
+        match message:
+            case Step():
+                for number, token in zip(message.sequences, message.tokens, strict=True):
+                    if number in sequences:  # a cancelled one may have been on its way
+                        sequences[number].push_token(token)
+            case RequestFinished():
+                if message.sequence in sequences:
+                    sequences.pop(message.sequence).finish(message.reason)
+            case Admitted():
+                if message.sequence in sequences:
+                    sequences[message.sequence].admit()
+            case RequestFailed():
+                if message.sequence in sequences:
+                    sequences.pop(message.sequence).fail(
+                        EngineFailed(f"The engine gave the request up: {message.message}")
+                    )
+            case Stats():
+                self.stats = message
+            case Ready():
+                self.vocabulary_size = message.vocabulary_size
+                self.stats = Stats(message.active_bytes, message.active_bytes, 0, 0)
+                if not self._loaded.done():  # nobody waits for it any more
+                    self._loaded.set_result(None)
+            case _:
+                assert_never(message)
+
+    async def _read_stderr(self) -> None:
+        assert self._worker.process.stderr is not None
+        async for line in self._worker.process.stderr:
+            text = line.decode("utf-8", "replace").rstrip()
+            self._last_words.append(text)
+            logger.info("Worker %d of %s: %s", self.pid, self.model_id, text)
+
+    def _bury(self, status: int) -> None:
+        ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        last_words = f": {self._last_words[-1]}" if self._last_words else ""
+        self._epitaph = f"The worker process of model {self.model_id!r} {ending}{last_words}."
+        if not self._loaded.done():
+            self._loaded.set_exception(ModelLoadFailed(f"Model {self.model_id!r} cannot be loaded. {self._epitaph}"))
+        elif not self._closing:
+            logger.error("%s %d requests are lost.", self._epitaph, len(self._sequences))
+            self._on_death()
+        for sequence in self._sequences.values():
+            sequence.fail(EngineFailed(f"{self._epitaph} Send the request again: it gets a new worker."))
+        self._sequences.clear()

@@ -1,0 +1,81 @@
+"""Starts worker processes: their command line, their environment, and the socket that joins them to the API process."""
+
+import asyncio
+import importlib.metadata
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx_manager
+
+STDERR_LINE_BYTES = 2**20
+_OPENBLAS_PLACES = (
+    "usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0",
+    "usr/lib/*-linux-gnu/libopenblas.so.0",
+    "usr/lib64/libopenblas.so.0",
+    "usr/lib/libopenblas.so.0",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A started worker process and the API's end of its socket."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+async def launch_worker(model_path: Path) -> Worker:
+    """Starts a worker in a session of its own, so that Ctrl-C in a terminal reaches the API process alone."""
+    ours, theirs = socket.socketpair()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *worker_command(theirs.fileno(), model_path),
+            env=worker_environment(),
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=STDERR_LINE_BYTES,
+            start_new_session=True,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    return Worker(process, reader, writer)
+
+
+def worker_command(socket_fd: int, model_path: Path) -> list[str]:
+    """The one place that knows how a worker is started."""
+    module = "mlx_manager.mlx_server.engine.worker"
+    return [sys.executable, "-m", module, "--socket-fd", str(socket_fd), "--model", str(model_path)]
+
+
+def worker_environment() -> dict[str, str]:
+    """Ours, plus the way to this package, and OpenBLAS in place of the slow BLAS that MLX's Linux CPU build brings."""
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
+    _prepend(environment, "PYTHONPATH", str(Path(mlx_manager.__file__).parent.parent))
+    openblas = _find_openblas()
+    if openblas is not None:
+        _prepend(environment, "LD_PRELOAD", str(openblas))
+    return environment
+
+
+def _prepend(environment: dict[str, str], name: str, entry: str) -> None:
+    environment[name] = os.pathsep.join([entry, *filter(None, [environment.get(name)])])
+
+
+def _find_openblas() -> Path | None:
+    if sys.platform != "linux" or _has_cuda_build():
+        return None
+    return next((path for place in _OPENBLAS_PLACES for path in Path("/").glob(place)), None)
+
+
+def _has_cuda_build() -> bool:
+    return any(distribution.name.startswith("mlx-cuda") for distribution in importlib.metadata.distributions())

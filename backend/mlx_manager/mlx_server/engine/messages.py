@@ -1,0 +1,104 @@
+"""What the API process and a worker say to each other: msgpack frames over a stream socket, no pickle.
+
+A frame is a 4-byte big-endian length and that many bytes of msgpack: one message going down, a list of messages (all
+that one engine step has to say) going up. A sequence is one generation; its number is the client's to choose.
+"""
+
+import msgspec
+
+from mlx_manager.mlx_server.types import FinishReason, SamplingParams
+
+LENGTH_BYTES = 4
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    pass
+
+
+class Submit(_Message, frozen=True):
+    """Generate from `prompt_tokens` until one of `stop_tokens` or `max_tokens`. Token ids lie within the vocabulary."""
+
+    sequence: int
+    prompt_tokens: list[int]
+    max_tokens: int
+    stop_tokens: list[int]
+    sampling: SamplingParams
+
+
+class Cancel(_Message, frozen=True):
+    """Stop the sequence wherever it is; nothing more is said of it. Unknown and finished ones are ignored."""
+
+    sequence: int
+
+
+class Shutdown(_Message, frozen=True):
+    pass
+
+
+class Ready(_Message, frozen=True):
+    """The model is loaded and warm. `vocabulary_size` is the number of rows of its logits."""
+
+    vocabulary_size: int
+    active_bytes: int
+
+
+class Admitted(_Message, frozen=True):
+    """The sequence is in the engine's queue."""
+
+    sequence: int
+
+
+class Step(_Message, frozen=True):
+    """The tokens of one decode step: `tokens[i]` belongs to `sequences[i]`."""
+
+    sequences: list[int]
+    tokens: list[int]
+
+
+class RequestFinished(_Message, frozen=True):
+    """After the Step with the sequence's last token, which is a stop token when the reason is "stop"."""
+
+    sequence: int
+    reason: FinishReason
+
+
+class RequestFailed(_Message, frozen=True):
+    sequence: int
+    message: str
+
+
+class Stats(_Message, frozen=True):
+    """The worker's heartbeat: MLX's memory in bytes, and how many sequences it works on."""
+
+    active_bytes: int
+    peak_bytes: int
+    cache_bytes: int
+    sequences: int
+
+
+DownMessage = Submit | Cancel | Shutdown
+UpMessage = Ready | Admitted | Step | RequestFinished | RequestFailed | Stats
+
+_encoder = msgspec.msgpack.Encoder()
+_down_decoder: msgspec.msgpack.Decoder[DownMessage] = msgspec.msgpack.Decoder(DownMessage)
+_up_decoder = msgspec.msgpack.Decoder(list[UpMessage])
+
+
+def _frame(payload: bytes) -> bytes:
+    return len(payload).to_bytes(LENGTH_BYTES, "big") + payload
+
+
+def encode_down(message: DownMessage) -> bytes:
+    return _frame(_encoder.encode(message))
+
+
+def encode_up(messages: list[UpMessage]) -> bytes:
+    return _frame(_encoder.encode(messages))
+
+
+def decode_down(payload: bytes) -> DownMessage:
+    return _down_decoder.decode(payload)
+
+
+def decode_up(payload: bytes) -> list[UpMessage]:
+    return _up_decoder.decode(payload)

@@ -1,0 +1,121 @@
+"""The worker process: loads one model, and steps the engine on the messages that come over the socket.
+
+The main thread owns MLX. A reader thread takes messages in, and ends the process when the API is gone. Knows token ids;
+knows no HTTP, no JSON, no chat. Run as `python -m mlx_manager.mlx_server.engine.worker --socket-fd N --model FOLDER`.
+"""
+
+import argparse
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.utils import load_model
+
+from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.messages import (
+    LENGTH_BYTES,
+    Cancel,
+    DownMessage,
+    Ready,
+    Shutdown,
+    Stats,
+    Submit,
+    UpMessage,
+    decode_down,
+    encode_up,
+)
+
+HEARTBEAT_SECONDS = 1.0
+
+
+def main() -> None:
+    arguments = _parse_arguments()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API decides when a worker ends
+    connection = socket.socket(fileno=arguments.socket_fd)
+    inbox: queue.SimpleQueue[DownMessage] = queue.SimpleQueue()
+    threading.Thread(target=_read_messages, args=(connection, inbox), daemon=True).start()
+    _prepare_device()
+    core = EngineCore(load(arguments.model))
+    connection.sendall(encode_up([Ready(core.vocabulary_size, mx.get_active_memory())]))
+    run(core, inbox, connection)
+    core.close()
+
+
+def _prepare_device() -> None:
+    """On the CPU, MLX would compile fused kernels with the system's C++ compiler while the first request waits."""
+    if _computes_on_cpu():
+        mx.disable_compile()
+
+
+def _computes_on_cpu() -> bool:
+    return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+def load(folder: Path) -> nn.Module:
+    """The model with its weights in memory; float32 where MLX computes on the CPU, which is slow at 16 bits."""
+    model, _ = load_model(folder)
+    if _computes_on_cpu():
+        model.set_dtype(mx.float32)
+        mx.eval(model.parameters())
+    return model
+
+
+def run(core: EngineCore, inbox: "queue.SimpleQueue[DownMessage]", connection: socket.socket) -> None:
+    """Steps the engine until a Shutdown. Messages are read between steps: a cancel waits for one step at most."""
+    next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+    while True:
+        for message in _take_messages(inbox, idle=len(core) == 0):
+            match message:
+                case Submit():
+                    core.submit(message)
+                case Cancel(sequence):
+                    core.cancel(sequence)
+                case Shutdown():
+                    return
+        events: list[UpMessage] = core.step()
+        if time.monotonic() >= next_heartbeat:
+            events.append(_stats(core))
+            next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+        if events:
+            connection.sendall(encode_up(events))
+
+
+def _take_messages(inbox: "queue.SimpleQueue[DownMessage]", idle: bool) -> list[DownMessage]:
+    """All messages that wait. An idle engine waits for one, until its next heartbeat."""
+    messages: list[DownMessage] = []
+    try:
+        if idle:
+            messages.append(inbox.get(timeout=HEARTBEAT_SECONDS))
+        while True:
+            messages.append(inbox.get_nowait())
+    except queue.Empty:
+        return messages
+
+
+def _stats(core: EngineCore) -> Stats:
+    return Stats(mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory(), len(core))
+
+
+def _read_messages(connection: socket.socket, inbox: "queue.SimpleQueue[DownMessage]") -> None:
+    """Runs on the reader thread until the API closes the socket or dies; then the process ends at once."""
+    stream = connection.makefile("rb")
+    while len(length := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
+        inbox.put(decode_down(stream.read(int.from_bytes(length, "big"))))
+    os._exit(0)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One model's worker process; started by the server.")
+    parser.add_argument("--socket-fd", type=int, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Everything that can go wrong with a request, as exceptions. Knows no HTTP: `protocols/errors.py` maps them.
+
+ServerError
+├── InvalidRequest             the client asked for something that cannot be served as asked
+│   ├── UnsupportedParameter   a parameter or content that this server does not have
+│   ├── ChatTemplateMissing    chat with a model that has no chat template
+│   └── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
+├── ModelNotFound              no loadable model has that id
+├── NotReady                   the server is not running its lifespan, or is still starting
+├── InsufficientMemory         the model does not fit beside those in use
+├── ModelLoadFailed            the weights or the tokenizer could not be loaded
+└── EngineFailed               the worker process died or broke while it worked on the request
+"""
+
+
+class ServerError(Exception):
+    """Says what was wrong, with the value, and the remedy. `param` names the request field at fault, if one is."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(ServerError):
+    pass
+
+
+class UnsupportedParameter(InvalidRequest):
+    pass
+
+
+class ChatTemplateMissing(InvalidRequest):
+    pass
+
+
+class ContextLengthExceeded(InvalidRequest):
+    pass
+
+
+class ModelNotFound(ServerError):
+    pass
+
+
+class NotReady(ServerError):
+    pass
+
+
+class InsufficientMemory(ServerError):
+    pass
+
+
+class ModelLoadFailed(ServerError):
+    pass
+
+
+class EngineFailed(ServerError):
+    pass

@@ -1,0 +1,107 @@
+"""The server: builds every object once, in order, and closes them in reverse. The first file to read.
+
+A request goes: `api/v1/*.py` -> `protocols/` -> `services/inference.py` -> `models/pool.py` and `engine/client.py`
+-> the worker process (`engine/worker.py`, `engine/core.py`) -> back as events -> `api/respond.py`.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
+
+from mlx_manager.mlx_server import __version__
+from mlx_manager.mlx_server.api.dependencies import ServerState
+from mlx_manager.mlx_server.api.errors import install_error_handlers
+from mlx_manager.mlx_server.api.health import router as health_router
+from mlx_manager.mlx_server.api.v1 import v1_router
+from mlx_manager.mlx_server.config import MLXServerSettings, mlx_server_settings
+from mlx_manager.mlx_server.models.catalog import Catalog
+from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
+from mlx_manager.mlx_server.observability import configure_logging, instrument
+from mlx_manager.mlx_server.services.inference import InferenceService
+from mlx_manager.mlx_server.utils.memory import get_memory_usage
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: MLXServerSettings) -> FastAPI:
+    """The ASGI application. It validates without a lifespan, and answers inside of one."""
+    app = FastAPI(title="MLX Manager", version=__version__, lifespan=lifespan)
+    app.state.settings = settings
+    app.include_router(health_router)
+    app.include_router(v1_router)
+    install_error_handlers(app, settings.validation_error_status)
+    app.state.instrumented = instrument(app, settings)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Starts the pool, and the default model's worker beside the server; ends with every worker gone."""
+    _refuse_several_api_processes()
+    AppStatus.enable_automatic_graceful_drain = False  # it cuts every stream at SIGTERM; ours may finish
+    settings: MLXServerSettings = app.state.settings
+    if app.state.instrumented:
+        logger.info("LogFire instrumentation enabled")
+    logger.info("Memory usage at startup: %s", get_memory_usage())
+    catalog = Catalog(settings.default_model, settings.available_models)
+    pool = ModelPoolManager(catalog, max_models=settings.max_models, max_memory_gb=settings.max_memory_gb)
+    app.state.server = ServerState(settings, pool, InferenceService(pool), int(time.time()))
+    set_running_pool(pool)
+    pool.preload(catalog.default_id)
+    try:
+        yield
+    finally:
+        set_running_pool(None)
+        app.state.server = None
+        await pool.cleanup()
+
+
+def _refuse_several_api_processes() -> None:
+    """`uvicorn --workers 2` would load every model twice, and neither process would know the other's memory."""
+    workers = sys.argv[sys.argv.index("--workers") + 1 :][:1] if "--workers" in sys.argv else []
+    count = (workers or [os.environ.get("WEB_CONCURRENCY", "1")])[0]
+    if multiprocessing.parent_process() is not None and count != "1":
+        raise RuntimeError("One API process serves all models: start uvicorn with one worker (leave --workers out).")
+
+
+def serve() -> None:
+    """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
+    settings = mlx_server_settings
+    configure_logging(settings.log_level)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_timeout_seconds,
+    )
+    _Server(config).run()
+
+
+class _Server(uvicorn.Server):
+    """Ends with status 0 after a drain; uvicorn raises the signal again, which looks like a crash."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
+
+
+app = create_app(mlx_server_settings)
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,68 @@
+"""What differs between model families on the way in: the chat template and the stop tokens. Knows no engine."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+from mlx_manager.mlx_server.errors import ChatTemplateMissing
+from mlx_manager.mlx_server.models.tokenization import Tokenizer, template_owner
+
+
+@runtime_checkable
+class ModelAdapter(Protocol):
+    """The seam for a model family. Register an implementation with `register_adapter`."""
+
+    @property
+    def family(self) -> str: ...
+
+    def apply_chat_template(
+        self,
+        tokenizer: Tokenizer,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> str:
+        """The prompt's text, special tokens written out. Raises ChatTemplateMissing."""
+        ...
+
+    def get_stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
+        """Token ids that end the assistant's turn, each once."""
+        ...
+
+
+class DefaultAdapter:
+    """Any model whose tokenizer brings its own chat template and names its own end-of-sequence tokens."""
+
+    family = "default"
+
+    def apply_chat_template(
+        self,
+        tokenizer: Tokenizer,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        **template_kwargs: Any,
+    ) -> str:
+        if not getattr(tokenizer, "has_chat_template", True):
+            raise ChatTemplateMissing(
+                "The model has no chat template, so it cannot chat. Use /v1/completions, or an instruct version of it.",
+                param="model",
+            )
+        return str(
+            template_owner(tokenizer).apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template_kwargs
+            )
+        )
+
+    def get_stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
+        return unique_ids([getattr(tokenizer, "eos_token_id", None), *_eos_token_ids(tokenizer)])
+
+
+def _eos_token_ids(tokenizer: Tokenizer) -> list[Any]:
+    """mlx-lm's wrapper keeps a set of them; a plain tokenizer has none."""
+    ids = getattr(tokenizer, "eos_token_ids", None)
+    return sorted(ids) if isinstance(ids, set | frozenset | list | tuple) else []
+
+
+def unique_ids(candidates: Iterable[Any]) -> list[int]:
+    """The token ids among `candidates`, in order, each once; a tokenizer may answer None, or a list, for one."""
+    flat = (token for c in candidates for token in (c if isinstance(c, list | tuple) else [c]))
+    return list(dict.fromkeys(token for token in flat if isinstance(token, int)))

@@ -1,0 +1,89 @@
+"""Text to token ids and back, in the API process. Knows tokenizers; knows no weights, no requests.
+
+The tokenizer is mlx-lm's `TokenizerWrapper` over a transformers one. `transformers` is slow to import: it is imported
+when the first tokenizer is loaded.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Tokenizer = Any
+"""mlx-lm's TokenizerWrapper: an untyped edge."""
+
+CONTEXT_TOKENS = 8
+MAX_HELD_TOKENS = 16
+REPLACEMENT = "\ufffd"
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Blocks for the import and the file: call it in a thread."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from mlx_lm.tokenizer_utils import load
+
+    return load(folder)
+
+
+def template_owner(tokenizer: Tokenizer) -> Any:
+    """Who renders chat prompts as the model's own template says: the transformers tokenizer inside of mlx-lm's wrapper.
+
+    The wrapper sets `enable_thinking` where the caller did not; where mlx-lm brings the template, it renders itself.
+    """
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    if isinstance(tokenizer, TokenizerWrapper) and tokenizer._chat_template is None:
+        return tokenizer._tokenizer
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    """The ids of `text`; with `add_special_tokens`, those that the model expects around a text, such as its BOS."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+
+def make_decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
+    """A function from ids to text that leaves special tokens out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+    return lambda ids: str(backend.decode(ids, skip_special_tokens=True))
+
+
+class StreamingDetokenizer:
+    """Text from tokens as they come: `feed(tokens) -> text`, `flush() -> text`. A character is never split.
+
+    A token's text depends on its neighbours, so each piece is decoded behind the tokens of the piece before it.
+    `context` are the prompt's last tokens where the text goes on from the prompt's own; a chat answer begins anew.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], context: list[int] | None = None) -> None:
+        self._decode = decode
+        self._window = (context or [])[-CONTEXT_TOKENS:]
+        self._context_tokens = len(self._window)
+        self._sent = len(decode(self._window)) if self._window else 0
+
+    def feed(self, tokens: list[int]) -> str:
+        self._window += tokens
+        text = self._decode(self._window)
+        unfinished = text.endswith(REPLACEMENT)
+        if unfinished and len(self._window) - self._context_tokens <= MAX_HELD_TOKENS:
+            return ""  # a character whose last bytes are still to come
+        return self._advance(text, int(unfinished))
+
+    def flush(self) -> str:
+        return self._advance(self._decode(self._window), 0)
+
+    def _advance(self, text: str, unfinished: int) -> str:
+        """Gives the new text but its last `unfinished` characters, which more bytes may still change."""
+        piece = text[self._sent : len(text) - unfinished]
+        if piece:
+            self._window = self._window[-CONTEXT_TOKENS:] if unfinished else self._window[self._context_tokens :]
+            self._context_tokens = len(self._window)
+            self._sent = max(0, len(self._decode(self._window)) - unfinished)
+        elif not unfinished:
+            del self._window[self._context_tokens :]  # special tokens leave no text
+        return piece

@@ -1,0 +1,40 @@
+"""Stop strings, matched on text: a string that spans tokens or chunks is found, and no part of it is sent."""
+
+
+class StopStringParser:
+    """`feed(text) -> text` gives what may be sent, and nothing once `matched` is set; `flush` gives what was held.
+
+    Of several stop strings the one that is complete first wins, so the answer does not depend on how the text was cut.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.matched: str | None = None
+        self._stops = stops
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        if self.matched is not None:
+            return ""
+        if not self._stops:
+            return text
+        text = self._held + text
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            at, self.matched = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
+            self._held = ""
+            return text[:at]
+        held = self._possible_beginning(text)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+    def _possible_beginning(self, text: str) -> int:
+        """Length of the longest end of `text` that a stop string begins with."""
+        longest = min(len(text), max(map(len, self._stops)) - 1)
+        return next(
+            (n for n in range(longest, 0, -1) if any(stop.startswith(text[-n:]) for stop in self._stops)),
+            0,
+        )

@@ -1,0 +1,47 @@
+"""The one table from errors to HTTP: status, OpenAI's error type and code. OpenAI's envelope is written here."""
+
+from dataclasses import dataclass
+
+from mlx_manager.mlx_server import errors
+from mlx_manager.mlx_server.protocols.wire import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    status: int
+    type: str
+    code: str
+
+
+_KINDS: dict[type[errors.ServerError], ErrorKind] = {
+    errors.InvalidRequest: ErrorKind(400, "invalid_request_error", "invalid_request"),
+    errors.UnsupportedParameter: ErrorKind(400, "invalid_request_error", "unsupported_parameter"),
+    errors.ChatTemplateMissing: ErrorKind(400, "invalid_request_error", "chat_template_missing"),
+    errors.ContextLengthExceeded: ErrorKind(400, "invalid_request_error", "context_length_exceeded"),
+    errors.ModelNotFound: ErrorKind(404, "invalid_request_error", "model_not_found"),
+    errors.NotReady: ErrorKind(503, "server_error", "not_ready"),
+    errors.InsufficientMemory: ErrorKind(503, "server_error", "insufficient_memory"),
+    errors.ModelLoadFailed: ErrorKind(503, "server_error", "model_load_failed"),
+    errors.EngineFailed: ErrorKind(500, "server_error", "engine_failed"),
+}
+INTERNAL_ERROR = ErrorKind(500, "server_error", "internal_error")
+
+
+def status_of(error: Exception) -> int:
+    return _kind(error).status
+
+
+def error_body(error: Exception) -> JsonObject:
+    """The envelope. What an unexpected exception says stays in the log."""
+    kind = _kind(error)
+    if isinstance(error, errors.ServerError):
+        return envelope(kind, error.message, error.param)
+    return envelope(kind, "The server failed on this request. Its log says why.", None)
+
+
+def envelope(kind: ErrorKind, message: str, param: str | None) -> JsonObject:
+    return {"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}
+
+
+def _kind(error: Exception) -> ErrorKind:
+    return next((_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS), INTERNAL_ERROR)

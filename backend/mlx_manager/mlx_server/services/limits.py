@@ -1,0 +1,55 @@
+"""How a request's own parameters, the model's files and OpenAI's defaults become what the engine is told, checked."""
+
+import secrets
+from dataclasses import fields, replace
+from typing import Any
+
+from mlx_manager.mlx_server.errors import ContextLengthExceeded, InvalidRequest
+from mlx_manager.mlx_server.models.pool import LoadedModel
+from mlx_manager.mlx_server.types import GenerationRequest, SamplingOverrides, SamplingParams
+
+
+def resolve_sampling(model: LoadedModel, request: GenerationRequest) -> SamplingParams:
+    """The request's own values, then those of the model's generation_config, then OpenAI's; a random seed without one.
+
+    Raises InvalidRequest for token ids and counts that the model's vocabulary does not have.
+    """
+    vocabulary_size = model.engine.vocabulary_size
+    params = SamplingParams(seed=secrets.randbits(64))
+    for overrides in (model.defaults.sampling, request.sampling):
+        params = replace(params, **_said(overrides))
+    if params.top_k > vocabulary_size:
+        raise InvalidRequest(
+            f"top_k is {params.top_k}, and the model's vocabulary has {vocabulary_size} tokens.", param="top_k"
+        )
+    unknown = [token for token in params.logit_bias if not 0 <= token < vocabulary_size]
+    if unknown:
+        raise InvalidRequest(
+            f"logit_bias names token {unknown[0]}, and the model's token ids end at {vocabulary_size - 1}.",
+            param="logit_bias",
+        )
+    return params
+
+
+def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_tokens: int) -> int:
+    """The request's limit, then the model's own, then the default; cut to what the context has left for it.
+
+    Raises ContextLengthExceeded when the prompt leaves no room for a single token.
+    """
+    limits = (request.max_tokens, model.defaults.max_tokens, request.default_max_tokens)
+    max_tokens = next(limit for limit in limits if limit is not None)
+    context_length = model.defaults.context_length
+    if context_length is None:
+        return max_tokens
+    if prompt_tokens >= context_length:
+        raise ContextLengthExceeded(
+            f"The prompt has {prompt_tokens} tokens, and the context of model {model.model_id!r} is {context_length} "
+            "tokens for prompt and answer together. Shorten the prompt.",
+            param=request.prompt_field,
+        )
+    return min(max_tokens, context_length - prompt_tokens)
+
+
+def _said(overrides: SamplingOverrides) -> dict[str, Any]:
+    values = {field.name: getattr(overrides, field.name) for field in fields(overrides)}
+    return {name: value for name, value in values.items() if value is not None}

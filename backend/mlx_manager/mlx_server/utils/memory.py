@@ -1,0 +1,34 @@
+"""MLX memory readings and limits of this process. MLX is imported on use, so that importing this costs nothing."""
+
+BYTES_PER_GB = 1024**3
+
+
+def get_memory_usage() -> dict[str, float]:
+    """What MLX holds in this process, in GB of 1024**3 bytes: active arrays, their peak, and the buffer cache."""
+    import mlx.core as mx
+
+    return {
+        "active_gb": mx.get_active_memory() / BYTES_PER_GB,
+        "peak_gb": mx.get_peak_memory() / BYTES_PER_GB,
+        "cache_gb": mx.get_cache_memory() / BYTES_PER_GB,
+    }
+
+
+def set_memory_limit(limit_gb: float) -> None:
+    """Asks MLX to keep this process below `limit_gb` GB; beyond it, allocations wait for memory to come free."""
+    import mlx.core as mx
+
+    mx.set_memory_limit(int(limit_gb * BYTES_PER_GB))
+
+
+def clear_cache() -> None:
+    """Gives the buffers that MLX keeps for reuse back to the system."""
+    import mlx.core as mx
+
+    mx.clear_cache()
+
+
+def reset_peak_memory() -> None:
+    import mlx.core as mx
+
+    mx.reset_peak_memory()

@@ -1,0 +1,47 @@
+"""openai-node against the running server."""
+
+import json
+import subprocess
+from typing import Any
+
+from tests.node import install_openai_node
+from tests.running_server import RunningServer
+
+PROGRAM = """
+import OpenAI from "openai";
+const client = new OpenAI({ baseURL: process.argv[1] + "/v1", apiKey: "not-needed", maxRetries: 0 });
+const request = { model: "demo", messages: [{ role: "user", content: "Count to 6" }], temperature: 0 };
+const whole = await client.chat.completions.create(request);
+let text = "", usage = null, reason = null;
+const options = { ...request, stream: true, stream_options: { include_usage: true } };
+for await (const chunk of await client.chat.completions.create(options)) {
+  text += chunk.choices[0]?.delta?.content ?? "";
+  reason = chunk.choices[0]?.finish_reason ?? reason;
+  usage = chunk.usage ?? usage;
+}
+const completion = await client.completions.create({ model: "demo", prompt: "Once upon", max_tokens: 4 });
+const models = [];
+for await (const model of client.models.list()) models.push(model.id);
+const refused = await client.chat.completions.create({ ...request, model: "nobody" }).catch((error) => error);
+const { code, status } = refused;
+console.log(JSON.stringify({ whole, text, usage, reason, completion, models, code, status }));
+"""
+
+
+def test_openai_node_gets_the_same_answers_streamed_and_whole(server: RunningServer) -> None:
+    ran = subprocess.run(
+        ["node", "--input-type=module", "-e", PROGRAM, server.url],
+        cwd=install_openai_node(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+    seen: dict[str, Any] = json.loads(ran.stdout)
+    choice = seen["whole"]["choices"][0]
+    assert choice["message"]["content"] == seen["text"] == "1, 2, 3, 4, 5, 6"
+    assert choice["finish_reason"] == seen["reason"] == "stop"
+    assert seen["usage"] == seen["whole"]["usage"]
+    assert seen["completion"]["usage"]["completion_tokens"] == 4
+    assert "demo" in seen["models"]
+    assert (seen["status"], seen["code"]) == (404, "model_not_found")

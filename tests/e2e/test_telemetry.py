@@ -1,0 +1,83 @@
+"""Traces over the wire: a collector on loopback that answers, one that is slow, and one that is not there."""
+
+import gzip
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.running_server import running_server
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes OTLP over HTTP, `delay_seconds` late."""
+
+    def __init__(self, delay_seconds: float) -> None:
+        self.delay_seconds = delay_seconds
+        self.spans: list[Span] = []
+        super().__init__(("127.0.0.1", 0), _CollectorHandler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _CollectorHandler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(self.server.delay_seconds)
+        if self.path == "/v1/traces":
+            raw = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
+            for resource in ExportTraceServiceRequest.FromString(raw).resource_spans:
+                self.server.spans += [span for scope in resource.scope_spans for span in scope.spans]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def collector(delay_seconds: float = 0) -> Iterator[Collector]:
+    with Collector(delay_seconds) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def test_requests_arrive_at_an_otlp_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with collector() as receiving:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiving.url)
+        with running_server(tmp_path) as server:
+            assert "LogFire instrumentation enabled" in server.log.read_text()
+            answer = server.chat("Count to 3")
+        spans = {span.name: span for span in receiving.spans}
+        chat, http, load = spans["chat_completion"], spans["POST /v1/chat/completions"], spans["model_load"]
+    recorded = {pair.key: pair.value for pair in chat.attributes}
+    assert recorded["gen_ai.response.id"].string_value == answer["id"]
+    assert recorded["gen_ai.usage.output_tokens"].int_value == answer["usage"]["completion_tokens"]
+    assert (chat.trace_id, chat.parent_span_id) == (http.trace_id, http.span_id)
+    assert load.end_time_unix_nano > load.start_time_unix_nano
+    assert "Count to" not in str(receiving.spans)
+
+
+@pytest.mark.parametrize("fault", ["dead", "slow"])
+def test_collector_that_fails_loses_no_request_and_holds_up_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    with collector(delay_seconds=60) as hanging:
+        url = hanging.url if fault == "slow" else "http://127.0.0.1:9"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        with running_server(tmp_path) as server:
+            for _ in range(10):
+                assert server.chat("Count to 3")["choices"][0]["finish_reason"] == "stop"
+            server.process.terminate()
+            assert server.process.wait(15) == 0

@@ -1,0 +1,190 @@
+"""The engine core, stepped by hand with no process around it."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from mlx_manager.mlx_server.engine.core import PREFILL_CHUNK_TOKENS, EngineCore
+from mlx_manager.mlx_server.engine.messages import Admitted, RequestFailed, RequestFinished, Step, Submit
+from mlx_manager.mlx_server.engine.sampling import Drawing, make_drawing
+from mlx_manager.mlx_server.engine.worker import load
+from mlx_manager.mlx_server.types import SamplingParams
+
+GREEDY = SamplingParams(temperature=0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(babbler: Path) -> nn.Module:
+    return load(babbler)
+
+
+def submission(sequence: int, prompt: list[int], max_tokens: int = 8, sampling: SamplingParams = GREEDY) -> Submit:
+    return Submit(sequence, prompt, max_tokens, [], sampling)
+
+
+def run(core: EngineCore) -> dict[int, list[int]]:
+    """Steps until nothing is left: the tokens of each sequence."""
+    tokens: dict[int, list[int]] = {}
+    while len(core):
+        for event in core.step():
+            if isinstance(event, Step):
+                for sequence, token in zip(event.sequences, event.tokens, strict=True):
+                    tokens.setdefault(sequence, []).append(token)
+    return tokens
+
+
+def test_sequence_is_admitted_stepped_and_finished_at_its_limit(model: nn.Module) -> None:
+    core = EngineCore(model)
+    core.submit(submission(7, [1, 2, 3], max_tokens=4))
+    events = []
+    while len(core):
+        events += core.step()
+    steps = [event for event in events if isinstance(event, Step)]
+    assert events[0] == Admitted(7)
+    assert [event.sequences for event in steps] == [[7]] * 4
+    assert events[-1] == RequestFinished(7, "length")
+
+
+def test_stop_token_ends_the_sequence_and_is_its_last_token(model: nn.Module) -> None:
+    core = EngineCore(model)
+    core.submit(submission(0, [1, 2, 3]))
+    third = run(core)[0][2]
+    core.submit(Submit(1, [1, 2, 3], 8, [third], GREEDY))
+    events = []
+    while len(core):
+        events += core.step()
+    last = [event for event in events if isinstance(event, Step)][-1]
+    assert last.tokens == [third]
+    assert events[-1] == RequestFinished(1, "stop")
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_company_does_not_change_a_sequence(model: nn.Module, temperature: float) -> None:
+    prompts = [[5 * n + k for k in range(1, 2 + 3 * n)] for n in range(12)]
+    submissions = [
+        submission(n, prompt, 20 + n, SamplingParams(temperature=temperature, top_p=0.9, seed=n))
+        for n, prompt in enumerate(prompts)
+    ]
+    alone: dict[int, list[int]] = {}
+    for message in submissions:
+        core = EngineCore(model)
+        core.submit(message)
+        alone |= run(core)
+    together = EngineCore(model)
+    for message in submissions:
+        together.submit(message)
+    assert run(together) == alone
+
+
+def test_another_seed_draws_other_tokens(model: nn.Module) -> None:
+    core = EngineCore(model)
+    for seed in (1, 2, 1, -(2**63), 2**64 - 1):
+        core.submit(submission(len(core), [3], 12, SamplingParams(seed=seed)))
+    tokens = run(core)
+    assert tokens[0] == tokens[2]
+    assert len({tuple(row) for row in tokens.values()}) == 4
+
+
+def test_cancel_in_queue_prefill_and_decode_leaves_the_others_alone(model: nn.Module) -> None:
+    core = EngineCore(model)
+    core.submit(submission(0, [1, 2], 12))
+    expected = run(core)[0]
+    core.submit(submission(0, [1, 2], 12))
+    core.submit(submission(1, [3], 400))
+    core.step()
+    core.step()
+    core.submit(submission(2, [4] * (3 * PREFILL_CHUNK_TOKENS), 400))
+    received = [core.step(), core.step()]
+    core.submit(submission(3, [5], 400))
+    for sequence in (3, 2, 1):
+        core.cancel(sequence)
+    assert len(core) == 1
+    core.cancel(99)
+    tokens = run(core)
+    assert set(tokens) == {0}
+    assert expected[-len(tokens[0]) :] == tokens[0]
+    assert any(isinstance(event, Step) for events in received for event in events)
+
+
+@pytest.mark.parametrize("prompt", [[], [-1], [1, 10**9]])
+def test_prompt_that_mlx_would_crash_on_is_refused(model: nn.Module, prompt: list[int]) -> None:
+    core = EngineCore(model)
+    core.submit(submission(4, prompt))
+    (refusal,) = core.step()
+    assert isinstance(refusal, RequestFailed)
+    assert refusal.sequence == 4
+    assert len(core) == 0
+
+
+def test_idle_core_gives_memory_back(model: nn.Module) -> None:
+    core = EngineCore(model)
+    for sequence in range(8):
+        core.submit(submission(sequence, [sequence + 1] * 300, 30))
+    before = mx.get_active_memory()
+    run(core)
+    last_logprobs_bytes = 8 * core.vocabulary_size * 4  # mlx-lm keeps those of its last step
+    assert mx.get_active_memory() <= before + last_logprobs_bytes + 1024
+    assert mx.get_cache_memory() == 0
+
+
+def test_weights_are_float32_on_the_cpu(model: nn.Module) -> None:
+    assert model.layers[0].self_attn.q_proj.weight.dtype == mx.float32
+
+
+VARIED = [
+    SamplingParams(seed=1),
+    SamplingParams(seed=2, temperature=0),
+    SamplingParams(seed=3, temperature=0.7, top_k=5),
+    SamplingParams(seed=4, min_p=0.2),
+    SamplingParams(seed=5, temperature=0, repetition_penalty=1.8),
+    SamplingParams(seed=6, temperature=0, frequency_penalty=1.5),
+    SamplingParams(seed=7, temperature=0.9, presence_penalty=1.0, top_p=0.8),
+    SamplingParams(seed=8, temperature=0, logit_bias={17: 4.0, 18: -100}),
+]
+
+
+def test_eight_different_requests_at_once_give_what_they_give_alone(model: nn.Module) -> None:
+    submissions = [submission(n, [n + 1, 2, 3], 40, params) for n, params in enumerate(VARIED)]
+    alone: dict[int, list[int]] = {}
+    for message in submissions:
+        core = EngineCore(model)
+        core.submit(message)
+        alone |= run(core)
+    together = EngineCore(model)
+    for message in submissions:
+        together.submit(message)
+    assert run(together) == alone
+
+
+@pytest.mark.parametrize("guilty_part", ["sampler", "processor"])
+def test_sampler_or_processor_that_raises_fails_its_own_sequence_only(model: nn.Module, guilty_part: str) -> None:
+    def fail(*_: mx.array) -> mx.array:
+        raise ZeroDivisionError("staged")
+
+    def make_faulty_drawing(params: SamplingParams, prompt_length: int) -> Drawing:
+        drawing = make_drawing(params, prompt_length)
+        if params.seed != 666:
+            return drawing
+        return Drawing(fail, []) if guilty_part == "sampler" else Drawing(drawing.sampler, [fail])
+
+    neighbours = [submission(n, [n + 1], 20, params) for n, params in enumerate(VARIED)]
+    core = EngineCore(model)
+    for message in neighbours:
+        core.submit(message)
+    expected = run(core)
+
+    core = EngineCore(model, make_faulty_drawing)
+    for message in [*neighbours[:4], submission(99, [5], 20, SamplingParams(seed=666)), *neighbours[4:]]:
+        core.submit(message)
+    events = []
+    while len(core):
+        events += core.step()
+    failures = [event for event in events if isinstance(event, RequestFailed)]
+    assert [(failure.sequence, "staged" in failure.message) for failure in failures] == [(99, True)]
+    tokens: dict[int, list[int]] = {}
+    for event in events:
+        for sequence, token in zip(event.sequences, event.tokens, strict=True) if isinstance(event, Step) else ():
+            tokens.setdefault(sequence, []).append(token)
+    assert tokens == expected

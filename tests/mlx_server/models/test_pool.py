@@ -1,0 +1,144 @@
+"""The pool with real workers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlx_manager.mlx_server.engine.worker import HEARTBEAT_SECONDS
+from mlx_manager.mlx_server.errors import EngineFailed, InsufficientMemory, ModelLoadFailed, ModelNotFound, NotReady
+from mlx_manager.mlx_server.models.catalog import Catalog
+from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
+from mlx_manager.mlx_server.types import SamplingParams
+from tests.small_models import make_random_llama
+
+pytestmark = pytest.mark.anyio
+
+GREEDY = SamplingParams(temperature=0, seed=0)
+
+
+@asynccontextmanager
+async def pool_of(*folders: Path, max_models: int = 4, max_memory_gb: float = 8) -> AsyncIterator[ModelPoolManager]:
+    pool = ModelPoolManager(
+        Catalog(str(folders[0]), map(str, folders)), max_models=max_models, max_memory_gb=max_memory_gb
+    )
+    try:
+        yield pool
+    finally:
+        await pool.cleanup()
+    assert not [child for child in psutil.Process().children() if "engine.worker" in " ".join(child.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_llama(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+async def generate(model: LoadedModel, max_tokens: int = 5) -> list[int]:
+    tokens: list[int] = []
+    async with model.engine.generate([1, 2], max_tokens, [], GREEDY) as sequence:
+        async for news in sequence:
+            tokens += news.token_ids
+    return tokens
+
+
+async def test_many_who_ask_share_one_load_and_one_worker(babbler: Path) -> None:
+    async with pool_of(babbler) as pool:
+        models = await asyncio.gather(*(pool.get_model("babbler") for _ in range(5)), pool.get_model(str(babbler)))
+        assert len({id(model) for model in models}) == 1
+        assert pool.get_loaded_models() == ["babbler"]
+        assert pool.is_loaded("babbler")
+        assert models[0].size_gb > 0
+        assert models[0].loaded_at <= models[0].last_used
+        before = models[0].last_used
+        models[0].touch()
+        assert models[0].last_used > before
+
+
+async def test_least_recently_used_idle_model_makes_room_and_a_leased_one_stays(babbler: Path, other: Path) -> None:
+    async with pool_of(babbler, other, max_models=1) as pool:
+        async with pool.lease("babbler") as leased:
+            with pytest.raises(InsufficientMemory, match="babbler"):
+                await pool.get_model("other")
+            assert len(await generate(leased)) == 5
+        async with pool.lease("other") as model:
+            assert pool.get_loaded_models() == ["other"]
+            assert len(await generate(model)) == 5
+
+
+async def test_model_larger_than_the_budget_is_refused_with_the_numbers(babbler: Path) -> None:
+    async with pool_of(babbler, max_memory_gb=0.0001) as pool:
+        with pytest.raises(InsufficientMemory, match=r"0\.00 of 0\.00 GB"):
+            await pool.get_model("babbler")
+
+
+async def test_failed_load_reaches_all_who_wait_and_the_next_call_tries_again(tmp_path: Path) -> None:
+    folder = make_random_llama(tmp_path / "late")
+    weights = (folder / "model.safetensors").rename(tmp_path / "aside")
+    async with pool_of(folder) as pool:
+        outcomes = await asyncio.gather(*(pool.get_model("late") for _ in range(3)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [ModelLoadFailed] * 3
+        assert pool.failure("late") is not None
+        weights.rename(folder / "model.safetensors")
+        assert len(await generate(await pool.get_model("late"))) == 5
+        assert pool.failure("late") is None
+
+
+async def test_broken_tokenizer_is_a_failed_load_and_leaves_no_worker(tmp_path: Path) -> None:
+    folder = make_random_llama(tmp_path / "mute")
+    (folder / "tokenizer.json").write_text("{")
+    async with pool_of(folder) as pool:
+        with pytest.raises(ModelLoadFailed, match="tokenizer"):
+            await pool.get_model("mute")
+
+
+async def test_dead_worker_fails_its_sequences_and_is_replaced(babbler: Path) -> None:
+    async with pool_of(babbler) as pool:
+        async with pool.lease("babbler") as model, model.engine.generate([1], 4000, [], GREEDY) as sequence:
+            await anext(sequence)
+            psutil.Process(model.engine.pid).kill()
+            with pytest.raises(EngineFailed, match="SIGKILL"):
+                [tokens async for tokens in sequence]
+        async with pool.lease("babbler") as replaced:
+            assert replaced.engine.pid != model.engine.pid
+            assert len(await generate(replaced)) == 5
+
+
+async def test_sequence_left_early_is_cancelled_in_the_worker(babbler: Path) -> None:
+    async with pool_of(babbler) as pool, pool.lease("babbler") as model:
+        async with model.engine.generate([1], 4000, [], GREEDY) as sequence:
+            await anext(sequence)
+        await asyncio.sleep(2 * HEARTBEAT_SECONDS)
+        assert model.engine.stats.sequences == 0
+        assert model.engine.stats.peak_bytes > 0
+        assert len(await generate(model)) == 5
+
+
+async def test_unloading_ends_the_worker(babbler: Path) -> None:
+    async with pool_of(babbler) as pool:
+        model = await pool.get_model("babbler")
+        assert await pool.unload_model("babbler") is True
+        assert not psutil.pid_exists(model.engine.pid)
+        assert await pool.unload_model("babbler") is False
+
+
+async def test_only_what_the_catalogue_names_is_loaded(babbler: Path) -> None:
+    async with pool_of(babbler) as pool:
+        for name in ("unknown", "../babbler", "/etc"):
+            with pytest.raises(ModelNotFound):
+                await pool.get_model(name)
+
+
+async def test_pool_loads_nothing_after_cleanup(babbler: Path) -> None:
+    async with pool_of(babbler) as pool:
+        await pool.cleanup()
+        with pytest.raises(NotReady):
+            await pool.get_model("babbler")
+
+
+def test_there_is_no_running_pool_outside_of_a_lifespan() -> None:
+    with pytest.raises(NotReady, match="lifespan"):
+        get_model_pool()

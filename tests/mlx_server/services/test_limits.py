@@ -1,0 +1,67 @@
+"""Limits of the model, and the order of defaults, seen over HTTP."""
+
+from typing import Any
+
+import pytest
+
+from tests.running_server import RunningServer
+
+SHORT = {"model": "short", "prompt": "1 2 3 4", "temperature": 0}
+
+
+def error_of(server: RunningServer, path: str, body: dict[str, Any]) -> tuple[int, str, str]:
+    response = server.post(path, body)
+    error = response.json()["error"]
+    return response.status_code, error["code"], error["param"]
+
+
+def test_prompt_that_fills_the_context_is_refused_with_the_numbers(server: RunningServer) -> None:
+    response = server.post("/v1/completions", SHORT | {"prompt": "1" * 40})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    assert "41 tokens" in error["message"]  # with its <|begin_of_text|>
+    assert "32" in error["message"]
+
+
+def test_max_tokens_is_cut_to_what_the_context_has_left(server: RunningServer) -> None:
+    usage = server.post("/v1/completions", SHORT | {"max_tokens": 1000}).json()["usage"]
+    assert usage["total_tokens"] == 32
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"), [("top_k", 100_000), ("logit_bias", {"2048": 1}), ("logit_bias", {"-1": 1})]
+)
+def test_what_the_vocabulary_does_not_have_is_refused_by_name(
+    server: RunningServer, parameter: str, value: object
+) -> None:
+    assert error_of(server, "/v1/completions", SHORT | {parameter: value}) == (400, "invalid_request", parameter)
+
+
+def test_chat_without_a_chat_template_is_refused_and_completions_work(server: RunningServer) -> None:
+    body = {"model": "short", "messages": [{"role": "user", "content": "Hi"}]}
+    assert error_of(server, "/v1/chat/completions", body) == (400, "chat_template_missing", "model")
+    assert server.post("/v1/completions", SHORT).status_code == 200
+
+
+def test_both_limits_at_once_are_refused(server: RunningServer) -> None:
+    body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+    refused = error_of(server, "/v1/chat/completions", body | {"max_completion_tokens": 6})
+    assert refused == (400, "invalid_request", "max_completion_tokens")
+
+
+def test_logit_bias_bans_and_forces_tokens(server: RunningServer) -> None:
+    free = server.post("/v1/completions", SHORT | {"max_tokens": 1}).json()["choices"][0]["text"]
+    digit = {str(token): -100 for token in range(2048) if token != 20}
+    forced = server.post("/v1/completions", SHORT | {"max_tokens": 3, "logit_bias": digit | {}}).status_code
+    assert free
+    assert forced == 422  # 1,024 entries at most
+    again = server.post("/v1/completions", SHORT | {"max_tokens": 3, "logit_bias": {"20": 100}}).json()
+    assert len(set(again["choices"][0]["text"])) == 1
+
+
+def test_generation_config_decides_where_the_request_says_nothing(server: RunningServer) -> None:
+    """The demo's generation_config has a low temperature: unseeded answers agree, as they do not at 1.0."""
+    body = {"model": "demo", "messages": [{"role": "user", "content": "Count to 5"}]}
+    answers = {server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] for _ in range(5)}
+    assert answers == {"1, 2, 3, 4, 5"}

@@ -1,0 +1,128 @@
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from mlx_manager.mlx_server.config import MLXServerSettings, mlx_server_settings
+
+TOKEN = "pylf_v1_secret"
+
+
+@pytest.fixture(autouse=True)
+def _environment_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("MLX_SERVER_") or name.upper() == "LOGFIRE_TOKEN":
+            monkeypatch.delenv(name)
+
+
+def test_the_defaults_are_those_of_the_public_contract() -> None:
+    settings = MLXServerSettings()
+    assert (settings.host, settings.port, settings.default_model) == ("127.0.0.1", 8000, "demo")
+    assert settings.available_models == ["demo", "mlx-community/Llama-3.2-3B-Instruct-4bit"]
+    assert (settings.default_max_tokens, settings.validation_error_status) == (4096, 422)
+    assert settings.max_memory_gb > 0
+    assert settings.max_models >= 1
+    assert settings.logfire_token is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("host", "0.0.0.0", "0.0.0.0"),
+        ("port", "9000", 9000),
+        ("default_model", "org/model", "org/model"),
+        ("max_memory_gb", "1.5", 1.5),
+        ("max_models", "2", 2),
+        ("default_max_tokens", "64", 64),
+        ("drain_timeout_seconds", "0", 0),
+        ("log_level", "DEBUG", "DEBUG"),
+        ("logfire_enabled", "false", False),
+        ("validation_error_status", "400", 400),
+        ("validation_error_status", "422", 422),
+        ("available_models", "demo", ["demo"]),
+        ("available_models", "demo, org/a ,./local,", ["demo", "org/a", "./local"]),
+        ("available_models", "", []),
+    ],
+)
+def test_a_setting_is_read_from_its_prefixed_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: object
+) -> None:
+    monkeypatch.setenv(f"MLX_SERVER_{name.upper()}", value)
+    assert getattr(MLXServerSettings(), name) == expected
+
+
+def test_a_variable_without_the_prefix_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    assert (MLXServerSettings().host, MLXServerSettings().port) == ("127.0.0.1", 8000)
+
+
+@pytest.mark.parametrize("name", ["LOGFIRE_TOKEN", "MLX_SERVER_LOGFIRE_TOKEN"])
+def test_the_logfire_token_is_read_with_and_without_the_prefix(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, TOKEN)
+    token = MLXServerSettings().logfire_token
+    assert token is not None
+    assert token.get_secret_value() == TOKEN
+
+
+def test_the_prefixed_logfire_token_goes_before_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGFIRE_TOKEN", "of something else")
+    monkeypatch.setenv("MLX_SERVER_LOGFIRE_TOKEN", TOKEN)
+    token = MLXServerSettings().logfire_token
+    assert token is not None
+    assert token.get_secret_value() == TOKEN
+
+
+def test_the_logfire_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGFIRE_TOKEN", TOKEN)
+    settings = MLXServerSettings()
+    shown = (repr(settings), str(settings), repr(settings.model_dump()), settings.model_dump_json())
+    assert not any(TOKEN in text for text in shown)
+
+
+def test_the_logfire_token_is_not_shown_when_another_setting_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGFIRE_TOKEN", TOKEN)
+    monkeypatch.setenv("MLX_SERVER_PORT", "many")
+    with pytest.raises(ValidationError) as refused:
+        MLXServerSettings()
+    assert TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "http"),
+        ("port", ""),
+        ("default_model", ""),
+        ("max_models", "0"),
+        ("max_memory_gb", "0"),
+        ("max_memory_gb", "nan"),
+        ("max_memory_gb", "plenty"),
+        ("default_max_tokens", "0"),
+        ("validation_error_status", "500"),
+        ("drain_timeout_seconds", "-1"),
+        ("log_level", "LOUD"),
+        ("logfire_enabled", "perhaps"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_settings_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"MLX_SERVER_{name.upper()}", value)
+    with pytest.raises(ValidationError) as refused:
+        MLXServerSettings()
+    assert [fault["loc"] for fault in refused.value.errors()] == [(name,)]
+
+
+def test_a_program_may_give_its_settings_itself() -> None:
+    settings = MLXServerSettings(port=0, available_models=["a", "b,c"], validation_error_status=400)
+    assert (settings.port, settings.available_models, settings.validation_error_status) == (0, ["a", "b,c"], 400)
+
+
+def test_a_setting_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        MLXServerSettings.model_validate({"prot": 9000})
+
+
+def test_the_settings_of_this_process_are_importable() -> None:
+    assert isinstance(mlx_server_settings, MLXServerSettings)

@@ -1,0 +1,25 @@
+"""The openai package for Node.js, installed once into `.cache/`; tests that need it skip where it cannot be had."""
+
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+VERSION = "7.55.0"
+FOLDER = Path(__file__).parent.parent / ".cache" / "openai-node" / VERSION
+
+
+@cache
+def install_openai_node() -> Path:
+    """A folder in which `import OpenAI from "openai"` works."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed")
+    if not (FOLDER / "node_modules" / "openai").is_dir():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", f"openai@{VERSION}"]
+        installed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=300)
+        if installed.returncode != 0:
+            pytest.skip(f"npm cannot install openai: {installed.stderr.strip()[-200:]}")
+    return FOLDER
