@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL ?= demo
 
-.PHONY: help setup serve test check fmt constraints demo-model clean
+.PHONY: help setup serve test check fmt bench constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ constraints: ## Renew constraints.txt from a fresh environment with the newest v
 	  .cache/newest/bin/python -m pip freeze --exclude mlx-manager | sed -E \
 	    -e "s/^(mlx)-(cpu|metal)==(.*)/\1-cpu==\3 ; sys_platform == 'linux'\n\1-metal==\3 ; sys_platform == 'darwin'/"; \
 	} > constraints.txt
+
+bench: $(STAMP) ## Measure the server against mlx-lm's raw engine (nothing else should run beside it)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 demo-model: $(STAMP) ## Train the embedded demo model anew (hours on two cores; goes on from its checkpoints)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -72,6 +72,13 @@ def test_body_that_is_no_json_object_is_refused_in_the_envelope(client: TestClie
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_body_without_the_json_content_type_is_told_which_header_to_send(client: TestClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d sends
+    response = client.post("/v1/chat/completions", content='{"model": "demo"}', headers=form)
+    assert response.status_code == 422
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
 def test_validation_status_can_be_openais_own() -> None:
     strict = TestClient(create_app(MLXServerSettings(validation_error_status=400, logfire_enabled=False)))
     assert strict.post("/v1/chat/completions", json=GOOD_BODY | {"temperature": 5.0}).status_code == 400

@@ -17,7 +17,7 @@ def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
     async def validation_error(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, RequestValidationError)
         kind = ErrorKind(validation_error_status, "invalid_request_error", "validation_error")
-        faults = [(_field(fault), fault["msg"]) for fault in exc.errors()]
+        faults = [(_field(fault), _message(fault)) for fault in exc.errors()]
         named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
         return JSONResponse(envelope(kind, named, faults[0][0] or None), kind.status)
 
@@ -37,6 +37,12 @@ async def _http_error(request: Request, exc: Exception) -> JSONResponse:
     kind = ErrorKind(exc.status_code, "invalid_request_error", exc.detail.lower().replace(" ", "_"))
     message = f"{exc.detail}: {request.method} {request.url.path}"
     return JSONResponse(envelope(kind, message, None), exc.status_code, headers=exc.headers)
+
+
+def _message(fault: dict[str, Any]) -> str:
+    if fault["loc"] == ("body",):
+        return "The body must be a JSON object, sent with the header Content-Type: application/json."
+    return str(fault["msg"])
 
 
 def _field(fault: dict[str, Any]) -> str:

@@ -1,0 +1,124 @@
+"""The processes under measurement: the real server, and the raw engine; what they use of CPU and memory."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from benchmarks.load import Target
+from benchmarks.workload import Measured, Workload
+
+START_SECONDS = 120
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
+"""The engine and the API have a core each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    api_cpu_seconds: float
+    engine_cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server under test. One that was started elsewhere has no process here, and no figures of CPU."""
+
+    target: Target
+    process: psutil.Process | None = None
+
+    def cpu(self) -> Usage:
+        if self.process is None:
+            return Usage(0, 0)
+        workers = self.process.children(recursive=True)
+        return Usage(_cpu_seconds([self.process]), _cpu_seconds(workers))
+
+    def peak_mb(self) -> tuple[float, float]:
+        """Of the API process, and of its workers together."""
+        if self.process is None:
+            return 0.0, 0.0
+        return _peak_mb(self.process), sum(map(_peak_mb, self.process.children(recursive=True)))
+
+
+@contextmanager
+def our_server(model: Path, log: Path) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlx_manager.mlx_server.main"]
+    environment = {**os.environ, **ENVIRONMENT, "MLX_SERVER_PORT": str(port), "MLX_SERVER_DEFAULT_MODEL": str(model)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        _wait_until_ready(f"http://127.0.0.1:{port}/ready")
+        yield Server(Target(f"http://127.0.0.1:{port}", model.name), psutil.Process(process.pid))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+class RawEngine:
+    """`benchmarks.raw_engine` on the same model, with the same BLAS as the server's worker."""
+
+    def __init__(self, model: Path) -> None:
+        from mlx_manager.mlx_server.engine.launch import worker_environment
+
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.raw_engine", str(model)],
+            env={**worker_environment(), **ENVIRONMENT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def run(self, workload: Workload) -> Measured:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(workload)) + "\n")
+        self._process.stdin.flush()
+        return Measured(**self._read())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise TimeoutError(f"{url} did not answer with 200 within {START_SECONDS} s")
+
+
+def _cpu_seconds(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def _peak_mb(process: psutil.Process) -> float:
+    """The process's highest resident memory; what it holds now where the system does not tell (macOS)."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+    except OSError:
+        return float(process.memory_info().rss) / 2**20
