@@ -1,5 +1,7 @@
 """The app without a lifespan, and the lifespan without a server."""
 
+import json
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -50,6 +52,10 @@ def test_without_a_lifespan_the_server_is_not_ready(client: TestClient) -> None:
         ({"model": ""}, "model"),
         ({"model": None}, "model"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}, "messages[0].content"),
+        ({"max_tokens": 2**64}, "max_tokens"),
+        ({"repetition_penalty": 1e-45}, "repetition_penalty"),
         ({"messages": "Hi"}, "messages"),
         ({"messages": [{"role": "wizard", "content": "Hi"}]}, "messages[0].role"),
         ({"messages": [{"content": "Hi"}]}, "messages[0].role"),
@@ -59,13 +65,16 @@ def test_without_a_lifespan_the_server_is_not_ready(client: TestClient) -> None:
 def test_body_that_breaks_the_schema_is_refused_with_the_field_named(
     client: TestClient, change: dict[str, object], param: str
 ) -> None:
-    response = client.post("/v1/chat/completions", json=GOOD_BODY | change)
+    content = json.dumps(GOOD_BODY | change)
+    response = client.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["param"]) == (422, "invalid_request_error", param)
     assert error["message"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"temperature": NaN}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"temperature": NaN}', b"[" * 10**5, b"9" * 5000]
+)
 def test_body_that_is_no_json_object_is_refused_in_the_envelope(client: TestClient, body: bytes) -> None:
     response = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 422

@@ -1,9 +1,11 @@
 """The server's settings, read from `MLX_SERVER_*` environment variables. Knows nothing of what they configure."""
 
+import json
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlx_manager.demo import DEMO_MODEL_ID
@@ -21,7 +23,7 @@ class MLXServerSettings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
 
-    default_model: str = Field(default=DEMO_MODEL_ID, min_length=1)
+    default_model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = DEMO_MODEL_ID
     """Loaded at start: `demo`, a Hugging Face repo id or a local folder."""
     available_models: Annotated[list[str], NoDecode] = [DEMO_MODEL_ID, "mlx-community/Llama-3.2-3B-Instruct-4bit"]
     """Ids that requests may load besides the default model; comma-separated in the environment."""
@@ -37,15 +39,24 @@ class MLXServerSettings(BaseSettings):
     drain_timeout_seconds: int = Field(default=30, ge=0)
     """How long running requests may go on after SIGTERM."""
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
     logfire_enabled: bool = True
     logfire_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")
     )
 
+    @field_validator("default_model")
+    @classmethod
+    def _folder_exists(cls, value: str) -> str:
+        if value.startswith(("/", "./", "../", "~")) and not Path(value).expanduser().is_dir():
+            raise ValueError(f"there is no folder {value}")
+        return value
+
     @field_validator("available_models", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("["):
+            return json.loads(value)
         if isinstance(value, str):
             return [entry.strip() for entry in value.split(",") if entry.strip()]
         return value

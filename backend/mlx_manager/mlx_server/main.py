@@ -4,11 +4,13 @@ A request goes: `api/v1/*.py` -> `protocols/` -> `services/inference.py` -> `mod
 -> the worker process (`engine/worker.py`, `engine/core.py`) -> back as events -> `api/respond.py`.
 """
 
+import asyncio
 import contextlib
 import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -30,6 +32,8 @@ from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.utils.memory import get_memory_usage
 
 logger = logging.getLogger(__name__)
+
+LAST_ERRORS_SECONDS = 2
 
 
 def create_app(settings: MLXServerSettings) -> FastAPI:
@@ -67,8 +71,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _refuse_several_api_processes() -> None:
     """`uvicorn --workers 2` would load every model twice, and neither process would know the other's memory."""
-    workers = sys.argv[sys.argv.index("--workers") + 1 :][:1] if "--workers" in sys.argv else []
-    count = (workers or [os.environ.get("WEB_CONCURRENCY", "1")])[0]
+    words = " ".join(sys.argv).replace("=", " ").split()
+    count = words[words.index("--workers") + 1] if "--workers" in words[:-1] else os.environ.get("WEB_CONCURRENCY", "1")
     if multiprocessing.parent_process() is not None and count != "1":
         raise RuntimeError("One API process serves all models: start uvicorn with one worker (leave --workers out).")
 
@@ -86,19 +90,29 @@ def serve() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=settings.drain_timeout_seconds,
+        timeout_graceful_shutdown=settings.drain_timeout_seconds + LAST_ERRORS_SECONDS,
     )
     _Server(config).run()
 
 
 class _Server(uvicorn.Server):
-    """Ends with status 0 after a drain; uvicorn raises the signal again, which looks like a crash."""
+    """Drains in our way, and ends with status 0: uvicorn raises the signal again, which looks like a crash."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(mlx_server_settings.drain_timeout_seconds, _abandon_requests)
+        await super().shutdown(sockets)
+
+
+def _abandon_requests() -> None:
+    """At the end of the drain timeout: whoever still waits gets an error in its protocol, not a cut connection."""
+    if app.state.server is not None:
+        app.state.server.pool.abandon_requests()
 
 
 app = create_app(mlx_server_settings)

@@ -75,6 +75,11 @@ class ChatRequest(GenerationRequest):
 
     turns: tuple[ChatTurn, ...]
 
+    @property
+    def text_length(self) -> int:
+        """Characters, a few for each turn's frame among them."""
+        return sum(len(turn.content) + 20 for turn in self.turns)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest(GenerationRequest):
@@ -82,6 +87,10 @@ class CompletionRequest(GenerationRequest):
 
     prompt: str
     echo: bool
+
+    @property
+    def text_length(self) -> int:
+        return len(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)

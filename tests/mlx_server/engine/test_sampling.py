@@ -56,8 +56,14 @@ def test_logit_bias_is_added() -> None:
     assert processed(SamplingParams(seed=1, logit_bias={5: 100, 0: -1.5}), [0], 1) == [1.5, 2.0, 1.0, 0.0, -1.0, 98.0]
 
 
-def test_temperature_zero_is_greedy() -> None:
-    assert drawn(SamplingParams(seed=1, temperature=0), times=3) == {0}
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-46, 1e-45, 1e-6])
+def test_temperature_of_next_to_nothing_is_greedy(temperature: float) -> None:
+    assert drawn(SamplingParams(seed=1, temperature=temperature), times=3) == {0}
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-46, 1e-6])
+def test_top_p_of_next_to_nothing_is_greedy(top_p: float) -> None:
+    assert drawn(SamplingParams(seed=1, top_p=top_p), times=20) == {0}
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])

@@ -237,3 +237,14 @@ def test_the_demo_model_has_defaults_a_context_and_one_eos() -> None:
     assert defaults.sampling.temperature is not None
     assert (defaults.context_length or 0) >= 4096
     assert len(set(defaults.eos_token_ids)) == 1
+
+
+def test_generation_config_that_no_request_could_ask_for_is_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nonsense = {"max_new_tokens": 0, "temperature": -1, "top_p": 5, "repetition_penalty": 0, "min_p": 2, "top_k": -3}
+    (tmp_path / "generation_config.json").write_text(json.dumps(nonsense))
+    defaults = read_defaults(tmp_path)
+    assert defaults.sampling == SamplingOverrides()
+    assert defaults.max_tokens is None
+    assert all(name in caplog.text for name in nonsense)

@@ -10,8 +10,10 @@ import pytest
 
 from mlx_manager.mlx_server.engine.worker import HEARTBEAT_SECONDS
 from mlx_manager.mlx_server.errors import EngineFailed, InsufficientMemory, ModelLoadFailed, ModelNotFound, NotReady
+from mlx_manager.mlx_server.models.adapters import DefaultAdapter, register_adapter
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
+from mlx_manager.mlx_server.models.tokenization import Tokenizer
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.small_models import make_random_llama
 
@@ -137,6 +139,33 @@ async def test_pool_loads_nothing_after_cleanup(babbler: Path) -> None:
         await pool.cleanup()
         with pytest.raises(NotReady):
             await pool.get_model("babbler")
+
+
+async def test_two_models_asked_for_at_once_are_loaded_one_after_the_other_when_one_place_is_left(
+    babbler: Path, other: Path
+) -> None:
+    async with pool_of(babbler, other, max_models=1) as pool:
+        models = await asyncio.gather(pool.get_model("babbler"), pool.get_model("other"))
+        assert [model.model_id for model in models] == ["babbler", "other"]
+        assert pool.get_loaded_models() == ["other"]
+
+
+async def test_lack_of_room_is_no_failure_of_the_model(babbler: Path, other: Path) -> None:
+    async with pool_of(babbler, other, max_models=1) as pool, pool.lease("babbler"):
+        with pytest.raises(InsufficientMemory):
+            await pool.get_model("other")
+        assert pool.failure("other") is None
+
+
+async def test_adapter_that_raises_is_a_failed_load_and_leaves_no_worker(tmp_path: Path) -> None:
+    class BrokenAdapter(DefaultAdapter):
+        def get_stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
+            raise KeyError("staged")
+
+    register_adapter("brokenfamily", BrokenAdapter())
+    async with pool_of(make_random_llama(tmp_path / "brokenfamily-1b")) as pool:
+        with pytest.raises(ModelLoadFailed, match="staged"):
+            await pool.get_model("brokenfamily-1b")
 
 
 def test_there_is_no_running_pool_outside_of_a_lifespan() -> None:

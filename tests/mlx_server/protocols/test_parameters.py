@@ -115,4 +115,5 @@ def test_every_parameter_of_openais_own_client_is_used_refused_or_on_the_ignored
 
 @pytest.mark.parametrize("body", [openai.ChatCompletionRequest, openai.CompletionRequest])
 def test_a_parameter_that_is_used_is_neither_refused_nor_ignored(body: Any) -> None:
-    assert {*body.model_fields} & {*REFUSED, *IGNORED} == set()
+    used_by_one_protocol = {"echo", "max_completion_tokens"}  # a body that declares one never has it among its extras
+    assert {*body.model_fields} & {*REFUSED, *IGNORED} <= used_by_one_protocol

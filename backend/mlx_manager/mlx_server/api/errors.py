@@ -11,19 +11,30 @@ from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.protocols.errors import ErrorKind, envelope, error_body, status_of
 
 _MAX_FAULTS_NAMED = 3
+_NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
 
 
 def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
+    broken_body = ErrorKind(validation_error_status, "invalid_request_error", "validation_error")
+
     async def validation_error(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, RequestValidationError)
-        kind = ErrorKind(validation_error_status, "invalid_request_error", "validation_error")
         faults = [(_field(fault), _message(fault)) for fault in exc.errors()]
         named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
-        return JSONResponse(envelope(kind, named, faults[0][0] or None), kind.status)
+        return JSONResponse(envelope(broken_body, named, faults[0][0] or None), broken_body.status)
+
+    async def http_error(request: Request, exc: Exception) -> JSONResponse:
+        """Unknown paths and methods; and bodies that FastAPI cannot parse, which break the schema too."""
+        assert isinstance(exc, HTTPException)
+        if exc.status_code == 400:
+            return JSONResponse(envelope(broken_body, _NO_JSON, None), broken_body.status)
+        kind = ErrorKind(exc.status_code, "invalid_request_error", exc.detail.lower().replace(" ", "_"))
+        message = f"{exc.detail}: {request.method} {request.url.path}"
+        return JSONResponse(envelope(kind, message, None), exc.status_code, headers=exc.headers)
 
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(ServerError, _server_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, _server_error)
 
 
@@ -31,17 +42,9 @@ async def _server_error(request: Request, exc: Exception) -> JSONResponse:
     return JSONResponse(error_body(exc), status_of(exc))
 
 
-async def _http_error(request: Request, exc: Exception) -> JSONResponse:
-    """Unknown paths and methods, and bodies that are no HTTP."""
-    assert isinstance(exc, HTTPException)
-    kind = ErrorKind(exc.status_code, "invalid_request_error", exc.detail.lower().replace(" ", "_"))
-    message = f"{exc.detail}: {request.method} {request.url.path}"
-    return JSONResponse(envelope(kind, message, None), exc.status_code, headers=exc.headers)
-
-
 def _message(fault: dict[str, Any]) -> str:
     if fault["loc"] == ("body",):
-        return "The body must be a JSON object, sent with the header Content-Type: application/json."
+        return _NO_JSON
     return str(fault["msg"])
 
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-import msgspec
-
 from mlx_manager.mlx_server.engine.launch import Worker, launch_worker
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
@@ -40,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 5.0
 LAST_WORDS_LINES = 20
+LAST_WORDS_SECONDS = 1.0
+STDERR_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,7 @@ class EngineClient:
         self._numbers = itertools.count()
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self._closing = False
+        self._gone = False
         self._epitaph: str | None = None
         self._reading = asyncio.create_task(self._read_until_death())
 
@@ -131,7 +132,7 @@ class EngineClient:
 
     @property
     def alive(self) -> bool:
-        return self._epitaph is None and not self._closing
+        return not self._gone and not self._closing
 
     @property
     def pid(self) -> int:
@@ -170,34 +171,56 @@ class EngineClient:
             self._kill()
             await self._reading
 
+    def abandon_sequences(self, failure: ServerError) -> None:
+        """Fails all that are running, for a server that can wait no longer."""
+        for number, sequence in self._sequences.items():
+            sequence.fail(failure)
+            self._send(Cancel(number))
+        self._sequences.clear()
+
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._worker.process.kill()
 
     def _check_alive(self) -> None:
-        if self._epitaph is not None:
-            raise EngineFailed(self._epitaph)
+        if self._gone:
+            raise EngineFailed(self._epitaph or f"The worker process of model {self.model_id!r} has just died.")
 
     def _send(self, message: Submit | Cancel | Shutdown) -> None:
-        self._worker.writer.write(encode_down(message))
+        if not self._gone:
+            self._worker.writer.write(encode_down(message))
 
     async def _read_until_death(self) -> None:
         """The reader task: dispatches what the worker says until it ends, then tells everybody who waits."""
         stderr = asyncio.create_task(self._read_stderr())
-        reader = self._worker.reader
         try:
-            while True:
-                length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
-                for message in decode_up(await reader.readexactly(length)):
-                    self._dispatch(message)
+            await self._read_messages()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the worker is gone
-        except msgspec.MsgspecError:
+        except Exception:
             logger.exception("Worker %d of %s does not make sense", self.pid, self.model_id)
             self._kill()
+        self._gone = True
         self._worker.writer.close()
-        await stderr
-        self._bury(await self._worker.process.wait())
+        status = await self._wait_for_exit()
+        await asyncio.wait({stderr}, timeout=LAST_WORDS_SECONDS)
+        self._bury(status)
+
+    async def _read_messages(self) -> None:
+        reader = self._worker.reader
+        while True:
+            length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+            for message in decode_up(await reader.readexactly(length)):
+                self._dispatch(message)
+
+    async def _wait_for_exit(self) -> int:
+        """The exit status of a worker that has closed its socket, killed if it goes on without one."""
+        try:
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                return await self._worker.process.wait()
+        except TimeoutError:
+            self._kill()
+            return await self._worker.process.wait()
 
     def _dispatch(self, message: UpMessage) -> None:
         sequences = self._sequences
@@ -228,14 +251,18 @@ class EngineClient:
                 assert_never(message)
 
     async def _read_stderr(self) -> None:
-        assert self._worker.process.stderr is not None
-        async for line in self._worker.process.stderr:
-            text = line.decode("utf-8", "replace").rstrip()
-            self._last_words.append(text)
-            logger.info("Worker %d of %s: %s", self.pid, self.model_id, text)
+        stderr = self._worker.process.stderr
+        assert stderr is not None
+        line = b""
+        while data := await stderr.read(STDERR_BYTES):
+            *lines, line = (line + data).split(b"\n")
+            line = line[-STDERR_BYTES:]
+            for text in (raw.decode("utf-8", "replace").rstrip() for raw in lines):
+                self._last_words.append(text)
+                logger.info("Worker %d of %s: %s", self.pid, self.model_id, text)
 
     def _bury(self, status: int) -> None:
-        ending = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        ending = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
         last_words = f": {self._last_words[-1]}" if self._last_words else ""
         self._epitaph = f"The worker process of model {self.model_id!r} {ending}{last_words}."
         if not self._loaded.done():
@@ -246,3 +273,10 @@ class EngineClient:
         for sequence in self._sequences.values():
             sequence.fail(EngineFailed(f"{self._epitaph} Send the request again: it gets a new worker."))
         self._sequences.clear()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time ones have no names
+        return f"signal {number}"

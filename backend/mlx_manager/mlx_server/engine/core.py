@@ -123,6 +123,8 @@ class EngineCore:
             return "the prompt has no tokens"
         if max(message.prompt_tokens) >= self.vocabulary_size or min(message.prompt_tokens) < 0:
             return f"the prompt has token ids outside of the model's vocabulary of {self.vocabulary_size}"
+        if message.max_tokens < 1:
+            return f"max_tokens is {message.max_tokens}"
         return None
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import mlx_manager
 
-STDERR_LINE_BYTES = 2**20
 _OPENBLAS_PLACES = (
     "usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0",
     "usr/lib/*-linux-gnu/libopenblas.so.0",
@@ -39,7 +38,6 @@ async def launch_worker(model_path: Path) -> Worker:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            limit=STDERR_LINE_BYTES,
             start_new_session=True,
         )
     except BaseException:

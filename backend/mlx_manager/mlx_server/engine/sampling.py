@@ -12,6 +12,10 @@ from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 from mlx_manager.mlx_server.types import SamplingParams
 
+MIN_TEMPERATURE = 1e-5
+"""Below it a division overflows float32, and a draw is greedy but for ties."""
+MIN_TOP_P = 1e-6
+
 Sampler = Callable[[mx.array], mx.array]
 """Maps logprobs (B, V) to token ids (B,)."""
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
@@ -31,7 +35,7 @@ MakeDrawing = Callable[[SamplingParams, int], Drawing]
 
 def make_drawing(params: SamplingParams, prompt_length: int) -> Drawing:
     """Greedy sequences share one sampler, which mlx-lm then calls once for all of them."""
-    sampler = greedy if params.temperature == 0 else _SeededSampler(params)
+    sampler = greedy if params.temperature < MIN_TEMPERATURE else _SeededSampler(params)
     return Drawing(sampler, _make_processors(params, prompt_length))
 
 
@@ -87,7 +91,8 @@ class _SeededSampler:
         if 0 < params.top_k < logits.shape[-1]:
             logits = apply_top_k(logits, params.top_k)
         if params.top_p < 1:
-            logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), params.top_p)
+            top_p = max(params.top_p, MIN_TOP_P)
+            logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), top_p)
         if params.min_p > 0:
             logits = apply_min_p(logits, params.min_p)
         return logits

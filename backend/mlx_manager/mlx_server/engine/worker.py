@@ -36,7 +36,8 @@ HEARTBEAT_SECONDS = 1.0
 
 def main() -> None:
     arguments = _parse_arguments()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API decides when a worker ends
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the API decides when a worker ends
     connection = socket.socket(fileno=arguments.socket_fd)
     inbox: queue.SimpleQueue[DownMessage] = queue.SimpleQueue()
     threading.Thread(target=_read_messages, args=(connection, inbox), daemon=True).start()

@@ -4,15 +4,19 @@ import asyncio
 import difflib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mlx_manager.demo import DEMO_MODEL_ID, demo_model_path
 from mlx_manager.mlx_server.errors import ModelLoadFailed, ModelNotFound
 from mlx_manager.mlx_server.types import SamplingOverrides
 
 logger = logging.getLogger(__name__)
+
+N = TypeVar("N", int, float)
 
 _HUB_PATTERNS = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 _EXAMPLE_REPO = "mlx-community/Llama-3.2-3B-Instruct-4bit"
@@ -56,7 +60,7 @@ class Catalog:
         if entry is None:
             near = difflib.get_close_matches(model_id, self._entries, n=3, cutoff=0.5) or list(self._entries)
             raise ModelNotFound(
-                f"The model {model_id!r} does not exist or may not be loaded. Did you mean: {', '.join(near)}? "
+                f"The model {model_id[:200]!r} does not exist or may not be loaded. Did you mean: {', '.join(near)}? "
                 "Add it to MLX_SERVER_AVAILABLE_MODELS to make it loadable.",
                 param="model",
             )
@@ -80,10 +84,33 @@ async def locate(entry: ModelEntry) -> Path:
     """The model's folder, downloaded from the hub first where it is not in the cache. Raises ModelLoadFailed."""
     if entry.folder is not None:
         return entry.folder
-    return await asyncio.to_thread(_download, entry.id)
+    return await _in_daemon_thread(lambda: _download(entry.id))
+
+
+async def _in_daemon_thread(work: Callable[[], Path]) -> Path:
+    """Unlike `asyncio.to_thread`, does not hold up the exit of the process while a hub does not answer."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Path] = loop.create_future()
+
+    def report(set_outcome: Callable[[], None]) -> None:
+        if not outcome.done():
+            set_outcome()
+
+    def run() -> None:
+        try:
+            path = work()
+        except Exception as exc:
+            failure = exc
+            loop.call_soon_threadsafe(report, lambda: outcome.set_exception(failure))
+        else:
+            loop.call_soon_threadsafe(report, lambda: outcome.set_result(path))
+
+    threading.Thread(target=run, daemon=True).start()
+    return await outcome
 
 
 def _download(repo_id: str) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -93,7 +120,7 @@ def _download(repo_id: str) -> Path:
         raise ModelLoadFailed(
             f"{repo_id!r} is neither a folder on this machine nor a Hugging Face repo id (such as {_EXAMPLE_REPO!r})."
         ) from exc
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as exc:
         raise ModelLoadFailed(f"Model {repo_id!r} cannot be downloaded from the Hugging Face hub: {exc}") from exc
 
 
@@ -111,13 +138,13 @@ def read_defaults(folder: Path) -> ModelDefaults:
         temperature = 0.0
     return ModelDefaults(
         sampling=SamplingOverrides(
-            temperature=_number(temperature),
-            top_p=_number(generation.get("top_p")),
-            top_k=_integer(generation.get("top_k")),
-            min_p=_number(generation.get("min_p")),
-            repetition_penalty=_number(generation.get("repetition_penalty")),
+            temperature=_within(0, 2, "temperature", _number(temperature)),
+            top_p=_within(1e-6, 1, "top_p", _number(generation.get("top_p"))),
+            top_k=_within(0, 2**31, "top_k", _integer(generation.get("top_k"))),
+            min_p=_within(0, 1, "min_p", _number(generation.get("min_p"))),
+            repetition_penalty=_within(0.01, 2, "repetition_penalty", _number(generation.get("repetition_penalty"))),
         ),
-        max_tokens=_integer(generation.get("max_new_tokens")),
+        max_tokens=_within(1, 2**31, "max_new_tokens", _integer(generation.get("max_new_tokens"))),
         context_length=_integer(_text_config(config).get("max_position_embeddings")),
         eos_token_ids=(*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))),
     )
@@ -143,6 +170,14 @@ def _number(value: object) -> float | None:
 
 def _integer(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _within(low: float, high: float, name: str, value: N | None) -> N | None:
+    """The value, or None with a warning when a request would be refused with it."""
+    if value is None or low <= value <= high:
+        return value
+    logger.warning("Ignoring %s=%s of a generation_config.json: it is not between %s and %s", name, value, low, high)
+    return None
 
 
 def _ids(value: object) -> tuple[int, ...]:

@@ -114,6 +114,11 @@ class ModelPoolManager:
         """Starts to load the model and does not wait for it; `failure` tells if it could not be."""
         self._load_once(self.catalog.resolve(model_id))
 
+    def abandon_requests(self) -> None:
+        """Fails every running request, for a shutdown that can wait no longer."""
+        for model in self._loaded.values():
+            model.engine.abandon_sequences(NotReady("The server is shutting down. Send the request again later."))
+
     async def cleanup(self) -> None:
         """Ends all workers; nothing can be loaded afterwards."""
         self._closed = True
@@ -137,24 +142,26 @@ class ModelPoolManager:
         if task.cancelled():
             return
         failure = task.exception()
-        if failure is None:
+        if isinstance(failure, ModelLoadFailed):  # and not one that found no room: that passes by itself
+            self._failures[model_id] = failure
+        elif failure is None:
             self._failures.pop(model_id, None)
-            return
-        if not isinstance(failure, ServerError):
-            logger.error("Loading model %s failed", model_id, exc_info=failure)
-            failure = ModelLoadFailed(f"Model {model_id!r} cannot be loaded: {failure}")
-        logger.error("%s", failure)
-        self._failures[model_id] = failure
 
     async def _load(self, entry: ModelEntry) -> LoadedModel:
+        """Loads the model, and turns whatever goes wrong into a ServerError that says so to all who wait."""
         logger.info("Loading model: %s", entry.id)
         span = start_span("model_load", {"gen_ai.request.model": entry.id})
         started = time.monotonic()
         try:
             model = await self._load_now(entry)
-        except BaseException as exc:
+        except ServerError as exc:
+            logger.error("%s", exc)
             fail_span(span, exc)
             raise
+        except Exception as exc:
+            logger.exception("Loading model %s failed", entry.id)
+            fail_span(span, exc)
+            raise ModelLoadFailed(f"Model {entry.id!r} cannot be loaded: {exc!r}") from exc
         finally:
             span.end()
         self._loaded[entry.id] = model
@@ -168,37 +175,29 @@ class ModelPoolManager:
             tokenizer, engine = await self._load_both(entry.id, folder)
         finally:
             del self._reserved_gb[entry.id]
-        adapter = get_adapter(entry.id, folder)
-        defaults = read_defaults(folder)
-        return LoadedModel(
-            model_id=entry.id,
-            tokenizer=tokenizer,
-            adapter=adapter,
-            engine=engine,
-            defaults=defaults,
-            stop_tokens=list(dict.fromkeys([*adapter.get_stop_tokens(tokenizer), *defaults.eos_token_ids])),
-            size_gb=engine.stats.active_bytes / BYTES_PER_GB,
-        )
+        try:
+            return _loaded_model(entry.id, folder, tokenizer, engine)
+        except BaseException:
+            await engine.close()
+            raise
 
     async def _load_both(self, model_id: str, folder: Path) -> tuple[Tokenizer, EngineClient]:
         """The tokenizer here and the weights in a worker, at the same time."""
-        engine_task = asyncio.create_task(
+        launching = asyncio.create_task(
             EngineClient.launch(model_id, folder, on_death=lambda: self._on_death(model_id))
         )
         try:
             tokenizer = await asyncio.to_thread(load_tokenizer, folder)
         except BaseException as exc:
-            engine_task.cancel()
-            await asyncio.gather(engine_task, return_exceptions=True)
+            await _abort(launching)
             if isinstance(exc, Exception):
                 raise ModelLoadFailed(f"The tokenizer of model {model_id!r} cannot be loaded: {exc}") from exc
             raise
-        return tokenizer, await engine_task
+        return tokenizer, await launching
 
     def _on_death(self, model_id: str) -> None:
         """A worker died at work: its model gets a new one at once, so that the next request does not wait for it."""
-        self._loaded.pop(model_id, None)
-        if not self._closed:
+        if self._loaded.pop(model_id, None) is not None and not self._closed:
             self.preload(model_id)
 
     async def _make_room(self, model_id: str, needed_gb: float) -> None:
@@ -206,11 +205,15 @@ class ModelPoolManager:
         async with self._making_room:
             while not self._fits(needed_gb):
                 idle = [model for model in self._loaded.values() if model.leases == 0]
-                if not idle:
+                loading = [self._loading[other] for other in self._reserved_gb]
+                if idle:
+                    victim = min(idle, key=lambda model: model.last_used)
+                    logger.info("Evicting model %s to load %s", victim.model_id, model_id)
+                    await self.unload_model(victim.model_id)
+                elif loading:
+                    await asyncio.wait(loading, return_when=asyncio.FIRST_COMPLETED)
+                else:
                     raise InsufficientMemory(self._no_room_message(model_id, needed_gb), param="model")
-                victim = min(idle, key=lambda model: model.last_used)
-                logger.info("Evicting model %s to load %s", victim.model_id, model_id)
-                await self.unload_model(victim.model_id)
             self._reserved_gb[model_id] = needed_gb
 
     def _fits(self, needed_gb: float) -> bool:
@@ -227,6 +230,30 @@ class ModelPoolManager:
             f"{self._max_memory_gb:.2f} GB in use, and at most {self._max_models} models may be loaded. Models in use: "
             f"{users}. Try again when they are idle, or raise MLX_SERVER_MAX_MEMORY_GB or MLX_SERVER_MAX_MODELS."
         )
+
+
+def _loaded_model(model_id: str, folder: Path, tokenizer: Tokenizer, engine: EngineClient) -> LoadedModel:
+    if not engine.alive:  # it died while the tokenizer was being loaded
+        raise ModelLoadFailed(f"The worker process of model {model_id!r} died as soon as it was up.")
+    adapter = get_adapter(model_id, folder)
+    defaults = read_defaults(folder)
+    return LoadedModel(
+        model_id=model_id,
+        tokenizer=tokenizer,
+        adapter=adapter,
+        engine=engine,
+        defaults=defaults,
+        stop_tokens=list(dict.fromkeys([*adapter.get_stop_tokens(tokenizer), *defaults.eos_token_ids])),
+        size_gb=engine.stats.active_bytes / BYTES_PER_GB,
+    )
+
+
+async def _abort(launching: "asyncio.Task[EngineClient]") -> None:
+    """Ends a launch, and the worker if it is already up."""
+    launching.cancel()
+    (outcome,) = await asyncio.gather(launching, return_exceptions=True)
+    if isinstance(outcome, EngineClient):
+        await outcome.close()
 
 
 _running_pool: ModelPoolManager | None = None

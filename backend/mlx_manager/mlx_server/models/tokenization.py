@@ -4,8 +4,11 @@ The tokenizer is mlx-lm's `TokenizerWrapper` over a transformers one. `transform
 when the first tokenizer is loaded.
 """
 
+import importlib
 import os
+import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,29 @@ REPLACEMENT = "\ufffd"
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Blocks for the import and the file: call it in a thread."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _import_mlx_lm()
     from mlx_lm.tokenizer_utils import load
 
     return load(folder)
+
+
+@cache
+def _import_mlx_lm() -> None:
+    """The import makes MLX streams, which belong to its thread, and MLX aborts the process when that thread ends first.
+
+    So it is done in a thread that does not end.
+    """
+    done = threading.Event()
+
+    def import_and_stay() -> None:
+        try:
+            importlib.import_module("mlx_lm.tokenizer_utils")
+        finally:
+            done.set()
+        threading.Event().wait()
+
+    threading.Thread(target=import_and_stay, name="mlx-lm-import", daemon=True).start()
+    done.wait()
 
 
 def template_owner(tokenizer: Tokenizer) -> Any:
@@ -38,11 +61,15 @@ def template_owner(tokenizer: Tokenizer) -> Any:
 
 
 def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    """The ids of `text`; with `add_special_tokens`, those that the model expects around a text, such as its BOS."""
+    """The ids of `text`; with `add_special_tokens`, those that the model expects around a text, such as its BOS.
+
+    In a thread it does not hold the event loop up: the batch call works without Python's lock, the single one with it.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
-    return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
+    (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return list(encoding.ids)
 
 
 def make_decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:

@@ -2,13 +2,26 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Switch = Annotated[bool, Field(strict=True), BeforeValidator(lambda value: False if value is None else value)]
 """A bool that clients also send as null."""
 LogitBias = Annotated[float, Field(ge=-100, le=100, strict=True)]
-StopString = Annotated[str, Field(min_length=1)]
+MAX_TOKENS = 2**31 - 1
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise ValueError("a lone surrogate is no Unicode text") from exc
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+StopString = Annotated[Text, Field(min_length=1)]
 
 
 class _Body(BaseModel):
@@ -19,13 +32,13 @@ class _Body(BaseModel):
 
 class ContentPart(_Body):
     type: str
-    text: str | None = None
+    text: Text | None = None
 
 
 class ChatMessage(_Body):
     role: Role
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
+    content: Text | list[ContentPart] | None = None
+    name: Text | None = None
 
 
 class StreamOptions(_Body):
@@ -40,12 +53,12 @@ class GenerationBody(_Body):
     top_p: float | None = Field(default=None, gt=0, le=1, strict=True)
     top_k: int | None = Field(default=None, ge=-1, strict=True)
     min_p: float | None = Field(default=None, ge=0, le=1, strict=True)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=2, strict=True)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=2, strict=True)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, strict=True)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, strict=True)
     logit_bias: dict[int, LogitBias] | None = Field(default=None, max_length=1024)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, strict=True)
-    max_tokens: int | None = Field(default=None, ge=1, strict=True)
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS, strict=True)
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     stream: Switch = False
     stream_options: StreamOptions | None = None
@@ -53,11 +66,11 @@ class GenerationBody(_Body):
 
 class ChatCompletionRequest(GenerationBody):
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1, strict=True)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS, strict=True)
 
 
 class CompletionRequest(GenerationBody):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Text | list[str] | list[int] | list[list[int]]
     echo: Switch = False
 
 

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, assert_never
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from pydantic import ValidationError
 
-from mlx_manager.mlx_server.errors import InvalidRequest
+from mlx_manager.mlx_server.errors import ChatTemplateMissing, InvalidRequest
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
 from mlx_manager.mlx_server.models.tokenization import StreamingDetokenizer, encode, make_decoder
 from mlx_manager.mlx_server.protocols import chat, completions
@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.choice_text import ChoiceText
 from mlx_manager.mlx_server.services.limits import resolve_max_tokens, resolve_sampling
+from mlx_manager.mlx_server.services.tracing import traced
 from mlx_manager.mlx_server.types import (
     ChatRequest,
     ChoiceFinished,
@@ -87,7 +88,8 @@ async def generate_chat_completion(
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
     request = chat.to_request(body, max_tokens)
-    return await _answer(InferenceService(get_model_pool()).generate(request), chat.ChatBuilder(request), stream)
+    events = traced(InferenceService(get_model_pool()).generate(request), request, stream)
+    return await _answer(events, chat.ChatBuilder(request), stream)
 
 
 async def generate_completion(
@@ -107,28 +109,30 @@ async def generate_completion(
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
     request = completions.to_request(body)
-    return await _answer(
-        InferenceService(get_model_pool()).generate(request), completions.CompletionBuilder(request), stream
-    )
+    events = traced(InferenceService(get_model_pool()).generate(request), request, stream)
+    return await _answer(events, completions.CompletionBuilder(request), stream)
 
 
 async def _prompt_tokens(model: LoadedModel, request: ChatRequest | CompletionRequest) -> list[int]:
-    match request:
-        case ChatRequest():
-            text, add_special_tokens = _render(model, request), False  # the template writes them out
-        case CompletionRequest():
-            text, add_special_tokens = request.prompt, True
-        case _:
-            assert_never(request)
-    if len(text) > LONG_TEXT_CHARACTERS:
-        tokens = await asyncio.to_thread(encode, model.tokenizer, text, add_special_tokens)
+    if request.text_length > LONG_TEXT_CHARACTERS:
+        tokens = await asyncio.to_thread(_tokenise, model, request)
     else:
-        tokens = encode(model.tokenizer, text, add_special_tokens)
+        tokens = _tokenise(model, request)
     if not tokens:
         raise InvalidRequest(
             "The prompt is empty: this model needs at least one token to go on from.", param=request.prompt_field
         )
     return tokens
+
+
+def _tokenise(model: LoadedModel, request: ChatRequest | CompletionRequest) -> list[int]:
+    match request:
+        case ChatRequest():
+            return encode(model.tokenizer, _render(model, request), add_special_tokens=False)  # the template has them
+        case CompletionRequest():
+            return encode(model.tokenizer, request.prompt, add_special_tokens=True)
+        case _:
+            assert_never(request)
 
 
 def _render(model: LoadedModel, request: ChatRequest) -> str:
@@ -138,7 +142,11 @@ def _render(model: LoadedModel, request: ChatRequest) -> str:
     ]
     try:
         return model.adapter.apply_chat_template(model.tokenizer, messages, add_generation_prompt=True)
-    except TemplateError as exc:
+    except TemplateSyntaxError as exc:
+        raise ChatTemplateMissing(
+            f"The chat template of model {model.model_id!r} is broken: {exc}", param="model"
+        ) from exc
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise InvalidRequest(
             f"The chat template of model {model.model_id!r} does not take these messages: {exc}", param="messages"
         ) from exc

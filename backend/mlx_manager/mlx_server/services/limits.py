@@ -15,9 +15,9 @@ def resolve_sampling(model: LoadedModel, request: GenerationRequest) -> Sampling
     Raises InvalidRequest for token ids and counts that the model's vocabulary does not have.
     """
     vocabulary_size = model.engine.vocabulary_size
-    params = SamplingParams(seed=secrets.randbits(64))
-    for overrides in (model.defaults.sampling, request.sampling):
-        params = replace(params, **_said(overrides))
+    of_the_model = replace(SamplingParams(seed=secrets.randbits(64)), **_said(model.defaults.sampling))
+    of_the_model = replace(of_the_model, top_k=min(of_the_model.top_k, vocabulary_size))
+    params = replace(of_the_model, **_said(request.sampling))
     if params.top_k > vocabulary_size:
         raise InvalidRequest(
             f"top_k is {params.top_k}, and the model's vocabulary has {vocabulary_size} tokens.", param="top_k"
