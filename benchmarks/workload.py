@@ -54,7 +54,7 @@ class Measured:
 
 
 def summarise(waves: list[list[StreamTimes]], wall_seconds: float, **usage: float) -> Measured:
-    """Inter-token latency is the time between the chunks of one stream."""
+    """Inter-token latency is the time between the chunks of one stream; 0 when every answer came in one."""
     streams = [stream for wave in waves for stream in wave]
     tokens = sum(stream.tokens for stream in streams)
     first = [1000 * stream.arrivals[0] for stream in streams]
@@ -62,7 +62,7 @@ def summarise(waves: list[list[StreamTimes]], wall_seconds: float, **usage: floa
         1000 * (after - before)
         for stream in streams
         for before, after in zip(stream.arrivals, stream.arrivals[1:], strict=False)
-    ]
+    ] or [0.0]
     return Measured(
         tokens_per_second=tokens / wall_seconds,
         tokens_per_chunk=tokens / sum(len(stream.arrivals) for stream in streams),

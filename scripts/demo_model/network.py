@@ -71,7 +71,7 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, H * D) -> (B, H, T, D)."""
-        return x.unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.shape.head_dim).transpose(1, 2)
 
 
 class Mlp(nn.Module):

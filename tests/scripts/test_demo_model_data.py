@@ -6,17 +6,13 @@ import sys
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
-REPOSITORY = Path(__file__).parents[2]
-SCRIPTS = REPOSITORY / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from transformers import PreTrainedTokenizerFast  # noqa: E402
-
-from demo_model.chat import Conversation, Segment, Tool, ToolCall, Turn, render  # noqa: E402
-from demo_model.dataset import (  # noqa: E402
+from demo_model.chat import Conversation, Segment, Tool, ToolCall, Turn, render
+from demo_model.dataset import (
     documents,
     evaluation_names,
     evaluation_questions,
@@ -25,16 +21,18 @@ from demo_model.dataset import (  # noqa: E402
     training_conversation,
 )
 
+REPOSITORY = Path(__file__).parents[2]
+SCRIPTS = REPOSITORY / "scripts"
 MODEL = REPOSITORY / "backend" / "mlx_manager" / "demo"
 WEATHER = Tool("get_weather", "Get the weather", (("city", "string"), ("unit", "string")))
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> Any:
     return PreTrainedTokenizerFast.from_pretrained(MODEL)
 
 
-def rendered(tokenizer: PreTrainedTokenizerFast, conversation: Conversation, **options: object) -> str:
+def rendered(tokenizer: Any, conversation: Conversation, **options: object) -> str:
     text: str = tokenizer.apply_chat_template(
         conversation.messages(),
         tools=[tool.schema() for tool in conversation.tools] or None,
@@ -82,7 +80,7 @@ def test_steps_have_different_data() -> None:
     assert list(islice(documents(1, 2), 5)) != list(islice(documents(1, 3), 5))
 
 
-def test_training_text_is_what_the_chat_template_renders(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_training_text_is_what_the_chat_template_renders(tokenizer: Any) -> None:
     rng = Random("template")
     for _ in range(1_500):
         conversation = training_conversation(rng)
@@ -91,14 +89,14 @@ def test_training_text_is_what_the_chat_template_renders(tokenizer: PreTrainedTo
         assert rendered(tokenizer, conversation) == text
 
 
-def test_prompt_is_the_start_of_the_training_text(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_prompt_is_the_start_of_the_training_text(tokenizer: Any) -> None:
     for name in evaluation_names():
         for question in evaluation_questions(name)[:10]:
             asked = Conversation(question.turns[:-1], question.system, question.tools, question.thinking)
             assert rendered(tokenizer, asked, add_generation_prompt=True) == joined(render(question)[:-1])
 
 
-def test_encoding_a_rendered_chat_equals_encoding_its_pieces(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_encoding_a_rendered_chat_equals_encoding_its_pieces(tokenizer: Any) -> None:
     rng = Random("pieces")
     for _ in range(500):
         segments = render(training_conversation(rng))
@@ -106,7 +104,7 @@ def test_encoding_a_rendered_chat_equals_encoding_its_pieces(tokenizer: PreTrain
         assert tokenizer.encode(joined(segments), add_special_tokens=False) == pieces
 
 
-def test_tool_calls_in_the_history_are_rendered_as_the_model_writes_them(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_tool_calls_in_the_history_are_rendered_as_the_model_writes_them(tokenizer: Any) -> None:
     call = ToolCall("get_weather", '{"city": "Paris"}')
     turns = (Turn("user", "Weather in Paris?"), Turn("assistant", "", tool_call=call), Turn("ipython", "sunny"))
     conversation = Conversation(turns, tools=(WEATHER,))
@@ -120,7 +118,7 @@ def test_tool_calls_in_the_history_are_rendered_as_the_model_writes_them(tokeniz
     assert as_object == text
 
 
-def test_thinking_is_ordered_only_when_enabled(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_thinking_is_ordered_only_when_enabled(tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     plain = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert plain == tokenizer.apply_chat_template(
@@ -130,7 +128,7 @@ def test_thinking_is_ordered_only_when_enabled(tokenizer: PreTrainedTokenizerFas
     assert "Think before you answer." in tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=True)
 
 
-def test_thoughts_are_left_out_of_the_history(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_thoughts_are_left_out_of_the_history(tokenizer: Any) -> None:
     messages = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "<think>\nA greeting.\n</think>\n\nHello!"},
@@ -145,20 +143,20 @@ def test_thoughts_are_left_out_of_the_history(tokenizer: PreTrainedTokenizerFast
 @pytest.mark.parametrize(
     "text", ["こんにちは", "👨‍👩‍👧 😀", "naïve café", "Привет", "\x00\x7f\u0085", "a  b\n\n\n c\t"]
 )
-def test_any_text_comes_back_from_its_tokens(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+def test_any_text_comes_back_from_its_tokens(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_digits_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_digits_are_single_tokens(tokenizer: Any) -> None:
     assert tokenizer.tokenize("2048") == ["2", "0", "4", "8"]
 
 
-def test_only_end_of_text_is_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_only_end_of_text_is_the_end(tokenizer: Any) -> None:
     assert tokenizer.eos_token == "<|end_of_text|>"
     assert tokenizer.encode("Once")[0] == tokenizer.bos_token_id
 
 
-def test_think_marks_are_single_tokens_that_decode_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_think_marks_are_single_tokens_that_decode_as_text(tokenizer: Any) -> None:
     ids = tokenizer.encode("<think>so</think>", add_special_tokens=False)
     assert tokenizer.decode(ids, skip_special_tokens=True) == "<think>so</think>"
     assert ids[0] == tokenizer.convert_tokens_to_ids("<think>")
