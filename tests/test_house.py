@@ -30,7 +30,7 @@ NEIGHBOURS = {
 }
 """Rooms of one floor of which the first may import the second."""
 
-WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in ("core", "sampling", "worker")}
+WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in ("batch", "core", "prefill", "sampling", "worker")}
 API_SIDE = {f"{SERVER}.{room}" for room in ("api", "services", "protocols", "models", "schemas", "engine.client")}
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx_lm.models.cache import ChunkedKVCache
 
-from mlx_manager.mlx_server.engine.core import PREFILL_CHUNK_TOKENS, EngineCore
+from mlx_manager.mlx_server.engine.core import MAX_BATCH_ROWS, EngineCore
 from mlx_manager.mlx_server.engine.messages import Admitted, RequestFailed, RequestFinished, Step, Submit
-from mlx_manager.mlx_server.engine.sampling import Drawing, make_drawing
+from mlx_manager.mlx_server.engine.prefill import CHUNK_TOKENS
+from mlx_manager.mlx_server.engine.sampling import LogitsProcessor, make_processors
 from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.types import SamplingParams
 
@@ -95,7 +97,7 @@ def test_cancel_in_queue_prefill_and_decode_leaves_the_others_alone(model: nn.Mo
     core.submit(submission(1, [3], 400))
     core.step()
     core.step()
-    core.submit(submission(2, [4] * (3 * PREFILL_CHUNK_TOKENS), 400))
+    core.submit(submission(2, [4] * (3 * CHUNK_TOKENS), 400))
     received = [core.step(), core.step()]
     core.submit(submission(3, [5], 400))
     for sequence in (3, 2, 1):
@@ -158,16 +160,12 @@ def test_eight_different_requests_at_once_give_what_they_give_alone(model: nn.Mo
     assert run(together) == alone
 
 
-@pytest.mark.parametrize("guilty_part", ["sampler", "processor"])
-def test_sampler_or_processor_that_raises_fails_its_own_sequence_only(model: nn.Module, guilty_part: str) -> None:
-    def fail(*_: mx.array) -> mx.array:
+def test_processor_that_raises_fails_its_own_sequence_only(model: nn.Module) -> None:
+    def fail(tokens: mx.array, logits: mx.array) -> mx.array:
         raise ZeroDivisionError("staged")
 
-    def make_faulty_drawing(params: SamplingParams, prompt_length: int) -> Drawing:
-        drawing = make_drawing(params, prompt_length)
-        if params.seed != 666:
-            return drawing
-        return Drawing(fail, []) if guilty_part == "sampler" else Drawing(drawing.sampler, [fail])
+    def make_faulty_processors(params: SamplingParams, prompt_length: int) -> list[LogitsProcessor]:
+        return [fail] if params.seed == 666 else make_processors(params, prompt_length)
 
     neighbours = [submission(n, [n + 1], 20, params) for n, params in enumerate(VARIED)]
     core = EngineCore(model)
@@ -175,7 +173,7 @@ def test_sampler_or_processor_that_raises_fails_its_own_sequence_only(model: nn.
         core.submit(message)
     expected = run(core)
 
-    core = EngineCore(model, make_faulty_drawing)
+    core = EngineCore(model, make_faulty_processors)
     for message in [*neighbours[:4], submission(99, [5], 20, SamplingParams(seed=666)), *neighbours[4:]]:
         core.submit(message)
     events = []
@@ -188,3 +186,35 @@ def test_sampler_or_processor_that_raises_fails_its_own_sequence_only(model: nn.
         for sequence, token in zip(event.sequences, event.tokens, strict=True) if isinstance(event, Step) else ():
             tokens.setdefault(sequence, []).append(token)
     assert tokens == expected
+
+
+def test_long_prompt_and_short_ones_are_taken_in_by_turns(model: nn.Module) -> None:
+    core = EngineCore(model)
+    core.submit(submission(0, [1] * (4 * CHUNK_TOKENS), 2))
+    for sequence in range(1, 4):
+        core.submit(submission(sequence, [sequence] * (CHUNK_TOKENS - 1), 2))
+    first_token_at: dict[int, int] = {}
+    for step in range(40):
+        for event in core.step():
+            for sequence in event.sequences if isinstance(event, Step) else ():
+                first_token_at.setdefault(sequence, step)
+    assert sorted(first_token_at, key=first_token_at.__getitem__) == [1, 2, 3, 0]
+    assert first_token_at[0] <= first_token_at[3] + 3
+
+
+def test_more_sequences_than_the_batch_holds_all_get_their_turn(model: nn.Module) -> None:
+    core = EngineCore(model)
+    for sequence in range(MAX_BATCH_ROWS + 20):
+        core.submit(submission(sequence, [sequence % 50 + 1], 3))
+    tokens = run(core)
+    assert {len(row) for row in tokens.values()} == {3}
+    assert len(tokens) == MAX_BATCH_ROWS + 20
+
+
+def test_architecture_that_cannot_be_batched_is_refused_at_load(model: nn.Module) -> None:
+    class Unbatchable(nn.Module):  # type: ignore[misc]
+        def make_cache(self) -> list[ChunkedKVCache]:
+            return [ChunkedKVCache(8)]
+
+    with pytest.raises(ValueError, match="ChunkedKVCache"):
+        EngineCore(Unbatchable())

@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
-from mlx_manager.mlx_server.engine.sampling import Sampler, make_drawing
+from mlx_manager.mlx_server.engine.sampling import MAX_NUCLEUS, BatchSampler, make_processors
 from mlx_manager.mlx_server.types import SamplingParams
 
 LOGITS = [3.0, 2.0, 1.0, 0.0, -1.0, -2.0]
@@ -14,26 +15,30 @@ LOGITS = [3.0, 2.0, 1.0, 0.0, -1.0, -2.0]
 
 def processed(params: SamplingParams, tokens: list[int], prompt_length: int) -> list[float]:
     logits = mx.array([LOGITS])
-    for processor in make_drawing(params, prompt_length).processors:
+    for processor in make_processors(params, prompt_length):
         logits = processor(mx.array(tokens, dtype=mx.int32), logits)
     row: Any = logits[0].tolist()
     return [round(value, 4) for value in row]
 
 
+def draws(params: SamplingParams, logits: list[float], times: int) -> list[int]:
+    """What `times` draws in a row of one sequence give."""
+    sampler = BatchSampler([params])
+    rows = mx.array([logits])
+    return [token for i in range(times) for token in tokens_of(sampler(rows, np.array([i], dtype=np.uint64)))]
+
+
+def tokens_of(drawn: mx.array) -> list[int]:
+    tokens: Any = drawn.tolist()
+    return list(tokens)
+
+
 def drawn(params: SamplingParams, times: int = 400) -> set[int]:
-    sampler = make_drawing(params, 0).sampler
-    logits = mx.array([LOGITS])
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return {draw(sampler, logprobs) for _ in range(times)}
-
-
-def draw(sampler: Sampler, logprobs: mx.array) -> int:
-    token: Any = sampler(logprobs).item()
-    return int(token)
+    return set(draws(params, LOGITS, times))
 
 
 def test_defaults_change_no_logit() -> None:
-    assert make_drawing(SamplingParams(seed=1), 3).processors == []
+    assert make_processors(SamplingParams(seed=1), 3) == []
 
 
 def test_repetition_penalty_counts_prompt_and_output_once_each() -> None:
@@ -87,9 +92,38 @@ def test_temperature_comes_before_the_filters() -> None:
 
 
 def test_draws_follow_the_distribution() -> None:
-    sampler = make_drawing(SamplingParams(seed=5), 0).sampler
-    logprobs = mx.log(mx.array([[0.7, 0.2, 0.1]]))
-    counts = [0, 0, 0]
-    for _ in range(3000):
-        counts[draw(sampler, logprobs)] += 1
-    assert [round(count / 3000, 1) for count in counts] == [0.7, 0.2, 0.1]
+    probabilities = [0.7, 0.2, 0.1]
+    for params in (SamplingParams(seed=5), SamplingParams(seed=5, top_k=3), SamplingParams(seed=5, top_p=0.999)):
+        tokens = draws(params, [math.log(p) for p in probabilities], 3000)
+        assert [round(tokens.count(token) / 3000, 1) for token in range(3)] == probabilities
+
+
+def test_a_row_draws_the_same_whatever_its_neighbours_ask_for() -> None:
+    rows = [
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, temperature=0),
+        SamplingParams(seed=3, top_k=3),
+        SamplingParams(seed=4, top_p=0.5),
+        SamplingParams(seed=5, min_p=0.1),
+        SamplingParams(seed=6, temperature=1.7, top_k=2000, top_p=0.9, min_p=0.01),
+        SamplingParams(seed=7, temperature=0.3),
+    ]
+    logits = 2 * mx.random.normal((len(rows), 3000), key=mx.random.key(0))
+    for drawn_before in range(20):
+        counts = np.full(len(rows), drawn_before, dtype=np.uint64)
+        together = tokens_of(BatchSampler(rows)(logits, counts))
+        alone = [tokens_of(BatchSampler([row])(logits[i : i + 1], counts[:1]))[0] for i, row in enumerate(rows)]
+        assert together == alone
+
+
+def test_top_p_looks_at_the_likeliest_thousand_of_a_flat_distribution() -> None:
+    flat = [-i / 1e6 for i in range(4000)]
+    tokens = draws(SamplingParams(seed=1, top_p=0.99), flat, 500)
+    assert MAX_NUCLEUS / 2 < max(tokens) < MAX_NUCLEUS
+
+
+def test_another_seed_or_place_in_the_stream_draws_another_token() -> None:
+    flat = [0.0] * 1000
+    streams = [tuple(draws(SamplingParams(seed=seed), flat, 5)) for seed in (0, 1, 2, -1, 2**63)]
+    assert len(set(streams)) == 5
+    assert len(set(streams[0])) > 1

@@ -21,8 +21,11 @@ class ServerState:
     started_at: int
 
 
-def server_state(request: Request) -> ServerState | None:
-    """None without a lifespan: a dependency that raised would hide what is wrong with the request's body."""
+async def server_state(request: Request) -> ServerState | None:
+    """None without a lifespan: a dependency that raised would hide what is wrong with the request's body.
+
+    It is async because FastAPI runs the others in threads.
+    """
     return getattr(request.app.state, "server", None)
 
 

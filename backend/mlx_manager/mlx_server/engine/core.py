@@ -1,48 +1,36 @@
 """The engine core: sequences go in, the tokens of each step come out. An ordinary synchronous object.
 
-It runs in the worker, on one thread, over mlx-lm's BatchGenerator, which decodes all running sequences in one batch and
-takes prompts in by chunks between the decode steps. It knows no sockets, no text and no HTTP.
+It runs in the worker, on one thread. A step decodes all running sequences once (`batch.py`) and takes in a chunk of the
+waiting prompts (`prefill.py`). It knows no sockets, no text and no HTTP.
 """
-
-from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row
 from mlx_manager.mlx_server.engine.messages import Admitted, RequestFailed, RequestFinished, Step, Submit, UpMessage
-from mlx_manager.mlx_server.engine.sampling import Guard, MakeDrawing, make_drawing
+from mlx_manager.mlx_server.engine.prefill import PrefillQueue
+from mlx_manager.mlx_server.engine.sampling import Guard, MakeProcessors, make_processors
 
-MAX_BATCH_SIZE = 64
-PREFILL_CHUNK_TOKENS = 512
-"""The most prompt tokens that a step takes in, and so the longest that a running stream or a cancel waits for one."""
-
-
-@cache
-def _stop_sequences(stop_tokens: tuple[int, ...]) -> StopSequences:
-    return StopSequences([(token,) for token in stop_tokens])
+MAX_BATCH_ROWS = 64
 
 
 class EngineCore:
-    """`submit`, `cancel` and `step` in any order, all on the thread that made it; `close` once at the end."""
+    """`submit`, `cancel` and `step` in any order, all on the thread that made it."""
 
-    def __init__(self, model: nn.Module, make_drawing: MakeDrawing = make_drawing) -> None:
+    def __init__(self, model: nn.Module, make_processors: MakeProcessors = make_processors) -> None:
+        _check_batchable(model)
         self.vocabulary_size = _vocabulary_size(model)
-        self._make_drawing = make_drawing
-        self._generator = BatchGenerator(
-            model,
-            completion_batch_size=MAX_BATCH_SIZE,
-            prefill_batch_size=8,
-            prefill_step_size=PREFILL_CHUNK_TOKENS,
-        )
-        self._sequence_of_uid: dict[int, int] = {}
-        self._uid_of_sequence: dict[int, int] = {}
-        self._guards: dict[int, Guard] = {}
+        self._make_processors = make_processors
+        self._batch = DecodeBatch(model)
+        self._prefill = PrefillQueue(model)
+        self._rows: dict[int, Row] = {}
         self._pending: list[UpMessage] = []
 
     def __len__(self) -> int:
         """Sequences admitted and not finished."""
-        return len(self._uid_of_sequence)
+        return len(self._rows)
 
     def submit(self, message: Submit) -> None:
         """Admits the sequence, or refuses it; the next `step` tells which."""
@@ -50,71 +38,63 @@ class EngineCore:
         if refusal is not None:
             self._pending.append(RequestFailed(message.sequence, refusal))
             return
-        guard = Guard(self._make_drawing(message.sampling, len(message.prompt_tokens)))
-        (uid,) = self._generator.insert(
-            [message.prompt_tokens],
-            max_tokens=[message.max_tokens],
-            samplers=[guard.sampler],
-            logits_processors=[guard.processors],
-            stop_sequences=[_stop_sequences(tuple(message.stop_tokens))],
+        row = Row(
+            sequence=message.sequence,
+            prompt=message.prompt_tokens,
+            max_tokens=message.max_tokens,
+            stop_tokens=frozenset(message.stop_tokens),
+            sampling=message.sampling,
+            guard=Guard(self._make_processors(message.sampling, len(message.prompt_tokens))),
         )
-        self._sequence_of_uid[uid] = message.sequence
-        self._uid_of_sequence[message.sequence] = uid
-        self._guards[uid] = guard
-        self._pending.append(Admitted(message.sequence))
+        self._rows[row.sequence] = row
+        self._prefill.add(row)
+        self._pending.append(Admitted(row.sequence))
 
     def cancel(self, sequence: int) -> None:
-        uid = self._uid_of_sequence.get(sequence)
-        if uid is None:
-            return
-        self._forget(uid)
-        self._generator.remove([uid])
-        self._release_memory_when_idle()
+        row = self._rows.get(sequence)
+        if row is not None:
+            self._drop([row])
+            self._release_memory_when_idle()
 
     def step(self) -> list[UpMessage]:
-        """One decode step for all running sequences and one prefill chunk for those waiting."""
+        """One decode step for all running sequences, and one chunk of the prompts that wait."""
         events, self._pending = self._pending, []
-        if self._uid_of_sequence:
+        if self._batch:
             events += self._decode()
-            events += self._fail_the_guilty()
-            self._release_memory_when_idle()  # here, where the finished rows' caches are out of scope
+        room = MAX_BATCH_ROWS - len(self._batch)
+        if self._prefill and room > 0:
+            ready = self._prefill.step(room)
+            if ready is not None:
+                self._batch.join(ready.rows, ready.cache)
         return events
-
-    def close(self) -> None:
-        self._generator.close()
 
     def _decode(self) -> list[UpMessage]:
-        _, responses = self._generator.next()
-        if not responses:
-            return []
-        finished: list[UpMessage] = []
-        sequences: list[int] = []
-        tokens: list[int] = []
-        for response in responses:
-            sequence = self._sequence_of_uid[response.uid]
-            sequences.append(sequence)
-            tokens.append(response.token)
-            if response.finish_reason is not None:
-                finished.append(RequestFinished(sequence, response.finish_reason))
-                self._forget(response.uid)
-        return [Step(sequences, tokens), *finished]
+        drawn = self._batch.step()
+        ended: list[UpMessage] = []
+        done: list[Row] = []
+        for row, token in drawn:
+            reason = row.finish_reason(token)
+            if reason is not None:
+                done.append(row)
+                ended.append(RequestFinished(row.sequence, reason))
+        guilty = [row for row in self._batch.rows if row.guard.failure is not None and row not in done]
+        ended += [RequestFailed(row.sequence, f"sampling failed: {row.guard.failure!r}") for row in guilty]
+        if done or guilty:
+            self._drop(done + guilty)
+            self._release_memory_when_idle()
+        if not drawn:
+            return ended
+        return [Step([row.sequence for row, _ in drawn], [token for _, token in drawn]), *ended]
 
-    def _fail_the_guilty(self) -> list[UpMessage]:
-        """Removes the sequences whose sampler or processors raised; what they drew since was never sent."""
-        events: list[UpMessage] = []
-        for uid, guard in list(self._guards.items()):
-            if guard.failure is not None:
-                events.append(RequestFailed(self._sequence_of_uid[uid], f"sampling failed: {guard.failure!r}"))
-                self._forget(uid)
-                self._generator.remove([uid])
-        return events
-
-    def _forget(self, uid: int) -> None:
-        del self._uid_of_sequence[self._sequence_of_uid.pop(uid)], self._guards[uid]
+    def _drop(self, rows: list[Row]) -> None:
+        for row in rows:
+            del self._rows[row.sequence]
+            self._prefill.remove(row)
+        self._batch.remove(rows)
 
     def _release_memory_when_idle(self) -> None:
-        if not self._uid_of_sequence:
-            mx.synchronize(self._generator.stream)  # the step that was launched ahead holds buffers too
+        if not self._rows:
+            mx.synchronize()  # the step that was launched ahead holds buffers too
             mx.clear_cache()
 
     def _refusal(self, message: Submit) -> str | None:
@@ -126,6 +106,12 @@ class EngineCore:
         if message.max_tokens < 1:
             return f"max_tokens is {message.max_tokens}"
         return None
+
+
+def _check_batchable(model: nn.Module) -> None:
+    kinds = {type(cache).__name__ for cache in make_prompt_cache(model) if not hasattr(cache, "merge")}
+    if kinds:
+        raise ValueError(f"this architecture cannot be batched: mlx-lm cannot merge its {', '.join(sorted(kinds))}")
 
 
 def _vocabulary_size(model: nn.Module) -> int:

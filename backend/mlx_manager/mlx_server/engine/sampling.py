@@ -1,104 +1,190 @@
-"""Drawing tokens from logits. Runs in the worker, on the engine's thread; knows rows of numbers, and no requests.
+"""Drawing tokens from logits, for all rows of a batch at once. Runs in the worker, on the engine's thread.
 
-The order is that of vLLM and transformers: repetition penalty, frequency and presence penalties, logit bias, then
-temperature, top-k, top-p and min-p on what is left.
+Knows rows of numbers, and no requests. The order is that of vLLM and transformers: repetition penalty, frequency and
+presence penalties, logit bias (`make_processors`, for the rows that have any), then temperature, top-k, top-p, min-p.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+import numpy as np
 
 from mlx_manager.mlx_server.types import SamplingParams
+
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+"""Maps a sequence's tokens so far (T,), its prompt first, and its logits (1, V) to logits (1, V)."""
+MakeProcessors = Callable[[SamplingParams, int], list[LogitsProcessor]]
+Integers = np.ndarray[Any, np.dtype[np.uint64]]
 
 MIN_TEMPERATURE = 1e-5
 """Below it a division overflows float32, and a draw is greedy but for ties."""
 MIN_TOP_P = 1e-6
+MAX_NUCLEUS = 1024
+"""Top-p chooses among this many of the likeliest tokens, which a partition finds without sorting the vocabulary."""
 
-Sampler = Callable[[mx.array], mx.array]
-"""Maps logprobs (B, V) to token ids (B,)."""
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
-"""Maps a sequence's tokens so far (T,), its prompt first, and its logits (1, V) to logits (1, V)."""
+BLOCK_TOKENS = 16
 
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """How one sequence draws its tokens: the processors in their order, then the sampler."""
-
-    sampler: Sampler
-    processors: list[LogitsProcessor]
+_Draw = Callable[[mx.array, mx.array], mx.array]
+"""Maps logits (R, V) and one uniform number for each row (R, 1) to token ids (R,)."""
 
 
-MakeDrawing = Callable[[SamplingParams, int], Drawing]
+class BatchSampler:
+    """Draws a token for every row, each with parameters and a random stream of its own.
+
+    A draw inverts the cumulative distribution at one random number, which is a function of the row's seed and of how
+    many tokens it has drawn: so the same seed gives the same tokens in whatever batch the row runs.
+    """
+
+    def __init__(self, rows: list[SamplingParams]) -> None:
+        self._streams = _mix(np.array([params.seed % 2**64 for params in rows], dtype=np.uint64))
+        kinds: dict[Callable[[list[SamplingParams]], _Draw], list[int]] = {}
+        for i, params in enumerate(rows):
+            kinds.setdefault(_kind(params), []).append(i)
+        self._is_greedy = list(kinds) == [_greedy]
+        self._draws = [(make([rows[i] for i in indices]), mx.array(indices)) for make, indices in kinds.items()]
+        order = [i for indices in kinds.values() for i in indices]
+        self._place = mx.array(np.argsort(order)) if order else None
+
+    def __call__(self, logits: mx.array, drawn: Integers) -> mx.array:
+        """Token ids (B,) from logits (B, V); `drawn` (B,) counts the tokens that each row has drawn before."""
+        if self._is_greedy:
+            return mx.argmax(logits, axis=-1)
+        logits = logits.astype(mx.float32)  # half precision is too coarse to add a vocabulary up in
+        uniform = mx.array(_uniform(self._streams, drawn))[:, None]
+        if len(self._draws) == 1:
+            return self._draws[0][0](logits, uniform)
+        parts = [draw(logits[rows], uniform[rows]) for draw, rows in self._draws]
+        return mx.concatenate(parts)[self._place]
 
 
-def make_drawing(params: SamplingParams, prompt_length: int) -> Drawing:
-    """Greedy sequences share one sampler, which mlx-lm then calls once for all of them."""
-    sampler = greedy if params.temperature < MIN_TEMPERATURE else _SeededSampler(params)
-    return Drawing(sampler, _make_processors(params, prompt_length))
+def _kind(params: SamplingParams) -> Callable[[list[SamplingParams]], _Draw]:
+    if params.temperature < MIN_TEMPERATURE:
+        return _greedy
+    return _among_the_likeliest if params.top_k > 0 or params.top_p < 1 else _among_all
+
+
+def _greedy(rows: list[SamplingParams]) -> _Draw:
+    return lambda logits, uniform: mx.argmax(logits, axis=-1)
+
+
+def _among_all(rows: list[SamplingParams]) -> _Draw:
+    temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
+    has_min_p = any(row.min_p > 0 for row in rows)
+
+    def draw(logits: mx.array, uniform: mx.array) -> mx.array:
+        weights = _weights(logits / temperature)
+        if has_min_p:
+            weights = mx.where(weights >= min_p, weights, 0)
+        return _invert(weights, uniform)
+
+    return draw
+
+
+def _among_the_likeliest(rows: list[SamplingParams]) -> _Draw:
+    """Top-k, then top-p of what it leaves, then min-p, on the likeliest tokens in their order."""
+    temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
+    top_p = _column(max(row.top_p, MIN_TOP_P) for row in rows)
+    top_k = _column(row.top_k or MAX_NUCLEUS for row in rows)
+    has_top_k = mx.array([[row.top_k > 0] for row in rows])
+    all_have_top_k = all(row.top_k > 0 for row in rows)
+    candidates = max(row.top_k or MAX_NUCLEUS for row in rows)
+
+    def draw(logits: mx.array, uniform: mx.array) -> mx.array:
+        scaled = logits / temperature
+        tokens, likeliest = _likeliest(scaled, min(candidates, logits.shape[-1]))
+        weights = mx.exp(likeliest - likeliest[:, :1])
+        weights = mx.where(mx.arange(weights.shape[-1]) < top_k, weights, 0)
+        whole = weights.sum(axis=-1, keepdims=True)
+        if not all_have_top_k:
+            whole = mx.where(has_top_k, whole, _weights(scaled).sum(axis=-1, keepdims=True))
+        mass_above = mx.cumsum(weights, axis=-1) - weights
+        weights = mx.where((mass_above < top_p * whole) & (weights >= min_p), weights, 0)
+        return mx.take_along_axis(tokens, _invert(weights, uniform)[:, None], axis=-1)[:, 0]
+
+    return draw
+
+
+def _likeliest(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The ids (R, count) of the largest logits, the largest first, and those logits."""
+    tokens = None
+    if count * BLOCK_TOKENS * 4 <= logits.shape[-1]:
+        tokens = _blocks_of_the_likeliest(logits, count)
+        logits = mx.take_along_axis(logits, tokens, axis=-1)
+    places = mx.argpartition(-logits, kth=count - 1, axis=-1)[:, :count]
+    values = mx.take_along_axis(logits, places, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    places = mx.take_along_axis(places, order, axis=-1)
+    ordered = mx.take_along_axis(values, order, axis=-1)
+    return (places if tokens is None else mx.take_along_axis(tokens, places, axis=-1)), ordered
+
+
+def _blocks_of_the_likeliest(logits: mx.array, count: int) -> mx.array:
+    """Ids (R, count * BLOCK_TOKENS) among which the `count` largest logits are: the blocks with the largest maxima.
+
+    A logit that is larger than all but `count` is the maximum of its block, or lies in a block with a larger one.
+    """
+    blocks = logits.shape[-1] // BLOCK_TOKENS
+    rest = logits.shape[-1] - blocks * BLOCK_TOKENS
+    whole = logits[:, : blocks * BLOCK_TOKENS].reshape(-1, blocks, BLOCK_TOKENS)
+    chosen = mx.argpartition(-whole.max(axis=-1), kth=count - 1, axis=-1)[:, :count, None]
+    tokens = (chosen * BLOCK_TOKENS + mx.arange(BLOCK_TOKENS)).reshape(logits.shape[0], -1)
+    tail = mx.broadcast_to(mx.arange(blocks * BLOCK_TOKENS, logits.shape[-1]), (logits.shape[0], rest))
+    return mx.concatenate([tokens, tail.astype(tokens.dtype)], axis=-1)
+
+
+def _weights(logits: mx.array) -> mx.array:
+    """Probabilities relative to the largest, which is 1."""
+    return mx.exp(logits - logits.max(axis=-1, keepdims=True))
+
+
+def _invert(weights: mx.array, uniform: mx.array) -> mx.array:
+    """The position (R,) at which the cumulative weights (R, N) pass `uniform` (R, 1) of their sum."""
+    cumulative = mx.cumsum(weights, axis=-1)
+    return (cumulative <= uniform * cumulative[:, -1:]).sum(axis=-1).astype(mx.uint32)
+
+
+def _column(values: Iterable[float]) -> mx.array:
+    return mx.array(list(values), dtype=mx.float32)[:, None]
+
+
+def _uniform(streams: Integers, drawn: Integers) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """Numbers in [0, 1) of 23 bits, so that none is rounded up to 1: SplitMix64 at the place `drawn` of each stream."""
+    bits = _mix(streams + (drawn + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    return ((bits >> np.uint64(41)) * 2.0**-23).astype(np.float32)
+
+
+def _mix(values: Integers) -> Integers:
+    """SplitMix64's finalizer (Steele, Lea, Flood 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 class Guard:
-    """A drawing that cannot raise: in mlx-lm's batch an exception would take the neighbours with it.
+    """A row's processors made safe: an exception in one would take the whole batch with it.
 
-    The first exception is kept in `failure`, and the sequence goes on greedily until the engine removes it.
+    The first exception is kept in `failure`, and the row goes on without it until the engine removes it.
     """
 
-    def __init__(self, drawing: Drawing) -> None:
+    def __init__(self, processors: list[LogitsProcessor]) -> None:
         self.failure: Exception | None = None
-        self.sampler = drawing.sampler if drawing.sampler is greedy else self._guarded_sampler(drawing.sampler)
-        self.processors = [self._guarded_processor(processor) for processor in drawing.processors]
+        self._processors = processors
 
-    def _guarded_sampler(self, sampler: Sampler) -> Sampler:
-        def sample(logprobs: mx.array) -> mx.array:
-            try:
-                return sampler(logprobs)
-            except Exception as exc:
-                self.failure = self.failure or exc
-                return greedy(logprobs)
+    def __bool__(self) -> bool:
+        return bool(self._processors)
 
-        return sample
-
-    def _guarded_processor(self, processor: LogitsProcessor) -> LogitsProcessor:
-        def process(tokens: mx.array, logits: mx.array) -> mx.array:
-            try:
-                return processor(tokens, logits)
-            except Exception as exc:
-                self.failure = self.failure or exc
-                return logits
-
-        return process
-
-
-def greedy(logprobs: mx.array) -> mx.array:
-    return mx.argmax(logprobs, axis=-1)
-
-
-class _SeededSampler:
-    """Draws with a random key of its own, so that the same seed gives the same tokens in whatever batch it runs."""
-
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-        self._key = mx.random.key(params.seed % 2**64)
-
-    def __call__(self, logprobs: mx.array) -> mx.array:
-        self._key, draw_key = mx.random.split(self._key)
-        return mx.random.categorical(self._filter(logprobs / self._params.temperature), key=draw_key)
-
-    def _filter(self, logits: mx.array) -> mx.array:
-        params = self._params
-        if 0 < params.top_k < logits.shape[-1]:
-            logits = apply_top_k(logits, params.top_k)
-        if params.top_p < 1:
-            top_p = max(params.top_p, MIN_TOP_P)
-            logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), top_p)
-        if params.min_p > 0:
-            logits = apply_min_p(logits, params.min_p)
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        try:
+            for processor in self._processors:
+                logits = processor(tokens, logits)
+        except Exception as exc:
+            self.failure = self.failure or exc
         return logits
 
 
-def _make_processors(params: SamplingParams, prompt_length: int) -> list[LogitsProcessor]:
+def make_processors(params: SamplingParams, prompt_length: int) -> list[LogitsProcessor]:
+    """What changes one row's logits before they are drawn from; empty for most."""
     processors: list[LogitsProcessor] = []
     if params.repetition_penalty != 1:
         processors.append(_repetition_penalty(params.repetition_penalty))

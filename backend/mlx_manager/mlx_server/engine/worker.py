@@ -15,7 +15,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model, maybe_set_recommended_wired_limit
 
 from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.messages import (
@@ -32,6 +32,7 @@ from mlx_manager.mlx_server.engine.messages import (
 )
 
 HEARTBEAT_SECONDS = 1.0
+CACHE_LIMIT_BYTES = 2**29
 
 
 def main() -> None:
@@ -45,13 +46,18 @@ def main() -> None:
     core = EngineCore(load(arguments.model))
     connection.sendall(encode_up([Ready(core.vocabulary_size, mx.get_active_memory())]))
     run(core, inbox, connection)
-    core.close()
 
 
 def _prepare_device() -> None:
-    """On the CPU, MLX would compile fused kernels with the system's C++ compiler while the first request waits."""
+    """Bounds the buffers that MLX keeps for reuse, and keeps the weights in a GPU's memory.
+
+    On the CPU, MLX would compile fused kernels with the system's C++ compiler while the first request waits.
+    """
+    mx.set_cache_limit(CACHE_LIMIT_BYTES)
     if _computes_on_cpu():
         mx.disable_compile()
+    else:
+        maybe_set_recommended_wired_limit()
 
 
 def _computes_on_cpu() -> bool:

@@ -1,0 +1,118 @@
+"""The running sequences, decoded together: one model call and one draw for all of them at each step.
+
+Built on mlx-lm's model and cache classes. The next step is launched before the tokens of the last one are read, so the
+device does not wait for Python. Runs in the worker, on the engine's thread.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import TokenBuffer
+
+from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard
+from mlx_manager.mlx_server.types import FinishReason, SamplingParams
+
+Cache = list[Any]
+"""mlx-lm's caches of all layers, for a batch of rows."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Row:
+    """A sequence in the engine. `generated` counts the tokens that were handed out."""
+
+    sequence: int
+    prompt: list[int]
+    max_tokens: int
+    stop_tokens: frozenset[int]
+    sampling: SamplingParams
+    guard: Guard
+    generated: int = 0
+    context: TokenBuffer | None = field(default=None)
+
+    def finish_reason(self, token: int) -> FinishReason | None:
+        if token in self.stop_tokens:
+            return "stop"
+        return "length" if self.generated == self.max_tokens else None
+
+
+class DecodeBatch:
+    """Rows join with their prompt prefilled but for its last token, which is their first input."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.rows: list[Row] = []
+        self._model = model
+        self._cache: Cache = []
+        self._inputs = mx.zeros((0,), dtype=mx.uint32)
+        self._drawn = np.zeros(0, dtype=np.uint64)
+        self._joined = 0
+        self._sampler = BatchSampler([])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def join(self, rows: list[Row], cache: Cache) -> None:
+        """Adds rows, whose `cache` holds all of their prompts but the last tokens."""
+        for row in rows:
+            if row.guard:
+                row.context = TokenBuffer(row.prompt[:-1])
+        if self._cache:
+            for ours, theirs in zip(self._cache, cache, strict=True):
+                ours.extend(theirs)
+        else:
+            self._cache = cache
+        self.rows += rows
+        last_tokens = mx.array([row.prompt[-1] for row in rows], dtype=mx.uint32)
+        self._inputs = mx.concatenate([self._inputs, last_tokens])
+        self._drawn = np.concatenate([self._drawn, np.zeros(len(rows), dtype=np.uint64)])
+        self._joined += len(rows)
+        self._sampler = BatchSampler([row.sampling for row in self.rows])
+
+    def step(self) -> list[tuple[Row, int]]:
+        """Launches the next step, and gives the last one's token for each row that took part in it."""
+        inputs = self._inputs
+        logits = self._model(inputs[:, None], cache=self._cache)[:, -1, :]
+        logits, contexts = self._process(logits, inputs)
+        self._inputs = self._sampler(logits, self._drawn)
+        self._drawn += np.uint64(1)
+        mx.async_eval(self._inputs, contexts)  # type: ignore[no-untyped-call]
+        old = len(self.rows) - self._joined
+        self._joined = 0
+        tokens: Any = inputs.tolist()
+        for row in self.rows[:old]:
+            row.generated += 1
+        return list(zip(self.rows[:old], tokens[:old], strict=True))
+
+    def remove(self, rows: list[Row]) -> None:
+        """Takes those of the rows that are in the batch out of it."""
+        gone = set(map(id, rows))
+        keep = [i for i, row in enumerate(self.rows) if id(row) not in gone]
+        if len(keep) == len(self.rows):
+            return
+        self._joined -= sum(id(row) in gone for row in self.rows[len(self.rows) - self._joined :])
+        self.rows = [self.rows[i] for i in keep]
+        self._drawn = self._drawn[keep]
+        self._sampler = BatchSampler([row.sampling for row in self.rows])
+        if not keep:
+            self._cache, self._inputs = [], mx.zeros((0,), dtype=mx.uint32)
+            return
+        index = mx.array(keep)
+        self._inputs = self._inputs[index]
+        for cache in self._cache:
+            cache.filter(index)
+
+    def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
+        """The rows' processors, on the rows that have any."""
+        contexts: list[mx.array] = []
+        if not any(row.guard for row in self.rows):
+            return logits, contexts
+        parts = []
+        for i, row in enumerate(self.rows):
+            part = logits[i : i + 1]
+            if row.context is not None:
+                contexts.append(row.context.update_and_fetch(inputs[i : i + 1]))
+                part = row.guard(contexts[-1], part)
+            parts.append(part)
+        return mx.concatenate(parts), contexts
