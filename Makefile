@@ -44,7 +44,7 @@ constraints: ## Renew constraints.txt from a fresh environment with the newest v
 bench: $(STAMP) ## Measure the server against mlx-lm's raw engine (nothing else should run beside it)
 	$(BIN)/python -m benchmarks $(BENCH)
 
-demo-model: $(STAMP) ## Train the embedded demo model anew (hours on two cores; goes on from its checkpoints)
+demo-model: $(STAMP) ## Train the embedded demo model anew (about an hour on two idle cores; goes on from its checkpoints)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python scripts/train_demo_model.py
 
