@@ -1,7 +1,6 @@
 """The load generator: streams completions over raw HTTP/1.1 connections, as cheaply as Python can.
 
-It shares the machine with what it measures, so it parses no JSON: a chunk is a `data: ` line. `ceiling` tells how many
-chunks a second it can take at all.
+It shares the machine with what it measures, so it parses no JSON: a chunk is a `data: ` line.
 """
 
 import asyncio
