@@ -26,7 +26,16 @@ def babbler(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, babbler: Path) -> Iterator[RunningServer]:
-    """A server that no test may harm, with `demo`, `babbler`, and `short`: no chat template, a context of 32 tokens."""
-    short = make_random_llama(tmp_path_factory.mktemp("models") / "short", context_length=32, chat_template=False)
+    """A server that no test may harm, with `demo`, `babbler`, and `short`.
+
+    `short` has no chat template, a context of 32 tokens, and a generation_config: greedy, 7 tokens.
+    """
+    short = make_random_llama(
+        tmp_path_factory.mktemp("models") / "short",
+        context_length=32,
+        chat_template=False,
+        do_sample=False,
+        max_new_tokens=7,
+    )
     with running_server(tmp_path_factory.mktemp("server"), available_models=f"{babbler},{short}") as running:
         yield running

@@ -77,6 +77,17 @@ async def test_model_larger_than_the_budget_is_refused_with_the_numbers(babbler:
             await pool.get_model("babbler")
 
 
+async def test_model_that_can_never_fit_evicts_nobody(babbler: Path, tmp_path: Path) -> None:
+    huge = make_random_llama(tmp_path / "huge")
+    with (huge / "model-2.safetensors").open("wb") as file:
+        file.truncate(9 * 1024**3)  # sparse: nothing is written
+    async with pool_of(babbler, huge) as pool:
+        await pool.get_model("babbler")
+        with pytest.raises(InsufficientMemory, match="huge"):
+            await pool.get_model("huge")
+        assert pool.get_loaded_models() == ["babbler"]
+
+
 async def test_failed_load_reaches_all_who_wait_and_the_next_call_tries_again(tmp_path: Path) -> None:
     folder = make_random_llama(tmp_path / "late")
     weights = (folder / "model.safetensors").rename(tmp_path / "aside")

@@ -50,18 +50,19 @@ def test_both_limits_at_once_are_refused(server: RunningServer) -> None:
     assert refused == (400, "invalid_request", "max_completion_tokens")
 
 
-def test_logit_bias_bans_and_forces_tokens(server: RunningServer) -> None:
-    free = server.post("/v1/completions", SHORT | {"max_tokens": 1}).json()["choices"][0]["text"]
-    digit = {str(token): -100 for token in range(2048) if token != 20}
-    forced = server.post("/v1/completions", SHORT | {"max_tokens": 3, "logit_bias": digit | {}}).status_code
-    assert free
-    assert forced == 422  # 1,024 entries at most
-    again = server.post("/v1/completions", SHORT | {"max_tokens": 3, "logit_bias": {"20": 100}}).json()
-    assert len(set(again["choices"][0]["text"])) == 1
+def test_logit_bias_forces_a_token(server: RunningServer) -> None:
+    free = server.post("/v1/completions", SHORT | {"max_tokens": 5}).json()["choices"][0]["text"]
+    forced = server.post("/v1/completions", SHORT | {"max_tokens": 5, "logit_bias": {"20": 100}}).json()
+    assert len(set(forced["choices"][0]["text"])) == 1
+    assert forced["choices"][0]["text"] != free
 
 
 def test_generation_config_decides_where_the_request_says_nothing(server: RunningServer) -> None:
-    """The demo's generation_config has a low temperature: unseeded answers agree, as they do not at 1.0."""
-    body = {"model": "demo", "messages": [{"role": "user", "content": "Count to 5"}]}
-    answers = {server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] for _ in range(5)}
-    assert answers == {"1, 2, 3, 4, 5"}
+    def text(**parameters: object) -> tuple[str, int]:
+        body = server.post("/v1/completions", {"model": "short", "prompt": "1 2", **parameters}).json()
+        return body["choices"][0]["text"], body["usage"]["completion_tokens"]
+
+    assert len({text() for _ in range(3)}) == 1  # greedy: random weights never agree at temperature 1
+    assert text()[1] == 7
+    assert len({text(temperature=1) for _ in range(3)}) == 3
+    assert text(max_tokens=4)[1] == 4

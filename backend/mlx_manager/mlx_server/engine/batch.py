@@ -4,7 +4,7 @@ Built on mlx-lm's model and cache classes. The next step is launched before the 
 device does not wait for Python. Runs in the worker, on the engine's thread.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -30,7 +30,7 @@ class Row:
     sampling: SamplingParams
     guard: Guard
     generated: int = 0
-    context: TokenBuffer | None = field(default=None)
+    context: TokenBuffer | None = None
 
     def finish_reason(self, token: int) -> FinishReason | None:
         if token in self.stop_tokens:

@@ -202,6 +202,8 @@ class ModelPoolManager:
 
     async def _make_room(self, model_id: str, needed_gb: float) -> None:
         """Reserves a place and `needed_gb` for a model, evicting the least recently used idle ones until it fits."""
+        if needed_gb > self._max_memory_gb:  # no eviction would help
+            raise InsufficientMemory(self._no_room_message(model_id, needed_gb), param="model")
         async with self._making_room:
             while not self._fits(needed_gb):
                 idle = [model for model in self._loaded.values() if model.leases == 0]
