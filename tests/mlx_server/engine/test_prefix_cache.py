@@ -214,6 +214,18 @@ def test_rows_that_outgrow_memory_begin_again_later_and_give_what_they_give_alon
     assert most_rows == {256: 8, 512: 4}
 
 
+def test_stored_prefixes_go_before_a_prompt_comes_in_that_needs_their_memory(llama: nn.Module) -> None:
+    limit = core_of(llama).memory.needed(1, 2048)
+    core = core_of(llama, prefix_bytes=limit, kv_bytes=limit)
+    for n in range(8):
+        ask(core, message(n, 100))
+    assert core.prefixes.nbytes > 0
+    core.submit(Submit(0, message(9, 2000), 5, [], SamplingParams(seed=0)))
+    assert core.step() == [Admitted(0)]
+    core.step()
+    assert core.prefixes.nbytes == 0
+
+
 def test_sequence_that_could_never_fit_is_refused(llama: nn.Module) -> None:
     core = core_of(llama, kv_bytes=2**20)
     most = core.memory.largest_sequence_tokens

@@ -196,6 +196,7 @@ class EngineCore:
             began = time.perf_counter()
             self._batch.wait()
             self._pace.decoded(time.perf_counter() - began)
+        self._shrink_prefixes(len(self._batch) + 1, max(self._batch.longest, self._prefill.longest))
         began = time.perf_counter()
         taken = self._prefill.step(self._pace.chunk_tokens(while_decoding), self._may_join)
         if taken is None:
@@ -220,8 +221,12 @@ class EngineCore:
             row = self._batch.rows[-1]
             self._batch.remove([row])
             self._prefill.add_first(row)
-        needed = self.memory.needed(len(self._batch), self._batch.longest + 1)
-        self.prefixes.shrink(min(self.prefixes.limit_bytes, self.memory.limit_bytes - needed))
+        self._shrink_prefixes(len(self._batch), self._batch.longest + 1)
+
+    def _shrink_prefixes(self, rows: int, longest: int) -> None:
+        """To what so many rows leave of the memory."""
+        left = self.memory.limit_bytes - self.memory.needed(rows, longest)
+        self.prefixes.shrink(min(self.prefixes.limit_bytes, left))
 
     def _drop(self, rows: list[Row]) -> None:
         for row in rows:

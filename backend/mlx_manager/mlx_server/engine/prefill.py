@@ -88,6 +88,11 @@ class PrefillQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt among the first that wait."""
+        return max((len(prompt.tokens) for prompt in islice(self._waiting, SEEN_PROMPTS)), default=0)
+
     def add(self, row: Row) -> None:
         self._waiting.append(_Prompt(row, self._boundaries(row)))
 
