@@ -1,4 +1,4 @@
-"""Logging, and traces with LogFire. The only importer of logfire and OpenTelemetry.
+"""Traces, with LogFire and OpenTelemetry.
 
 Whatever is wrong with either, or with who collects the traces, the server runs the same.
 """
@@ -19,13 +19,6 @@ logger = logging.getLogger(__name__)
 _tracer = trace.get_tracer("mlx-manager", __version__)
 
 AttributeValue = str | bool | int | float | Sequence[str]
-
-
-def configure_logging(level: str) -> None:
-    """For the command line; a program that embeds the app configures its own logging."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    for noisy in ("httpx", "sse_starlette", "asyncio"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
 
 
 def instrument(app: FastAPI, settings: MLXServerSettings) -> bool:
