@@ -57,6 +57,32 @@ class Exchange:
     key_name: str | None = None
     """Of the API key that it came with."""
     status: int | None = None
-    """Of the answer, once its headers are sent."""
+    """Of the answer, once its headers are sent; 499 when the client left before its end."""
     generation: GenerationRecord | None = None
     """What the request generates, if it does."""
+    response_id: str | None = None
+    """Of what it generates, as the client reads it."""
+    error: BaseException | None = None
+    """What it was refused with, or what reached the top."""
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended if self.ended is not None else time.perf_counter()) - self.began
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from the request's arrival, as the client waits for it."""
+        generation = self.generation
+        return generation.first_output - self.began if generation is not None and generation.first_output else None
+
+    @property
+    def failure(self) -> BaseException | None:
+        if self.error is None and self.generation is not None:
+            return self.generation.error
+        return self.error
+
+    @property
+    def refused(self) -> bool:
+        """Whether the fault is the client's."""
+        return self.status is not None and 400 <= self.status < 500

@@ -3,28 +3,41 @@
 Whatever is wrong with either, or with who collects the traces, the server runs the same.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from fastapi import FastAPI
 from opentelemetry import trace
-from opentelemetry.trace import Span
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.config import MLXServerSettings
+from mlx_manager.mlx_server.records import Exchange
 
 logger = logging.getLogger(__name__)
 
 _tracer = trace.get_tracer("mlx-manager", __version__)
+_propagator = TraceContextTextMapPropagator()
+"""Not OpenTelemetry's global one: that takes baggage too, which LogFire writes onto each span."""
 
 AttributeValue = str | bool | int | float | Sequence[str]
 
 
-def instrument(app: FastAPI, settings: MLXServerSettings) -> bool:
-    """Traces the app's requests with LogFire, if it can. Nothing is sent, and nobody asked, without a token."""
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """`enabled` when LogFire is set up, `collected` when LogFire or another collector receives what is traced."""
+
+    enabled: bool
+    collected: bool
+
+
+def instrument(settings: MLXServerSettings) -> Tracing:
+    """Sets LogFire up, if it can. Nothing is sent, and nobody asked, without a token or a collector."""
     if not settings.logfire_enabled:
-        return False
+        return Tracing(enabled=False, collected=False)
     os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds that a dead collector may hold up the exit
     try:
         import logfire
@@ -36,27 +49,51 @@ def instrument(app: FastAPI, settings: MLXServerSettings) -> bool:
             service_version=__version__,
             console=False,
             inspect_arguments=False,
-        )
-        logfire.instrument_fastapi(
-            app,
-            request_attributes_mapper=_no_attributes,
-            excluded_urls=_untraced_urls(configured.config.token),
-            exclude_spans=["send", "receive"],  # LogFire drops them, after each chunk of a stream has paid for one
+            distributed_tracing=True,
         )
     except Exception as exc:  # whatever is wrong with telemetry, requests are served
         logger.warning("LogFire is enabled but cannot be used, going on without it: %s", exc)
-        return False
-    return True
+        return Tracing(enabled=False, collected=False)
+    return Tracing(enabled=True, collected=configured.config.token is not None or _has_collector())
 
 
-def _untraced_urls(logfire_token: object) -> list[str]:
-    """All of them where neither LogFire nor a collector of OpenTelemetry's receives traces, for HTTP spans are dear."""
-    collectors = [name for name in os.environ if name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("ENDPOINT")]
-    return ["/health", "/ready"] if logfire_token is not None or collectors else [".*"]
+def _has_collector() -> bool:
+    return any(name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("ENDPOINT") for name in os.environ)
 
 
-def _no_attributes(request: object, attributes: dict[str, object]) -> None:
-    """Request bodies hold prompts, which are nobody else's business."""
+@contextlib.contextmanager
+def request_span(
+    exchange: Exchange, headers: Mapping[str, str], attributes: Mapping[str, AttributeValue]
+) -> Iterator[None]:
+    """The server's span of an HTTP request, current in the block, below the one that its `traceparent` names."""
+    span = _tracer.start_span(
+        exchange.method,
+        context=_propagator.extract(headers),
+        kind=SpanKind.SERVER,
+        attributes={
+            "http.request.method": exchange.method,
+            "url.path": exchange.path,
+            "mlx_manager.request_id": exchange.request_id,
+            **attributes,
+        },
+    )
+    try:
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            yield
+    finally:
+        _end_request_span(span, exchange)
+
+
+def _end_request_span(span: Span, exchange: Exchange) -> None:
+    if exchange.endpoint != "other":
+        span.update_name(f"{exchange.method} {exchange.endpoint}")
+        span.set_attribute("http.route", exchange.endpoint)
+    if exchange.status is not None:
+        span.set_attribute("http.response.status_code", exchange.status)
+    failure = exchange.failure
+    if failure is not None and not exchange.refused:
+        fail_span(span, failure)
+    span.end()
 
 
 def start_span(name: str, attributes: Mapping[str, AttributeValue]) -> Span:
