@@ -188,6 +188,8 @@ class MLXServerSettings(BaseSettings):
     that can; a JSON object in the environment."""
 
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
+    trace_content: bool = False
+    """Whether prompts and answers are recorded on the spans of requests."""
     logfire_enabled: bool = True
     logfire_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")

@@ -5,7 +5,7 @@ import uuid
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_manager.mlx_server.records import Exchange
+from mlx_manager.mlx_server.records import Exchange, GenerationRecord
 
 
 class ExchangeMiddleware:
@@ -29,6 +29,8 @@ class ExchangeMiddleware:
         return await self._app(scope, receive, noting)
 
 
-def exchange_of(request: Request) -> Exchange:
+def note_generation(request: Request, record: GenerationRecord, streamed: bool) -> None:
+    """The request generates, and `record` is about it."""
     exchange: Exchange = request.state.exchange
-    return exchange
+    exchange.generation = record
+    record.streamed = streamed

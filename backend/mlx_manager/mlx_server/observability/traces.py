@@ -1,14 +1,17 @@
-"""Logging, and traces with LogFire. The only importer of logfire and OpenTelemetry.
+"""Traces with LogFire and OpenTelemetry.
 
 Whatever is wrong with either, or with who collects the traces, the server runs the same.
 """
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 from fastapi import FastAPI
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.trace import Span
 
 from mlx_manager.mlx_server import __version__
@@ -19,13 +22,6 @@ logger = logging.getLogger(__name__)
 _tracer = trace.get_tracer("mlx-manager", __version__)
 
 AttributeValue = str | bool | int | float | Sequence[str]
-
-
-def configure_logging(level: str) -> None:
-    """For the command line; a program that embeds the app configures its own logging."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    for noisy in ("httpx", "sse_starlette", "asyncio"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
 
 
 def instrument(app: FastAPI, settings: MLXServerSettings) -> bool:
@@ -39,6 +35,7 @@ def instrument(app: FastAPI, settings: MLXServerSettings) -> bool:
         configured = logfire.configure(
             send_to_logfire="if-token-present",
             token=settings.logfire_token.get_secret_value() if settings.logfire_token is not None else None,
+            distributed_tracing=True,
             service_name="mlx-manager",
             service_version=__version__,
             console=False,
@@ -69,6 +66,40 @@ def _no_attributes(request: object, attributes: dict[str, object]) -> None:
 def start_span(name: str, attributes: Mapping[str, AttributeValue]) -> Span:
     """A span below the current one, for its owner to end."""
     return _tracer.start_span(name, attributes=attributes)
+
+
+def within_span(span: Span) -> AbstractContextManager[Span]:
+    """Spans that are started in the block, and in tasks that it starts, are below `span`."""
+    return trace.use_span(span, record_exception=False, set_status_on_exception=False)
+
+
+class PastSpan(NamedTuple):
+    """From one moment of `time.perf_counter` to another."""
+
+    name: str
+    began: float
+    ended: float
+    attributes: Mapping[str, AttributeValue]
+
+
+def tell_past(spans: Sequence[PastSpan]) -> None:
+    """Makes them below the current span."""
+    clock_began = time.time() - time.perf_counter()  # read now: the one goes on while the machine sleeps
+    for name, began, ended, attributes in spans:
+        span = _tracer.start_span(name, attributes=attributes, start_time=int((clock_began + began) * 1e9))
+        span.end(int((clock_began + max(began, ended)) * 1e9))
+
+
+def tell_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:
+    """Something that happened, as a span that takes no time."""
+    start_span(name, attributes).end()
+
+
+def trace_headers() -> dict[str, str]:
+    """What tells another server that its work is a part of the current span's."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
 
 
 def fail_span(span: Span, error: BaseException) -> None:
