@@ -138,8 +138,9 @@ def importers(package: str) -> set[str]:
     }
 
 
-def test_only_observability_imports_logfire() -> None:
-    assert {room_of(module) for module in importers("logfire")} == {f"{SERVER}.observability"}
+@pytest.mark.parametrize("package", ["logfire", "opentelemetry"])
+def test_only_observability_imports_what_watches_the_server(package: str) -> None:
+    assert {room_of(module) for module in importers(package)} == {f"{SERVER}.observability"}
 
 
 def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:

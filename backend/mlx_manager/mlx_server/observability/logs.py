@@ -1,4 +1,4 @@
-"""How the log is written."""
+"""How log lines look."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Traces with LogFire and OpenTelemetry.
+"""Traces, with LogFire and OpenTelemetry.
 
 Whatever is wrong with either, or with who collects the traces, the server runs the same.
 """
