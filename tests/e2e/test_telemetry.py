@@ -1,6 +1,7 @@
 """Traces over the wire: a collector on loopback that answers, one that is slow, and one that is not there."""
 
 import gzip
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -83,6 +84,19 @@ def test_requests_arrive_at_logfire_with_a_token(tmp_path: Path) -> None:
         with running_server(tmp_path, logfire_token="pylf_v1_us_token") as server:
             server.chat("Count to 3")
         assert {"chat demo", "POST /v1/chat/completions"} <= {span.name for span in receiving.spans}
+
+
+def test_a_request_over_an_upstream_is_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with collector() as receiving:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiving.url)
+        with running_server(tmp_path) as behind:
+            upstreams = json.dumps([{"name": "far", "kind": "openai", "base_url": behind.url}])
+            with running_server(tmp_path, upstreams=upstreams) as front:
+                front.post("/v1/completions", {"model": "far/demo", "prompt": "Once", "max_tokens": 3})
+    spans = {span.name: span for span in receiving.spans}
+    asked, answering = spans["text_completion far/demo"], spans["text_completion demo"]
+    assert asked.trace_id == answering.trace_id
+    assert {span.name for span in receiving.spans if span.parent_span_id == asked.span_id} == {"decode"}
 
 
 @pytest.mark.parametrize("fault", ["dead", "slow"])
