@@ -96,7 +96,10 @@ def test_a_request_over_an_upstream_is_one_trace(tmp_path: Path, monkeypatch: py
     spans = {span.name: span for span in receiving.spans}
     asked, answering = spans["text_completion far/demo"], spans["text_completion demo"]
     assert asked.trace_id == answering.trace_id
-    assert {span.name for span in receiving.spans if span.parent_span_id == asked.span_id} == {"decode"}
+    assert {span.name for span in receiving.spans if span.parent_span_id == asked.span_id} == {
+        "decode",
+        "POST /v1/completions",
+    }
 
 
 @pytest.mark.parametrize("fault", ["dead", "slow"])
