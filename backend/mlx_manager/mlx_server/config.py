@@ -190,6 +190,8 @@ class MLXServerSettings(BaseSettings):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
     log_format: Literal["human", "json"] = "human"
     """Lines for people, or an object a line."""
+    trace_content: bool = False
+    """Whether prompts and answers are recorded on the spans of requests."""
     logfire_enabled: bool = True
     logfire_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")

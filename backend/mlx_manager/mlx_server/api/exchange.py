@@ -72,10 +72,11 @@ def exchange_of(request: Request) -> Exchange:
     return exchange
 
 
-def note_generation(request: Request, generation: GenerationRequest) -> None:
+def note_generation(request: Request, generation: GenerationRequest, streamed: bool) -> None:
     """Says what the HTTP request generates."""
     exchange = exchange_of(request)
     exchange.generation, exchange.response_id = generation.record, generation.id
+    generation.record.streamed = streamed
 
 
 def _noting(exchange: Exchange, send: Send) -> Callable[[Message], Awaitable[None]]:

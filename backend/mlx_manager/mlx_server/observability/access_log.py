@@ -37,7 +37,7 @@ def _fields(exchange: Exchange) -> dict[str, object]:
         "path": exchange.path,
         "endpoint": exchange.endpoint,
         "seconds": round(exchange.seconds, 4),
-        **(_generation_fields(exchange, exchange.generation) if exchange.generation is not None else {}),
+        **(_generation_fields(exchange.generation) if exchange.generation is not None else {}),
         "error": type(failure).__name__ if failure is not None else None,
         "key": exchange.key_name,
         "request_id": exchange.request_id,
@@ -46,7 +46,7 @@ def _fields(exchange: Exchange) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _generation_fields(exchange: Exchange, generation: GenerationRecord) -> dict[str, object | None]:
+def _generation_fields(generation: GenerationRecord) -> dict[str, object | None]:
     tokens = {
         "prompt_tokens": generation.prompt_tokens,
         "cached_tokens": generation.cached_tokens,
@@ -58,8 +58,8 @@ def _generation_fields(exchange: Exchange, generation: GenerationRecord) -> dict
         "upstream": generation.upstream,
         **(tokens if generation.prompt_tokens else {}),
         "load_seconds": _rounded(generation.load_seconds),
-        "queue_seconds": _rounded(generation.queue_seconds),
-        "time_to_first_token_seconds": _rounded(exchange.time_to_first_token),
+        "queue_seconds": _rounded(generation.queue_seconds) if generation.prefilled is not None else None,
+        "time_to_first_token_seconds": _rounded(generation.time_to_first_output),
         "finish_reason": ",".join(dict.fromkeys(generation.finish_reasons)) if generation.finish_reasons else None,
     }
 

@@ -26,7 +26,7 @@ _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0)
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
-EvictionReason = Literal["room", "idle", "asked"]
+EvictionReason = Literal["room", "idle", "asked", "shutdown"]
 
 
 class Metrics:
@@ -44,7 +44,7 @@ class Metrics:
         )
         self._queue = self._histogram("queue_seconds", "Wait from admission to the prompt's first chunk.", _SHORT)
         self._first_tokens = self._histogram(
-            "time_to_first_token_seconds", "From a request's arrival to the first token of its answer.", _SHORT
+            "time_to_first_token_seconds", "From a request to the first token of its answer.", _SHORT
         )
         self._gaps = self._histogram("inter_token_seconds", "Between the pieces of an answer as they are sent.", _GAPS)
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, the cached ones among them.")
@@ -61,7 +61,7 @@ class Metrics:
         self._requests.labels(exchange.endpoint, model, str(exchange.status)).inc()
         self._durations.observe((exchange.endpoint, model), (exchange.seconds,))
         if generation is not None and generation.admitted is not None:
-            self._count_generation(exchange, generation, model)
+            self._count_generation(generation, model)
 
     def model_loaded(self, model_id: str, seconds: float) -> None:
         self._loads.observe((self._label(model_id),), (seconds,))
@@ -70,7 +70,6 @@ class Metrics:
         self._failed_loads.labels(self._label(model_id)).inc()
 
     def model_evicted(self, model_id: str, reason: EvictionReason) -> None:
-        """To make room for another one, for being idle, or because somebody asked for it."""
         self._evictions.labels(self._label(model_id), reason).inc()
 
     def worker_died(self, model_id: str) -> None:
@@ -81,15 +80,15 @@ class Metrics:
         families = [InfoMetricFamily("mlx_server", "The server.", {"version": __version__}), *self._registry.collect()]
         return families if reading is None else [*families, *families_of(reading, self._label)]
 
-    def _count_generation(self, exchange: Exchange, generation: GenerationRecord, model: str) -> None:
+    def _count_generation(self, generation: GenerationRecord, model: str) -> None:
         self._prompt_tokens.labels(model).inc(generation.prompt_tokens)
         self._cached_tokens.labels(model).inc(generation.cached_tokens)
         self._completion_tokens.labels(model).inc(generation.completion_tokens)
         self._gaps.observe((model,), generation.output_gaps)
-        if generation.queue_seconds is not None:
+        if generation.prefilled is not None:
             self._queue.observe((model,), (generation.queue_seconds,))
-        if exchange.time_to_first_token is not None:
-            self._first_tokens.observe((model,), (exchange.time_to_first_token,))
+        if generation.time_to_first_output is not None:
+            self._first_tokens.observe((model,), (generation.time_to_first_output,))
 
     def _label(self, model_id: str) -> str:
         """The id, when it is a model's: anybody may ask for any, and each label is kept for ever."""

@@ -3,13 +3,15 @@
 Whatever is wrong with either, or with who collects the traces, the server runs the same.
 """
 
-import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -45,11 +47,11 @@ def instrument(settings: MLXServerSettings) -> Tracing:
         configured = logfire.configure(
             send_to_logfire="if-token-present",
             token=settings.logfire_token.get_secret_value() if settings.logfire_token is not None else None,
+            distributed_tracing=True,
             service_name="mlx-manager",
             service_version=__version__,
             console=False,
             inspect_arguments=False,
-            distributed_tracing=True,
         )
     except Exception as exc:  # whatever is wrong with telemetry, requests are served
         logger.warning("LogFire is enabled but cannot be used, going on without it: %s", exc)
@@ -61,7 +63,7 @@ def _has_collector() -> bool:
     return any(name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("ENDPOINT") for name in os.environ)
 
 
-@contextlib.contextmanager
+@contextmanager
 def request_span(
     exchange: Exchange, headers: Mapping[str, str], attributes: Mapping[str, AttributeValue]
 ) -> Iterator[None]:
@@ -78,7 +80,7 @@ def request_span(
         },
     )
     try:
-        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+        with within_span(span):
             yield
     finally:
         _end_request_span(span, exchange)
@@ -99,6 +101,40 @@ def _end_request_span(span: Span, exchange: Exchange) -> None:
 def start_span(name: str, attributes: Mapping[str, AttributeValue]) -> Span:
     """A span below the current one, for its owner to end."""
     return _tracer.start_span(name, attributes=attributes)
+
+
+def within_span(span: Span) -> AbstractContextManager[Span]:
+    """Spans that are started in the block, and in tasks that it starts, are below `span`."""
+    return trace.use_span(span, record_exception=False, set_status_on_exception=False)
+
+
+class PastSpan(NamedTuple):
+    """From one moment of `time.perf_counter` to another."""
+
+    name: str
+    began: float
+    ended: float
+    attributes: Mapping[str, AttributeValue]
+
+
+def tell_past(spans: Sequence[PastSpan]) -> None:
+    """Makes them below the current span."""
+    clock_began = time.time() - time.perf_counter()  # read now: the one goes on while the machine sleeps
+    for name, began, ended, attributes in spans:
+        span = _tracer.start_span(name, attributes=attributes, start_time=int((clock_began + began) * 1e9))
+        span.end(int((clock_began + max(began, ended)) * 1e9))
+
+
+def tell_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:
+    """Something that happened, as a span that takes no time."""
+    start_span(name, attributes).end()
+
+
+def trace_headers() -> dict[str, str]:
+    """What tells another server that its work is a part of the current span's."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
 
 
 def fail_span(span: Span, error: BaseException) -> None:

@@ -7,7 +7,6 @@ from mlx_manager.mlx_server.api.exchange import note_generation
 from mlx_manager.mlx_server.api.respond import respond
 from mlx_manager.mlx_server.protocols.chat import ChatBuilder, to_request
 from mlx_manager.mlx_server.schemas.openai import ChatCompletionRequest, ChatCompletionResponse
-from mlx_manager.mlx_server.services.tracing import traced
 
 router = APIRouter(tags=["chat"])
 
@@ -16,6 +15,6 @@ router = APIRouter(tags=["chat"])
 async def create_chat_completion(body: ChatCompletionRequest, request: Request, state: State) -> Response:
     server = require(state)
     chat = to_request(body, server.settings.default_max_tokens, server.settings.reject_unknown_fields)
-    note_generation(request, chat)
-    events = traced(server.inference.generate(chat), chat, body.stream)
+    note_generation(request, chat, body.stream)
+    events = server.inference.generate(chat)
     return await respond(request, events, ChatBuilder(chat), body.stream)

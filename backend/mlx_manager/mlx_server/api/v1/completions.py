@@ -7,7 +7,6 @@ from mlx_manager.mlx_server.api.exchange import note_generation
 from mlx_manager.mlx_server.api.respond import respond
 from mlx_manager.mlx_server.protocols.completions import CompletionBuilder, to_request
 from mlx_manager.mlx_server.schemas.openai import CompletionRequest, CompletionResponse
-from mlx_manager.mlx_server.services.tracing import traced
 
 router = APIRouter(tags=["completions"])
 
@@ -16,6 +15,6 @@ router = APIRouter(tags=["completions"])
 async def create_completion(body: CompletionRequest, request: Request, state: State) -> Response:
     server = require(state)
     completion = to_request(body, server.settings.reject_unknown_fields)
-    note_generation(request, completion)
-    events = traced(server.inference.generate(completion), completion, body.stream)
+    note_generation(request, completion, body.stream)
+    events = server.inference.generate(completion)
     return await respond(request, events, CompletionBuilder(completion), body.stream)
