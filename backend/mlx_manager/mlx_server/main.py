@@ -91,7 +91,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     if app.state.tracing.enabled:
         logger.info("LogFire instrumentation enabled")
     logger.info("Memory usage at startup: %s", get_memory_usage())
-    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings))
+    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
     upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
     routing = Routing(pool, upstreams, settings.fallbacks)
     inference = InferenceService(pool, settings.request_timeout_seconds, routing, settings.trace_content)
@@ -109,7 +109,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await pool.cleanup()
 
 
-def _make_pool(settings: MLXServerSettings, catalog: Catalog) -> ModelPoolManager:
+def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics) -> ModelPoolManager:
     max_memory_gb, recommended_gb = settings.max_memory_gb, recommended_memory_gb()
     if recommended_gb is not None and "max_memory_gb" not in settings.model_fields_set:
         max_memory_gb = min(max_memory_gb, recommended_gb)
@@ -121,6 +121,7 @@ def _make_pool(settings: MLXServerSettings, catalog: Catalog) -> ModelPoolManage
         max_queue=settings.max_queue,
         patience=Patience(settings.worker_timeout_seconds, settings.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
+        metrics=metrics,
     )
 
 

@@ -23,9 +23,10 @@ from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.idleness import IdleTimers
 from mlx_manager.mlx_server.models.loading import LoadedModel, estimate_bytes, load_model, told, worker_options
-from mlx_manager.mlx_server.models.reports import PoolReports, Reason
+from mlx_manager.mlx_server.models.reports import PoolReports
 from mlx_manager.mlx_server.models.restarts import Restarts
 from mlx_manager.mlx_server.models.state import ModelState
+from mlx_manager.mlx_server.observability import EvictionReason, Metrics
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 
 __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
@@ -61,6 +62,7 @@ class ModelPoolManager:
         max_queue: int = 256,
         patience: Patience = Patience(),  # noqa: B008  it is frozen
         keep_alive_seconds: float = KEEP_FOREVER,
+        metrics: Metrics | None = None,
     ) -> None:
         self.catalog = catalog
         self.budget = Budget(int(max_memory_gb * BYTES_PER_GB), max_models, options.prefix_cache_bytes)
@@ -70,7 +72,7 @@ class ModelPoolManager:
         self._options = options
         self._patience = patience
         self._keep_alive_seconds = keep_alive_seconds
-        self._reports = PoolReports()
+        self._reports = PoolReports(metrics if metrics is not None else Metrics(self.catalog.knows))
         self._restarts = Restarts(self._restart)
         self._idle = IdleTimers(self._idle_for_too_long)
         self._kept: set[str] = set()
@@ -321,7 +323,7 @@ class ModelPoolManager:
                 raise InsufficientMemory(self.budget.no_room_message(model_id, needed_bytes, holdings), param="model")
             await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
 
-    def _let_go(self, model: LoadedModel, reason: Reason, for_model: str | None = None) -> "asyncio.Task[None]":
+    def _let_go(self, model: LoadedModel, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
         """Takes the model out at once, and ends its worker in a task. Its memory is free when that is done."""
         model_id = model.model_id
         self._reports.leaves(model_id, reason, for_model)
