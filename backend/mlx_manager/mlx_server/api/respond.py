@@ -59,13 +59,14 @@ class _EventStream(EventSourceResponse):
         super().__init__(content, sep="\n", ping=KEEP_ALIVE_SECONDS)
         self._events = events
         self._content = content
+        self._is_complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with aclosing(self._events), aclosing(self._content):
                 await super().__call__(scope, receive, send)
         finally:
-            if self.active:
+            if not self._is_complete:
                 scope["state"]["exchange"].status = STATUS_CLIENT_CLOSED_REQUEST
 
     async def _stream_response(self, send: Send) -> None:
@@ -76,6 +77,7 @@ class _EventStream(EventSourceResponse):
         async with self._send_lock:
             self.active = False
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._is_complete = True
 
 
 async def _first(events: GenerationEvents) -> GenerationEvent:
