@@ -20,7 +20,7 @@ from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.choices import ChoiceEvent, best_of, keeps_the_best, plan_choices
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.deadline import within
-from mlx_manager.mlx_server.services.prompts import read_prompts
+from mlx_manager.mlx_server.services.prompts import check_length, read_prompts
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.tracing import traced
 from mlx_manager.mlx_server.types import (
@@ -41,11 +41,21 @@ Answer = JsonObject | AsyncIterator[JsonObject]
 class InferenceService:
     """Turns requests into events, over the models of a pool and those of upstreams."""
 
-    def __init__(self, pool: ModelPoolManager, timeout_seconds: float = 0, routing: Routing | None = None) -> None:
-        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's."""
+    def __init__(
+        self,
+        pool: ModelPoolManager,
+        timeout_seconds: float = 0,
+        routing: Routing | None = None,
+        max_prompt_characters: int = 0,
+    ) -> None:
+        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's.
+
+        Prompts over `max_prompt_characters` are refused; 0 for none.
+        """
         self._pool = pool
         self._routing = routing if routing is not None else Routing(pool)
         self._timeout_seconds = timeout_seconds
+        self._max_prompt_characters = max_prompt_characters
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         """The events of the request, `Started` once it is admitted. Closing the iterator cancels the generation."""
@@ -53,8 +63,9 @@ class InferenceService:
         return within(events, self._timeout_seconds) if self._timeout_seconds else events
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
+        check_length(request, self._max_prompt_characters)
         async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
-            prompts = await read_prompts(model, request)
+            prompts = await read_prompts(model, request, self._max_prompt_characters)
             grammar = await compile_grammar(self._pool.grammars, model, request)
             planned = plan_choices(model, request, prompts, grammar)
             runs = [run for run, _ in planned]
