@@ -39,12 +39,13 @@ def render(
         raise ValueError("Cannot apply chat template to an empty conversation. Provide at least one message.")
     if continue_final_message and add_generation_prompt:
         raise ValueError("continue_final_message and add_generation_prompt are not compatible: set one of them.")
+    compiled = _compiled(template)
     chat = [
         _with_reasoning({key: value for key, value in message.items() if value is not None}) for message in messages
     ]
     field = continue_final_message if isinstance(continue_final_message, str) else "content"
     continued = _mark_end(chat[-1], field, template) if continue_final_message else None
-    text = _compiled(template).render(
+    text = compiled.render(
         messages=chat, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt, **variables
     )
     return text if continued is None else _cut_at_mark(text, continued)
