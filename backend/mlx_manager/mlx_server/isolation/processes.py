@@ -21,6 +21,8 @@ T = TypeVar("T")
 Ending = Literal["time", "memory", "size", "crash"]
 
 MAX_THREADS = 64
+PATIENCE_SECONDS = 0.1
+"""About what it takes to start a process: most answers come sooner."""
 _ENVIRONMENT = ("PATH", "HOME", "TZ", "LANG", "LC_", "PYTHON", "LD_", "DYLD_", "VIRTUAL_ENV")
 """What names of variables begin with that a process gets: no key of the server's is among them."""
 
@@ -34,7 +36,7 @@ class Broken(Exception):
 
 
 class ProcessPool:
-    """Processes that run `module`, one for each question that is asked at a time. `max_idle` of them wait for the next.
+    """Processes that run `module`, as many as there are questions at a time. `max_idle` of them wait for the next.
 
     An answer may take `answer_seconds`, also where the machine is busy: processes bound their CPU time themselves.
     """
@@ -44,7 +46,7 @@ class ProcessPool:
         self._max_idle = max_idle
         self._answer_seconds = answer_seconds
         self._max_answer_bytes = max_answer_bytes
-        self._lock = threading.Lock()
+        self._freed = threading.Condition()
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
         self._closed = False
@@ -52,11 +54,11 @@ class ProcessPool:
 
     def ask(self, question: bytes) -> bytes:
         """Blocks; from any thread. Raises Broken."""
-        return self._ask(self._take(), question)
+        return self._ask(self._take(PATIENCE_SECONDS), question)
 
     async def answer(self, question: bytes) -> bytes:
         """As `ask` does; a caller that is cancelled ends the process."""
-        process = self._take()
+        process = self._take(0)
         asking = asyncio.ensure_future(self.in_thread(lambda: self._ask(process, question)))
         try:
             return await asyncio.shield(asking)
@@ -76,7 +78,7 @@ class ProcessPool:
 
     def close(self) -> None:
         """Ends all processes, those at work among them."""
-        with self._lock:
+        with self._freed:
             self._closed = True
             processes = [*self._idle, *self._busy]
             self._idle.clear()
@@ -84,11 +86,14 @@ class ProcessPool:
             process.end()
         self._threads.shutdown()
 
-    def _take(self) -> "_Process":
-        with self._lock:
+    def _take(self, patience_seconds: float) -> "_Process":
+        """An idle process, or a new one, where none gets idle in so many seconds."""
+        with self._freed:
+            if self._busy:
+                self._freed.wait_for(lambda: self._idle or self._closed, patience_seconds)
             if self._closed:
                 raise Broken("crash")
-            process = next(iter(self._well()), None) or _Process(self._module)
+            process = next(self._well(), None) or _Process(self._module)
             self._busy.add(process)
         return process
 
@@ -111,11 +116,12 @@ class ProcessPool:
         return answer
 
     def _give_back(self, process: "_Process", is_well: bool) -> None:
-        with self._lock:
+        with self._freed:
             self._busy.discard(process)
             stays = is_well and not self._closed and len(self._idle) < self._max_idle
             if stays:
                 self._idle.append(process)
+                self._freed.notify()
         if not stays:
             process.end()
 

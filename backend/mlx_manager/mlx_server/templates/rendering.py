@@ -17,7 +17,7 @@ from mlx_manager.mlx_server.templates.renderer import CPU_SECONDS, FAILURE, MEMO
 
 T = TypeVar("T")
 
-MAX_IDLE = 2
+MAX_IDLE = 1
 ANSWER_SECONDS = 10.0
 """The process ends itself after two seconds of CPU time; this is for one that got none."""
 MAX_PROMPT_BYTES = 2**26
