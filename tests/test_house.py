@@ -16,8 +16,8 @@ FLOORS = (
     {f"{SERVER}.upstream_settings", f"{SERVER}.records"},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
-    {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils")},
-    {f"{SERVER}.{room}" for room in ("protocols", "models", "engine", "grammars", "parsers")}
+    {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils", "isolation")},
+    {f"{SERVER}.{room}" for room in ("protocols", "models", "engine", "grammars", "templates", "parsers")}
     | {"mlx_manager.providers"},
     {f"{SERVER}.services"},
     {f"{SERVER}.api"},
@@ -31,7 +31,8 @@ NEIGHBOURS = {
     (f"{SERVER}.observability", f"{SERVER}.config"),  # it is told what to configure
     (f"{SERVER}.models", f"{SERVER}.engine"),  # the pool owns the workers
     (f"{SERVER}.models", f"{SERVER}.parsers"),  # an adapter names its output's format
-    (f"{SERVER}.models", f"{SERVER}.grammars"),  # and the processes that try grammars out
+    (f"{SERVER}.models", f"{SERVER}.grammars"),  # the processes that try grammars out
+    (f"{SERVER}.models", f"{SERVER}.templates"),  # and those that render chat templates
 }
 """Rooms of one floor of which the first may import the second."""
 

@@ -168,6 +168,12 @@ class MLXServerSettings(BaseSettings):
     """Status of a body that breaks the schema; 400 is what api.openai.com answers."""
     max_queue: int = Field(default=256, ge=0)
     """Generations of one model that may wait for their turn, beyond those that run."""
+    max_messages: int = Field(default=10_000, ge=1)
+    """Of a request."""
+    max_tools: int = Field(default=1024, ge=1)
+    """Of a request."""
+    max_prompt_characters: int = Field(default=4_000_000, ge=1)
+    """Of a request's prompts together, messages and tools among them; a token id counts as four."""
     request_timeout_seconds: float = Field(default=600, ge=0, allow_inf_nan=False)
     """A request that takes longer is ended; 0 for no limit."""
     worker_timeout_seconds: float = Field(default=30, ge=3, allow_inf_nan=False)

@@ -4,6 +4,7 @@ ServerError
 ├── InvalidRequest             the client asked for something that cannot be served as asked
 │   ├── UnsupportedParameter   a parameter or content that this server does not have
 │   ├── ChatTemplateMissing    chat with a model that has no chat template
+│   ├── ChatTemplateFailed     the model's chat template takes too much time or memory
 │   └── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
 ├── ModelNotFound              no loadable model has that id
 ├── NotAuthorized              the key that the endpoint asks for is missing or wrong
@@ -41,6 +42,10 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class ChatTemplateMissing(InvalidRequest):
+    pass
+
+
+class ChatTemplateFailed(InvalidRequest):
     pass
 
 

@@ -94,7 +94,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
     upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
     routing = Routing(pool, upstreams, settings.fallbacks)
-    inference = InferenceService(pool, settings.request_timeout_seconds, routing, settings.trace_content)
+    inference = InferenceService(
+        pool,
+        settings.request_timeout_seconds,
+        routing,
+        max_prompt_characters=settings.max_prompt_characters,
+        trace_content=settings.trace_content,
+    )
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
     set_running_pool(pool)
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):

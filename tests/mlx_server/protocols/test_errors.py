@@ -9,6 +9,7 @@ TABLE: list[tuple[type[ServerError], int, str, str]] = [
     (errors.InvalidRequest, 400, "invalid_request_error", "invalid_request"),
     (errors.UnsupportedParameter, 400, "invalid_request_error", "unsupported_parameter"),
     (errors.ChatTemplateMissing, 400, "invalid_request_error", "chat_template_missing"),
+    (errors.ChatTemplateFailed, 400, "invalid_request_error", "chat_template_failed"),
     (errors.ContextLengthExceeded, 400, "invalid_request_error", "context_length_exceeded"),
     (errors.ModelNotFound, 404, "invalid_request_error", "model_not_found"),
     (errors.NotAuthorized, 401, "authentication_error", "invalid_api_key"),

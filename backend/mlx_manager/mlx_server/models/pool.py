@@ -27,6 +27,7 @@ from mlx_manager.mlx_server.models.reports import PoolReports
 from mlx_manager.mlx_server.models.restarts import Restarts
 from mlx_manager.mlx_server.models.state import ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
+from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 
 __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
@@ -68,6 +69,7 @@ class ModelPoolManager:
         self.budget = Budget(int(max_memory_gb * BYTES_PER_GB), max_models, options.prefix_cache_bytes)
         self.admission = Admission(max_queue)
         self.grammars = GrammarValidator()
+        self._templates = TemplateRenderer()
         self.draining = False
         self._options = options
         self._patience = patience
@@ -240,6 +242,7 @@ class ModelPoolManager:
         await asyncio.gather(*self._leaving.values())
         self._idle.cancel_all()
         await self.grammars.close()
+        await asyncio.to_thread(self._templates.close)
 
     def _load_once(self, entry: ModelEntry) -> _Load:
         if self._closed:
@@ -288,7 +291,9 @@ class ModelPoolManager:
         self._share_out()
         options = worker_options(self._options, self.budget.shares(self.holdings())[entry.id], entry)
         keep_alive = self.keep_alive_seconds(entry)
-        return await load_model(entry, folder, options, self._patience, keep_alive, progress, self._on_death)
+        return await load_model(
+            entry, folder, options, self._patience, keep_alive, progress, self._templates, self._on_death
+        )
 
     def _on_death(self, engine: EngineClient) -> None:
         """A worker died at work: its model gets a new one unasked, so that the next request does not wait for it."""

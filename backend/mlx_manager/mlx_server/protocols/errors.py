@@ -17,6 +17,7 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.InvalidRequest: ErrorKind(400, "invalid_request_error", "invalid_request"),
     errors.UnsupportedParameter: ErrorKind(400, "invalid_request_error", "unsupported_parameter"),
     errors.ChatTemplateMissing: ErrorKind(400, "invalid_request_error", "chat_template_missing"),
+    errors.ChatTemplateFailed: ErrorKind(400, "invalid_request_error", "chat_template_failed"),
     errors.ContextLengthExceeded: ErrorKind(400, "invalid_request_error", "context_length_exceeded"),
     errors.ModelNotFound: ErrorKind(404, "invalid_request_error", "model_not_found"),
     errors.NotAuthorized: ErrorKind(401, "authentication_error", "invalid_api_key"),

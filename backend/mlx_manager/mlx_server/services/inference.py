@@ -23,7 +23,7 @@ from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.deadline import within
-from mlx_manager.mlx_server.services.prompts import read_prompts
+from mlx_manager.mlx_server.services.prompts import check_length, read_prompts
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.tracing import traced
 from mlx_manager.mlx_server.types import (
@@ -49,12 +49,18 @@ class InferenceService:
         pool: ModelPoolManager,
         timeout_seconds: float = 0,
         routing: Routing | None = None,
+        *,
+        max_prompt_characters: int = 0,
         trace_content: bool = False,
     ) -> None:
-        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's."""
+        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's.
+
+        Prompts over `max_prompt_characters` are refused; 0 for none.
+        """
         self._pool = pool
         self._routing = routing if routing is not None else Routing(pool)
         self._timeout_seconds = timeout_seconds
+        self._max_prompt_characters = max_prompt_characters
         self._trace_content = trace_content
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
@@ -65,10 +71,11 @@ class InferenceService:
         return traced(events, request, self._trace_content)
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
+        check_length(request, self._max_prompt_characters)
         record, asked_at = request.record, time.time()
         async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
             _note_lease(record, model, asked_at)
-            prompts = await read_prompts(model, request)
+            prompts = await read_prompts(model, request, self._max_prompt_characters)
             record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self._pool.grammars, model, request)
             planned = plan_choices(model, request, prompts, grammar)

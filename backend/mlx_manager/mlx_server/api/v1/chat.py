@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from mlx_manager.mlx_server.api.dependencies import State, require
+from mlx_manager.mlx_server.api.dependencies import State, WithinLimits, require
 from mlx_manager.mlx_server.api.exchange import note_generation
 from mlx_manager.mlx_server.api.respond import respond
 from mlx_manager.mlx_server.protocols.chat import ChatBuilder, to_request
@@ -11,7 +11,7 @@ from mlx_manager.mlx_server.schemas.openai import ChatCompletionRequest, ChatCom
 router = APIRouter(tags=["chat"])
 
 
-@router.post("/chat/completions", response_model=ChatCompletionResponse)
+@router.post("/chat/completions", response_model=ChatCompletionResponse, dependencies=[WithinLimits])
 async def create_chat_completion(body: ChatCompletionRequest, request: Request, state: State) -> Response:
     server = require(state)
     chat = to_request(body, server.settings.default_max_tokens, server.settings.reject_unknown_fields)

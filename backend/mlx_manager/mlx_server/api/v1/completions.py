@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from mlx_manager.mlx_server.api.dependencies import State, require
+from mlx_manager.mlx_server.api.dependencies import State, WithinLimits, require
 from mlx_manager.mlx_server.api.exchange import note_generation
 from mlx_manager.mlx_server.api.respond import respond
 from mlx_manager.mlx_server.protocols.completions import CompletionBuilder, to_request
@@ -11,7 +11,7 @@ from mlx_manager.mlx_server.schemas.openai import CompletionRequest, CompletionR
 router = APIRouter(tags=["completions"])
 
 
-@router.post("/completions", response_model=CompletionResponse)
+@router.post("/completions", response_model=CompletionResponse, dependencies=[WithinLimits])
 async def create_completion(body: CompletionRequest, request: Request, state: State) -> Response:
     server = require(state)
     completion = to_request(body, server.settings.reject_unknown_fields)
