@@ -110,10 +110,10 @@ class Listener:
         while not self._enough.is_set():
             last = time.monotonic()
             with self._server.stream("/v1/chat/completions", body) as payloads:
-                for _ in payloads:
+                for payload in payloads:
                     self.gaps_seconds.append(time.monotonic() - last)
-                    last = time.monotonic()
-            self.endings.append(payload)
+                    last, ending = time.monotonic(), payload
+            self.endings.append(ending)
 
 
 def test_hostile_templates_are_refused_in_time_while_others_are_served(beset: RunningServer) -> None:

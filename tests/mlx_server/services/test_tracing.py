@@ -221,6 +221,7 @@ async def test_loads_evictions_and_deaths_are_spans(
     assert (told["mlx_manager.evicted_model"], told["gen_ai.request.model"]) == ("demo", "babbler")
     (died,) = spans(exporter, "worker_died")
     assert "SIGKILL" in attributes(died)["mlx_manager.reason"]
+    assert died.parent is None  # and not the request that had the model loaded, which is over
 
 
 async def test_content_is_on_the_span_when_it_is_asked_for(exporter: TestExporter, anyio_backend: str) -> None:
