@@ -78,7 +78,7 @@ def test_every_gap_of_a_stream_is_counted(counted: RunningServer) -> None:
     total = after.value("request_duration_seconds_sum", endpoint=CHAT, model="demo") - before.value(
         "request_duration_seconds_sum", endpoint=CHAT, model="demo"
     )
-    assert gaps == len(pieces) - 1 > 10
+    assert gaps == len(pieces) - 1 > 0
     assert 0 < seconds < total
 
 
