@@ -110,6 +110,7 @@ OTHERS: list[tuple[str, tuple[str, ...], list[tuple[object, int, str]]]] = [
     ("tools", (CHAT,), [(tool(parameters=[]), 422, f"{FUNCTION_AT}.parameters")]),
     ("tools", (CHAT,), [(tool(parameters={"type": "array"}), 400, f"{FUNCTION_AT}.parameters")]),
     ("tools", (CHAT,), [(tool(parameters={"properties": []}), 400, f"{FUNCTION_AT}.parameters.properties")]),
+    ("tools", (CHAT,), [(tool(parameters={"properties": {"\ud800": {}}}), 400, "messages")]),
     ("tools", (CHAT,), [(tool(parameters={"required": "a"}), 400, f"{FUNCTION_AT}.parameters.required")]),
     ("tools", (CHAT,), [([*tool(), *tool()], 400, "tools[1].function.name"), ([*tool()] * 2000, 400, "tools")]),
     ("tool_choice", (CHAT,), [*each(422, "tool_choice", 1, "f", []), ({}, 422, "tool_choice.type")]),

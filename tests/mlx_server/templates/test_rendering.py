@@ -89,8 +89,9 @@ def test_a_complaint_is_cut(templates: TemplateRenderer) -> None:
     assert len(str(refusal.value)) == 1000
 
 
-def test_text_that_is_no_unicode_comes_back_as_it_was(templates: TemplateRenderer) -> None:
-    assert rendered(templates, "{{ half }}", half="a\ud800") == "a\ud800"
+def test_text_that_is_no_unicode_is_refused(templates: TemplateRenderer) -> None:
+    with pytest.raises(TemplateError, match="surrogates"):
+        rendered(templates, "{{ half }}", half="a\ud800")
 
 
 def test_what_is_nested_without_end_is_refused(templates: TemplateRenderer) -> None:

@@ -23,8 +23,8 @@ def main() -> None:
 def _answer(question: bytes) -> bytes:
     arguments, _, template = question.partition(b"\0")
     try:
-        text = render(template.decode("utf-8", "surrogatepass"), **json.loads(arguments))
-        return TEXT + text.encode("utf-8", "surrogatepass")
+        text = render(template.decode(), **json.loads(arguments))
+        return TEXT + text.encode()  # half a character in a tool's schema, say, is an error here
     except MemoryError:
         raise
     except Exception as exc:  # a template may raise anything

@@ -13,7 +13,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from mlx_manager.mlx_server.errors import ChatTemplateFailed
 from mlx_manager.mlx_server.isolation.processes import Broken, Ending, ProcessPool
-from mlx_manager.mlx_server.templates.renderer import CPU_SECONDS, FAILURE, MEMORY_BYTES
+from mlx_manager.mlx_server.templates.renderer import CPU_SECONDS, FAILURE, MEMORY_BYTES, TEXT
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class TemplateRenderer:
         except RecursionError as exc:
             raise ValueError("they are nested too deeply") from exc
         try:
-            answer = self._processes.ask(question.encode() + b"\0" + template.encode("utf-8", "surrogatepass"))
+            answer = self._processes.ask(question.encode() + b"\0" + template.encode())
         except Broken as exc:
             raise ChatTemplateFailed(
                 f"The model's chat template {_TOO_MUCH[exc.ending]}. Send fewer or shorter messages; if it does so "
@@ -60,7 +60,7 @@ class TemplateRenderer:
             ) from exc
         if answer.startswith(FAILURE):
             raise _failure(*json.loads(answer.removeprefix(FAILURE)))
-        return answer[1:].decode("utf-8", "surrogatepass")
+        return answer.removeprefix(TEXT).decode()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """What `work` gives, which may render."""
