@@ -23,6 +23,12 @@ from sse_starlette.sse import AppStatus
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
+from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
+from mlx_manager.mlx_server.api.edge.cors import Cors
+from mlx_manager.mlx_server.api.edge.exposure import warn_of_openness, why_too_open
+from mlx_manager.mlx_server.api.edge.hosts import HostCheck
+from mlx_manager.mlx_server.api.edge.keys import KeyCheck
+from mlx_manager.mlx_server.api.edge.rules import edge_rules
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.health import router as health_router
@@ -53,9 +59,24 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
     app.include_router(admin_router)
     app.include_router(v1_router)
     install_error_handlers(app, settings.validation_error_status)
-    app.add_middleware(ExchangeMiddleware)
+    app.state.edge = edge_rules(settings)
+    _add_middlewares(app, settings)
     app.state.instrumented = instrument(app, settings)
     return app
+
+
+def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
+    """From the innermost to the outermost, which sees a request first."""
+    app.add_middleware(
+        BodyLimits,
+        max_bytes=int(settings.max_body_mb * BYTES_PER_MB),
+        max_json_depth=settings.max_json_depth,
+        broken_status=settings.validation_error_status,
+    )
+    app.add_middleware(KeyCheck)
+    app.add_middleware(Cors)
+    app.add_middleware(HostCheck)
+    app.add_middleware(ExchangeMiddleware)
 
 
 @contextlib.asynccontextmanager
@@ -134,6 +155,11 @@ def serve() -> None:
     except OSError as exc:
         print(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.", file=sys.stderr)
         raise SystemExit(2) from exc
+    too_open = why_too_open(settings, listeners)
+    if too_open is not None:
+        print(too_open, file=sys.stderr)
+        raise SystemExit(2)
+    warn_of_openness(settings, listeners)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
     config = uvicorn.Config(
         app,
