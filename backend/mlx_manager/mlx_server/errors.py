@@ -10,6 +10,7 @@ ServerError
 ├── AdminClosed                there is no key that would open the admin endpoints
 ├── HostNotAllowed             the request is addressed to a name that is not this server's
 ├── RequestTooLarge            the body is longer than the server reads
+├── RequestTooSlow             the body does not arrive
 ├── UnsupportedEncoding        the body is compressed
 ├── RequestRateExceeded        the key has asked more often in a minute than it may
 ├── TokenRateExceeded          the key has used more tokens in a minute than it may
@@ -71,6 +72,10 @@ class HostNotAllowed(ServerError):
 
 
 class RequestTooLarge(ServerError):
+    pass
+
+
+class RequestTooSlow(ServerError):
     pass
 
 

@@ -24,6 +24,7 @@ from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
 from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
+from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, protocol_with
 from mlx_manager.mlx_server.api.edge.cors import Cors
 from mlx_manager.mlx_server.api.edge.exposure import warn_of_openness, why_too_open
 from mlx_manager.mlx_server.api.edge.hosts import HostCheck
@@ -42,6 +43,7 @@ from mlx_manager.mlx_server.observability import configure_logging, instrument
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
+from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB, get_memory_usage, recommended_memory_gb
 
@@ -72,6 +74,7 @@ def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
         max_bytes=int(settings.max_body_mb * BYTES_PER_MB),
         max_json_depth=settings.max_json_depth,
         broken_status=settings.validation_error_status,
+        timeout_seconds=settings.body_timeout_seconds,
     )
     app.add_middleware(KeyCheck)
     app.add_middleware(Cors)
@@ -160,11 +163,16 @@ def serve() -> None:
         print(too_open, file=sys.stderr)
         raise SystemExit(2)
     warn_of_openness(settings, listeners)
+    room = raise_descriptor_limit(settings.max_connections)
+    if room is not None:
+        logger.warning("The system lets this process have %d connections: raise `ulimit -n`", room)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
+    limits = ConnectionLimits(settings.max_connections, settings.header_timeout_seconds, settings.body_timeout_seconds)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=protocol_with(limits),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

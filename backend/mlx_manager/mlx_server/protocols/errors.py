@@ -23,6 +23,7 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.AdminClosed: ErrorKind(403, "permission_error", "admin_closed"),
     errors.HostNotAllowed: ErrorKind(421, "invalid_request_error", "host_not_allowed"),
     errors.RequestTooLarge: ErrorKind(413, "invalid_request_error", "request_too_large"),
+    errors.RequestTooSlow: ErrorKind(408, "invalid_request_error", "request_timeout"),
     errors.UnsupportedEncoding: ErrorKind(415, "invalid_request_error", "unsupported_encoding"),
     errors.RequestRateExceeded: ErrorKind(429, "requests", "rate_limit_exceeded"),
     errors.TokenRateExceeded: ErrorKind(429, "tokens", "rate_limit_exceeded"),

@@ -11,12 +11,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.mlx_server.api.edge.json_shape import fault_of_json
 from mlx_manager.mlx_server.api.edge.refusals import has_body, header, refuse
-from mlx_manager.mlx_server.errors import RequestTooLarge, ServerBusy, ServerError, UnsupportedEncoding
+from mlx_manager.mlx_server.errors import RequestTooLarge, RequestTooSlow, ServerBusy, ServerError, UnsupportedEncoding
 from mlx_manager.mlx_server.protocols.errors import broken_body, envelope
 
 SMALL_BODY_BYTES = 2**20
 LARGEST_BODIES_HELD = 8
 BYTES_PER_MB = 2**20
+SLOWEST_BYTES_PER_SECOND = 16_384
 
 
 class _ClientLeft(Exception):
@@ -26,11 +27,14 @@ class _ClientLeft(Exception):
 class BodyLimits:
     """Bodies above 1 MiB share the room of eight of the largest; each holds its part until its answer has ended."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, max_json_depth: int, broken_status: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, max_json_depth: int, broken_status: int, timeout_seconds: float
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._max_json_depth = max_json_depth
         self._broken = broken_body(broken_status)
+        self._timeout_seconds = timeout_seconds
         self._room = _Room(LARGEST_BODIES_HELD * max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,9 +61,15 @@ class BodyLimits:
             raise _Refused(UnsupportedEncoding("Compressed bodies are not read: send it without Content-Encoding."))
 
     async def _read(self, receive: Receive, share: "_Share") -> bytes:
-        body = bytearray()
+        """A body that stops coming, or comes more slowly than anybody's line is, is refused."""
+        body, begun = bytearray(), asyncio.get_running_loop().time()
         while True:
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(begun + self._timeout_seconds + len(body) / SLOWEST_BYTES_PER_SECOND):
+                    message = await receive()
+            except TimeoutError as exc:
+                late = RequestTooSlow(f"Of the body only {len(body)} bytes came in time: send it at once.")
+                raise _Refused(late) from exc
             if message["type"] == "http.disconnect":
                 raise _ClientLeft
             body += message["body"]
