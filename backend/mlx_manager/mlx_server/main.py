@@ -29,6 +29,7 @@ from mlx_manager.mlx_server.api.edge.cors import Cors
 from mlx_manager.mlx_server.api.edge.exposure import warn_of_openness, why_too_open
 from mlx_manager.mlx_server.api.edge.hosts import HostCheck
 from mlx_manager.mlx_server.api.edge.keys import KeyCheck
+from mlx_manager.mlx_server.api.edge.rate_limits import RateLimits
 from mlx_manager.mlx_server.api.edge.rules import edge_rules
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
@@ -76,6 +77,7 @@ def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
         broken_status=settings.validation_error_status,
         timeout_seconds=settings.body_timeout_seconds,
     )
+    app.add_middleware(RateLimits)
     app.add_middleware(KeyCheck)
     app.add_middleware(Cors)
     app.add_middleware(HostCheck)

@@ -27,7 +27,5 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
         header_timeout_seconds=1,
         body_timeout_seconds=2,
         max_connections=12,
-        rate_limit_requests_per_minute=4,
-        rate_limit_tokens_per_minute=400,
     ) as running:
         yield running

@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_manager.mlx_server.api.edge.refusals import refuse
-from mlx_manager.mlx_server.api.edge.rules import EdgeRules, digest_of, is_of_network, rules_of
+from mlx_manager.mlx_server.api.edge.rules import EdgeRules, digest_of, is_of_network, path_of, rules_of
 from mlx_manager.mlx_server.errors import AdminClosed, NotAuthorized
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -41,7 +41,7 @@ class KeyCheck:
         access, name = _access(rules_of(scope), scope, offered)
         scope["state"]["access"] = access
         scope["state"]["exchange"].key_name = name
-        if access is Access.NONE and scope["path"] not in OPEN_PATHS:
+        if access is Access.NONE and path_of(scope) not in OPEN_PATHS:
             error = NotAuthorized(_WRONG_KEY if offered else _NO_KEY)
             return await refuse(error, scope, receive, send, CHALLENGE)
         return await self._app(scope, receive, send)

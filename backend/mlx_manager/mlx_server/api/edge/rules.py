@@ -49,6 +49,12 @@ def rules_of(scope: Scope) -> EdgeRules:
     return rules
 
 
+def path_of(scope: Scope) -> str:
+    """As the routes see it, wherever the app is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def digest_of(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
