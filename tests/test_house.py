@@ -138,8 +138,9 @@ def importers(package: str) -> set[str]:
     }
 
 
-def test_only_observability_imports_logfire() -> None:
-    assert importers("logfire") == {f"{SERVER}.observability"}
+@pytest.mark.parametrize("package", ["logfire", "opentelemetry", "prometheus_client"])
+def test_only_observability_imports_what_watches_the_server(package: str) -> None:
+    assert {room_of(module) for module in importers(package)} == {f"{SERVER}.observability"}
 
 
 def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
@@ -147,9 +148,7 @@ def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
 
 
 def test_http_is_known_to_the_api_and_what_starts_it_only() -> None:
-    assert {room_of(module) for module in importers("fastapi")} <= {
-        f"{SERVER}.{room}" for room in ("api", "main", "observability")
-    }
+    assert {room_of(module) for module in importers("fastapi")} <= {f"{SERVER}.{room}" for room in ("api", "main")}
 
 
 def test_providers_stand_beside_the_server_and_do_not_import_it() -> None:

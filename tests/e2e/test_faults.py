@@ -35,7 +35,7 @@ def test_killed_worker_ends_the_stream_with_an_error_and_the_next_request_is_ans
 
 
 def test_killed_worker_is_a_500_for_a_request_that_is_not_streamed(tmp_path: Path, babbler: Path) -> None:
-    with running_server(tmp_path, default_model=babbler) as server, ThreadPoolExecutor(1) as client:
+    with running_server(tmp_path, default_model=babbler, log_level="DEBUG") as server, ThreadPoolExecutor(1) as client:
         pending = client.submit(server.post, "/v1/completions", BABBLE)
         server.wait_for_log("Starting generation")
         server.workers()[0].kill()
@@ -47,7 +47,7 @@ def test_killed_worker_is_a_500_for_a_request_that_is_not_streamed(tmp_path: Pat
 def test_worker_killed_in_prefill_is_an_error_and_the_next_request_is_answered(
     tmp_path: Path, babbler: Path, stage_steps: StageSteps
 ) -> None:
-    with running_server(tmp_path, default_model=babbler) as server, ThreadPoolExecutor(1) as client:
+    with running_server(tmp_path, default_model=babbler, log_level="DEBUG") as server, ThreadPoolExecutor(1) as client:
         stage_steps(0.2)  # a second at least, for the chunks of this prompt
         pending = client.submit(server.post, "/v1/completions", BABBLE | {"prompt": "word " * 3000})
         server.wait_for_log("Starting generation")
@@ -66,7 +66,6 @@ def test_client_that_leaves_stops_its_generation(tmp_path: Path, babbler: Path) 
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/completions", json=BABBLE, timeout=1)
         _assert_idle(server.workers()[0])
-        assert "Generation complete" not in server.log.read_text()
 
 
 def test_sigterm_lets_the_running_stream_finish_and_leaves_no_process(tmp_path: Path, babbler: Path) -> None:

@@ -1,6 +1,7 @@
 """Traces over the wire: a collector on loopback that answers, one that is slow, and one that is not there."""
 
 import gzip
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -21,6 +23,7 @@ class Collector(ThreadingHTTPServer):
     def __init__(self, delay_seconds: float) -> None:
         self.delay_seconds = delay_seconds
         self.spans: list[Span] = []
+        self.metrics: set[str] = set()
         super().__init__(("127.0.0.1", 0), _CollectorHandler)
 
     @property
@@ -34,10 +37,13 @@ class _CollectorHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         time.sleep(self.server.delay_seconds)
+        raw = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
         if self.path == "/v1/traces":
-            raw = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
             for resource in ExportTraceServiceRequest.FromString(raw).resource_spans:
                 self.server.spans += [span for scope in resource.scope_spans for span in scope.spans]
+        if self.path == "/v1/metrics":
+            for measured in ExportMetricsServiceRequest.FromString(raw).resource_metrics:
+                self.server.metrics |= {metric.name for scope in measured.scope_metrics for metric in scope.metrics}
         self.send_response(200)
         self.end_headers()
 
@@ -60,12 +66,15 @@ def test_requests_arrive_at_an_otlp_collector(tmp_path: Path, monkeypatch: pytes
             assert "LogFire instrumentation enabled" in server.log.read_text()
             answer = server.chat("Count to 3")
         spans = {span.name: span for span in receiving.spans}
-        chat, http, load = spans["chat_completion"], spans["POST /v1/chat/completions"], spans["model_load"]
+        chat, http, load = spans["chat demo"], spans["POST /v1/chat/completions"], spans["model_load"]
     recorded = {pair.key: pair.value for pair in chat.attributes}
     assert recorded["gen_ai.response.id"].string_value == answer["id"]
     assert recorded["gen_ai.usage.output_tokens"].int_value == answer["usage"]["completion_tokens"]
     assert (chat.trace_id, chat.parent_span_id) == (http.trace_id, http.span_id)
+    phases = {span.name for span in receiving.spans if span.parent_span_id == chat.span_id}
+    assert phases == {"queue", "prefill", "decode", "parse"}
     assert load.end_time_unix_nano > load.start_time_unix_nano
+    assert {"gen_ai.client.token.usage", "gen_ai.server.time_to_first_token"} <= receiving.metrics
     assert "Count to" not in str(receiving.spans)
 
 
@@ -74,7 +83,23 @@ def test_requests_arrive_at_logfire_with_a_token(tmp_path: Path) -> None:
         (tmp_path / "pyproject.toml").write_text(f'[tool.logfire]\nbase_url = "{receiving.url}"\n')
         with running_server(tmp_path, logfire_token="pylf_v1_us_token") as server:
             server.chat("Count to 3")
-        assert {"chat_completion", "POST /v1/chat/completions"} <= {span.name for span in receiving.spans}
+        assert {"chat demo", "POST /v1/chat/completions"} <= {span.name for span in receiving.spans}
+
+
+def test_a_request_over_an_upstream_is_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with collector() as receiving:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiving.url)
+        with running_server(tmp_path) as behind:
+            upstreams = json.dumps([{"name": "far", "kind": "openai", "base_url": behind.url}])
+            with running_server(tmp_path, upstreams=upstreams) as front:
+                front.post("/v1/completions", {"model": "far/demo", "prompt": "Once", "max_tokens": 3})
+    spans = {span.name: span for span in receiving.spans}
+    asked, answering = spans["text_completion far/demo"], spans["text_completion demo"]
+    assert asked.trace_id == answering.trace_id
+    assert {span.name for span in receiving.spans if span.parent_span_id == asked.span_id} == {
+        "decode",
+        "POST /v1/completions",
+    }
 
 
 @pytest.mark.parametrize("fault", ["dead", "slow"])

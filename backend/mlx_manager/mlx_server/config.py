@@ -178,6 +178,10 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     that can; a JSON object in the environment."""
 
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
+    log_format: Literal["human", "json"] = "human"
+    """Lines for people, or an object a line."""
+    trace_content: bool = False
+    """Whether prompts and answers are recorded on the spans of requests."""
     logfire_enabled: bool = True
     logfire_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")

@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp
 
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.api.admin import router as admin_router
@@ -34,13 +35,14 @@ from mlx_manager.mlx_server.api.edge.rules import edge_rules
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.health import router as health_router
+from mlx_manager.mlx_server.api.metrics import router as metrics_router
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.config import MLXServerSettings, mlx_server_settings
 from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
-from mlx_manager.mlx_server.observability import configure_logging, instrument
+from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
@@ -56,15 +58,22 @@ DRAIN_POLL_SECONDS = 0.05
 
 def create_app(settings: MLXServerSettings) -> FastAPI:
     """The ASGI application. It validates without a lifespan, and answers inside of one."""
-    app = FastAPI(title="MLX Manager", version=__version__, lifespan=lifespan)
+    app = _App(
+        title="MLX Manager",
+        version=__version__,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # it records query strings, and is dear
+    )
     app.state.settings = settings
+    app.state.tracing = instrument(settings)
+    app.state.metrics = Metrics(lambda model_id: _is_model(app, model_id))
     app.include_router(health_router)
+    app.include_router(metrics_router)
     app.include_router(admin_router)
     app.include_router(v1_router)
     install_error_handlers(app, settings.validation_error_status)
     app.state.edge = edge_rules(settings)
     _add_middlewares(app, settings)
-    app.state.instrumented = instrument(app, settings)
     return app
 
 
@@ -81,7 +90,22 @@ def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
     app.add_middleware(KeyCheck)
     app.add_middleware(Cors)
     app.add_middleware(HostCheck)
-    app.add_middleware(ExchangeMiddleware)
+
+
+class _App(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        """The exchange is around FastAPI's own middlewares too: the last of them answers when all else has failed."""
+        inner = super().build_middleware_stack()
+        return ExchangeMiddleware(inner, self.state.metrics, spans=self.state.tracing.collected)
+
+
+def _is_model(app: FastAPI, model_id: str) -> bool:
+    """Whether a model of this machine or of an upstream has that id."""
+    server: ServerState | None = getattr(app.state, "server", None)
+    if server is None:
+        return False
+    known = server.pool.catalog.knows(model_id) or server.pool.is_loaded(model_id)
+    return known or any(model.id == model_id for model in server.upstreams.models())
 
 
 @contextlib.asynccontextmanager
@@ -90,13 +114,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     _refuse_several_api_processes()
     AppStatus.enable_automatic_graceful_drain = False  # it cuts every stream at SIGTERM; ours may finish
     settings: MLXServerSettings = app.state.settings
-    if app.state.instrumented:
+    if app.state.tracing.enabled:
         logger.info("LogFire instrumentation enabled")
     logger.info("Memory usage at startup: %s", get_memory_usage())
-    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings))
+    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
     upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
     routing = Routing(pool, upstreams, settings.fallbacks)
-    inference = InferenceService(pool, settings.request_timeout_seconds, routing)
+    inference = InferenceService(pool, settings.request_timeout_seconds, routing, settings.trace_content)
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
     set_running_pool(pool)
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
@@ -111,7 +135,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await pool.cleanup()
 
 
-def _make_pool(settings: MLXServerSettings, catalog: Catalog) -> ModelPoolManager:
+def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics) -> ModelPoolManager:
     max_memory_gb, recommended_gb = settings.max_memory_gb, recommended_memory_gb()
     if recommended_gb is not None and "max_memory_gb" not in settings.model_fields_set:
         max_memory_gb = min(max_memory_gb, recommended_gb)
@@ -123,6 +147,7 @@ def _make_pool(settings: MLXServerSettings, catalog: Catalog) -> ModelPoolManage
         max_queue=settings.max_queue,
         patience=Patience(settings.worker_timeout_seconds, settings.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
+        metrics=metrics,
     )
 
 
@@ -154,7 +179,7 @@ def _refuse_several_api_processes() -> None:
 def serve() -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
     settings = mlx_server_settings
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     try:  # before anything is loaded
         listeners = listen(settings.host, settings.port)
     except OSError as exc:

@@ -313,7 +313,7 @@ class Generation:
 
 async def fold(events: GenerationEvents) -> Generation:
     """Consumes and closes `events`: the whole generation, for an answer that is not streamed."""
-    parts: defaultdict[int, _ChoiceParts] = defaultdict(_ChoiceParts)
+    parts: defaultdict[int, ChoiceParts] = defaultdict(ChoiceParts)
     choices: list[Choice] = []
     usage = Usage(0, 0)
     async with aclosing(events):
@@ -332,7 +332,7 @@ async def fold(events: GenerationEvents) -> Generation:
     return Generation(tuple(sorted(choices, key=lambda choice: choice.index)), usage)
 
 
-class _ChoiceParts:
+class ChoiceParts:
     """What has come of one choice."""
 
     def __init__(self) -> None:

@@ -97,20 +97,25 @@ async def _by_id(server: ServerState, model_id: str) -> PoolModel:
 async def _pool_model(pool: ModelPoolManager, entry: ModelEntry) -> PoolModel:
     facts = await asyncio.to_thread(read_facts, entry)
     model, found = pool.loaded(entry.id), pool.state(entry.id)
-    admitted = pool.admission.admitted(entry.id)
-    running = min(admitted, model.engine.stats.running) if model is not None else 0
     row = PoolModel(
         id=entry.id,
         state=_status(pool, entry.id),
         error=found.error,
         progress=LoadProgress(**asdict(found.progress)) if found.progress is not None else None,
         size_bytes=facts.size_bytes if facts is not None else None,
-        sequences=ModelSequences(running=running, waiting=admitted - running),
+        sequences=sequences_of(pool, entry.id),
         pinned=pool.is_pinned(entry.id),
         ttl=pool.keep_alive_seconds(entry),
         expires_in=pool.expires_in_seconds(entry.id),
     )
     return row.model_copy(update=_of_worker(model)) if model is not None else row
+
+
+def sequences_of(pool: ModelPoolManager, model_id: str) -> ModelSequences:
+    """What runs, by the worker's last word, and what waits."""
+    model, admitted = pool.loaded(model_id), pool.admission.admitted(model_id)
+    running = min(admitted, model.engine.stats.running) if model is not None else 0
+    return ModelSequences(running=running, waiting=admitted - running)
 
 
 def _of_worker(model: LoadedModel) -> dict[str, object]:

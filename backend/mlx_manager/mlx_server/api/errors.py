@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from mlx_manager.mlx_server.api.edge.json_route import BodyRefused
+from mlx_manager.mlx_server.api.exchange import exchange_of
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.protocols.errors import ErrorKind, broken_body, envelope, error_body, status_of
 
@@ -20,6 +21,7 @@ def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
 
     async def validation_error(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, RequestValidationError)
+        exchange_of(request).error = exc
         faults = [(_field(fault), _message(fault)) for fault in exc.errors()]
         named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
         return JSONResponse(envelope(broken, named, faults[0][0] or None), broken.status)
@@ -42,6 +44,7 @@ def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
 
 
 async def _server_error(request: Request, exc: Exception) -> JSONResponse:
+    exchange_of(request).error = exc
     wait_seconds = exc.retry_after_seconds if isinstance(exc, ServerError) else None
     headers = {"Retry-After": str(wait_seconds)} if wait_seconds is not None else None
     return JSONResponse(error_body(exc), status_of(exc), headers)

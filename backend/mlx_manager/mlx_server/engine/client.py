@@ -269,7 +269,7 @@ class EngineClient:
                     sequences[message.sequence].admit()
             case Prefilled():
                 if message.sequence in sequences:
-                    sequences[message.sequence].cached_tokens = message.cached_tokens
+                    sequences[message.sequence].prefill(message.cached_tokens, message.queue_seconds)
             case RequestFailed():
                 if message.sequence in sequences:
                     sequences.pop(message.sequence).fail(_failure(message))

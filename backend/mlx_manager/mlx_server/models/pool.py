@@ -23,9 +23,10 @@ from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.idleness import IdleTimers
 from mlx_manager.mlx_server.models.loading import LoadedModel, estimate_bytes, load_model, told, worker_options
+from mlx_manager.mlx_server.models.reports import PoolReports
 from mlx_manager.mlx_server.models.restarts import Restarts
 from mlx_manager.mlx_server.models.state import ModelState
-from mlx_manager.mlx_server.observability import fail_span, start_span
+from mlx_manager.mlx_server.observability import EvictionReason, Metrics
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 
 __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
@@ -61,6 +62,7 @@ class ModelPoolManager:
         max_queue: int = 256,
         patience: Patience = Patience(),  # noqa: B008  it is frozen
         keep_alive_seconds: float = KEEP_FOREVER,
+        metrics: Metrics | None = None,
     ) -> None:
         self.catalog = catalog
         self.budget = Budget(int(max_memory_gb * BYTES_PER_GB), max_models, options.prefix_cache_bytes)
@@ -70,6 +72,7 @@ class ModelPoolManager:
         self._options = options
         self._patience = patience
         self._keep_alive_seconds = keep_alive_seconds
+        self._reports = PoolReports(metrics if metrics is not None else Metrics(self.catalog.knows))
         self._restarts = Restarts(self._restart)
         self._idle = IdleTimers(self._idle_for_too_long)
         self._kept: set[str] = set()
@@ -134,7 +137,7 @@ class ModelPoolManager:
         model, load = self._loaded.get(model_id), self._loads.get(model_id)
         if model is not None:
             model.engine.abandon_sequences(NotReady(f"Model {model_id!r} was unloaded while it was at work."))
-            await asyncio.shield(self._let_go(model))
+            await asyncio.shield(self._let_go(model, "asked"))
             return True
         self._kept.discard(model_id)
         self._restarts.forget(model_id)
@@ -233,7 +236,7 @@ class ModelPoolManager:
             task.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
         for model in list(self._loaded.values()):
-            self._let_go(model)
+            self._let_go(model, "shutdown")
         await asyncio.gather(*self._leaving.values())
         self._idle.cancel_all()
         await self.grammars.close()
@@ -267,27 +270,12 @@ class ModelPoolManager:
                 self._failures[model_id] = failure
 
     async def _load(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
-        """Loads the model, and turns whatever goes wrong into a ServerError that says so to all who wait."""
-        logger.info("Loading model: %s", entry.id)
-        span = start_span("model_load", {"gen_ai.request.model": entry.id})
-        started = time.monotonic()
-        try:
+        with self._reports.load(entry.id):
             async with told(entry.id, progress):
                 model = await self._load_now(entry, progress)
-        except ServerError as exc:
-            logger.error("%s", exc)
-            fail_span(span, exc)
-            raise
-        except Exception as exc:
-            logger.exception("Loading model %s failed", entry.id)
-            fail_span(span, exc)
-            raise ModelLoadFailed(f"Model {entry.id!r} cannot be loaded: {exc!r}") from exc
-        finally:
-            span.end()
         self._loads[entry.id].reserved_bytes = None
         self._loaded[entry.id] = model
         self._kept.add(entry.id)
-        logger.info("Model loaded: %s (%.1fs, %.2fGB)", entry.id, time.monotonic() - started, model.size_gb)
         return model
 
     async def _load_now(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
@@ -309,6 +297,7 @@ class ModelPoolManager:
             del self._loaded[model.model_id]
             self._idle.cancel(model.model_id)
             self._share_out()
+            self._reports.died(model.model_id, engine.epitaph)
             self._restarts.crashed(model.model_id, engine.epitaph, time.time() - model.loaded_at, restart=True)
 
     def _restart(self, model_id: str) -> None:
@@ -325,8 +314,7 @@ class ModelPoolManager:
             victims = self.budget.victims(needed_bytes, holdings)
             if victims is not None:
                 for victim in victims:
-                    logger.info("Evicting model %s to load %s", victim.model_id, model_id)
-                    self._let_go(self._loaded[victim.model_id])
+                    self._let_go(self._loaded[victim.model_id], "room", model_id)
                 self._loads[model_id].reserved_bytes = needed_bytes
                 return
             others = {load.task for load in self._loads.values() if load.reserved_bytes is not None}
@@ -335,9 +323,10 @@ class ModelPoolManager:
                 raise InsufficientMemory(self.budget.no_room_message(model_id, needed_bytes, holdings), param="model")
             await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
 
-    def _let_go(self, model: LoadedModel) -> "asyncio.Task[None]":
+    def _let_go(self, model: LoadedModel, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
         """Takes the model out at once, and ends its worker in a task. Its memory is free when that is done."""
         model_id = model.model_id
+        self._reports.leaves(model_id, reason, for_model)
         del self._loaded[model_id]
         self._kept.discard(model_id)
         self._restarts.forget(model_id)
@@ -379,7 +368,7 @@ class ModelPoolManager:
         model = self._loaded.get(model_id)
         if model is not None:
             logger.info("Unloading model %s: it was idle for %g s", model_id, model.keep_alive_seconds)
-            self._let_go(model)
+            self._let_go(model, "idle")
 
 
 _running_pool: ModelPoolManager | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -13,7 +14,7 @@ from mlx_manager.mlx_server.api.edge.buckets import MAX_BUCKETS, Buckets
 from mlx_manager.mlx_server.api.edge.rate_limits import duration
 from tests.running_server import RunningServer, eventually, running_server
 
-COUNT = {"model": "demo", "messages": [{"role": "user", "content": "Count to 5"}], "temperature": 0}
+COUNT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Count to 5"}], "temperature": 0}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ there was waits until that is made up for. The headers and errors are OpenAI's, 
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -87,10 +87,12 @@ def _headers_of(what: str, balance: Balance) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _with_headers(send: Send, headers: Callable[[], list[tuple[bytes, bytes]]]) -> Send:
-    async def sending(message: Message) -> None:
+    """No coroutine of its own: it is called for each chunk."""
+
+    def sending(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], *headers()]
-        await send(message)
+        return send(message)
 
     return sending
 

@@ -13,6 +13,7 @@ async def refuse(
     error: ServerError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None
 ) -> None:
     """The connection ends where a body is still to come, which nobody will read."""
+    scope["state"]["exchange"].error = error
     sent = dict(headers) if headers is not None else {}
     if error.retry_after_seconds is not None:
         sent["retry-after"] = str(error.retry_after_seconds)

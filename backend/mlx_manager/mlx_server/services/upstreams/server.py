@@ -11,6 +11,7 @@ import msgspec
 
 from mlx_manager.addresses import server_root
 from mlx_manager.mlx_server.errors import ModelNotFound, NotReady, UpstreamError
+from mlx_manager.mlx_server.observability import trace_headers
 from mlx_manager.mlx_server.services.upstreams.bodies import DIALECTS, Request, upstream_body
 from mlx_manager.mlx_server.services.upstreams.checker import UpstreamChecker
 from mlx_manager.mlx_server.services.upstreams.chunks import BadChunk, ChunkReader
@@ -96,9 +97,12 @@ class UpstreamServer:
         body = upstream_body(request, self.settings.kind, await self._own_id(request.model))
         unknown_to_it = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
         reader = ChunkReader(request.sequences, unknown_to_it, request.include_stop)
-        logger.info("Asking upstream %s: %s, model=%s", self.name, request.id, request.model)
+        request.record.model, request.record.upstream = request.model, self.name
+        logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, request.model)
         with self._replies.translated(), self._until_closed():
-            async with self._http.stream("POST", path, content=msgspec.json.encode(body)) as response:
+            async with self._http.stream(
+                "POST", path, content=msgspec.json.encode(body), headers=trace_headers()
+            ) as response:
                 await self._replies.check(response)
                 yield Started()
                 async with aclosing(_payloads(response)) as payloads:
