@@ -24,8 +24,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
 def counted(tmp_path_factory: pytest.TempPathFactory, babbler: Path) -> Iterator[RunningServer]:
     """A server with room for one model at a time."""
     folder = tmp_path_factory.mktemp("counted")
-    settings = {"available_models": babbler, "max_models": 1, "upstreams": json.dumps(GONE), "admin_key": "secret"}
-    with running_server(folder, **settings) as server:
+    with running_server(
+        folder, available_models=babbler, max_models=1, upstreams=json.dumps(GONE), admin_key="secret"
+    ) as server:
         yield server
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -76,6 +77,43 @@ def test_requests_arrive_at_an_otlp_collector(tmp_path: Path, monkeypatch: pytes
     assert load.end_time_unix_nano > load.start_time_unix_nano
     assert {"gen_ai.client.token.usage", "gen_ai.server.time_to_first_token"} <= receiving.metrics
     assert "Count to" not in str(receiving.spans)
+
+
+def test_a_clients_trace_goes_on_in_spans_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace_id, parent_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {
+        "traceparent": f"00-{trace_id}-{parent_id}-01",
+        "x-request-id": "traced.1",
+        "baggage": "secret=bag",
+        "User-Agent": "tester",
+    }
+    body = {"model": "demo", "prompt": "Once", "max_tokens": 3}
+    with collector() as receiving:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiving.url)
+        with running_server(tmp_path, log_format="json") as server:
+            assert httpx.post(f"{server.url}/v1/completions?key=secret", json=body, headers=headers).status_code == 200
+            for path in ("/health", "/ready", "/metrics", "/v1/models/nobody", "/nowhere"):
+                httpx.get(f"{server.url}{path}")
+            server.wait_for_log("GET  /nowhere")
+            log = [json.loads(line) for line in server.log.read_text().splitlines()]
+    servers = {span.name: span for span in receiving.spans if span.kind == Span.SpanKind.SPAN_KIND_SERVER}
+    assert set(servers) == {"POST /v1/completions", "GET /v1/models/{model_id}", "GET"}
+    http = servers["POST /v1/completions"]
+    assert (http.trace_id.hex(), http.parent_span_id.hex()) == (trace_id, parent_id)
+    recorded = {pair.key: pair.value.string_value or pair.value.int_value for pair in http.attributes}
+    expected = {
+        "http.request.method": "POST",
+        "http.route": "/v1/completions",
+        "http.response.status_code": 200,
+        "url.path": "/v1/completions",
+        "client.address": "127.0.0.1",
+        "user_agent.original": "tester",
+        "mlx_manager.request_id": "traced.1",
+    }
+    assert expected.items() <= recorded.items()
+    assert "secret" not in str(receiving.spans)
+    (line,) = [line for line in log if line["logger"] == "mlx_manager.access" and line["request_id"] == "traced.1"]
+    assert (line["trace_id"], line["span_id"]) == (trace_id, http.span_id.hex())
 
 
 def test_requests_arrive_at_logfire_with_a_token(tmp_path: Path) -> None:
