@@ -43,7 +43,17 @@ def _api_keys(value: object) -> object:
     entries = _entries(value.get_secret_value() if isinstance(value, SecretStr) else value)
     if not isinstance(entries, list | tuple):
         raise ValueError("give a list of keys, each as KEY or NAME=KEY")
-    return [_api_key(entry, number) for number, entry in enumerate(entries, 1)]
+    return _distinct([_api_key(entry, number) for number, entry in enumerate(entries, 1)])
+
+
+def _distinct(keys: list[ApiKey]) -> list[ApiKey]:
+    """Two names for one key would leave it open who asks. Raises ValueError."""
+    names: dict[str, str] = {}
+    for key in keys:
+        other = names.setdefault(key.key.get_secret_value(), key.name)
+        if other != key.name:
+            raise ValueError(f"{other} and {key.name} are the same key: give each its own")
+    return keys
 
 
 def _api_key(entry: object, number: int) -> ApiKey:
@@ -75,7 +85,7 @@ def read_keys_file(path: Path) -> list[ApiKey]:
     entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
     if not entries:
         raise ValueError(f"{path} holds no key: write a KEY or NAME=KEY on each line")
-    return [_api_key(entry, number) for number, entry in enumerate(entries, 1)]
+    return _distinct([_api_key(entry, number) for number, entry in enumerate(entries, 1)])
 
 
 def is_readable_by_all(path: Path) -> bool:

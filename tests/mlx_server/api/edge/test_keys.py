@@ -55,7 +55,7 @@ def test_nothing_is_answered_without_a_known_key(guarded: RunningServer, path: s
      bearer("sk-nameless=="), {"x-api-key": ANNA, "Authorization": "Bearer not-needed"}, bearer(ADMIN)],
 )  # fmt: skip
 def test_a_known_key_opens_the_endpoints(guarded: RunningServer, headers: dict[str, str]) -> None:
-    for path in ("/v1/models", "/docs", "/openapi.json"):
+    for path in ("/v1/models", "/docs", "/openapi.json", "/metrics"):
         assert httpx.get(f"{guarded.url}{path}", headers=headers).status_code == 200
 
 
