@@ -1,5 +1,6 @@
 """The settings of the HTTP edge: who may ask, from where, how much at once. Knows nothing of how that is enforced."""
 
+import json
 import os
 import re
 import stat
@@ -33,9 +34,11 @@ UserPath = Annotated[Path, AfterValidator(_absolute)]
 
 
 def _entries(value: object) -> object:
-    """A text is comma-separated, as in the environment; anything else is for the type to check."""
+    """A text is comma-separated or a JSON list, as in the environment; anything else is for the type to check."""
     if not isinstance(value, str):
         return value
+    if value.startswith("["):
+        return json.loads(value)
     return [entry.strip() for entry in value.split(",") if entry.strip()]
 
 

@@ -25,7 +25,7 @@ from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
 from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
-from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, protocol_with
+from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, GuardedProtocol, protocol_with
 from mlx_manager.mlx_server.api.edge.cors import Cors
 from mlx_manager.mlx_server.api.edge.exposure import warn_of_openness, why_too_open
 from mlx_manager.mlx_server.api.edge.hosts import HostCheck
@@ -190,15 +190,11 @@ def serve() -> None:
         print(too_open, file=sys.stderr)
         raise SystemExit(2)
     warn_of_openness(settings, listeners)
-    room = raise_descriptor_limit(settings.max_connections)
-    if room is not None:
-        logger.warning("The system lets this process have %d connections: raise `ulimit -n`", room)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
-    limits = ConnectionLimits(settings.max_connections, settings.header_timeout_seconds, settings.body_timeout_seconds)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=protocol_with(limits),
+        http=_protocol(settings),
         ws="none",
         log_config=None,
         access_log=False,
@@ -206,6 +202,15 @@ def serve() -> None:
         timeout_graceful_shutdown=LAST_ERRORS_SECONDS,
     )
     _Server(config).run(listeners)
+
+
+def _protocol(settings: MLXServerSettings) -> type[GuardedProtocol]:
+    room = raise_descriptor_limit(settings.max_connections)
+    if room is not None:
+        logger.warning("The system lets this process have %d connections: raise `ulimit -n`", room)
+    return protocol_with(
+        ConnectionLimits(settings.max_connections, settings.header_timeout_seconds, settings.body_timeout_seconds)
+    )
 
 
 class _Server(uvicorn.Server):
