@@ -1,13 +1,14 @@
 """Commands at a server with keys: one that is given, one of the settings, one of the command's own server."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.command_line.commands import mlx_manager
 from tests.running_server import RunningServer, running_server
 
-KEYS = {"MLX_SERVER_API_KEYS": "anna=sk-anna-7041", "MLX_SERVER_ADMIN_KEY": "sk-admin-5512"}
+KEYS: dict[str, Any] = {"MLX_SERVER_API_KEYS": "anna=sk-anna-7041", "MLX_SERVER_ADMIN_KEY": "sk-admin-5512"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_a_command_without_a_key_is_told_to_send_one(guarded: RunningServer) -> 
 def test_the_keys_of_the_settings_open_the_server_of_the_settings(guarded: RunningServer) -> None:
     assert "demo" in mlx_manager("ps", server=guarded, **KEYS).stdout
     assert "demo" in mlx_manager("models", server=guarded, **KEYS).stdout
-    users = {"MLX_SERVER_API_KEYS": KEYS["MLX_SERVER_API_KEYS"]}
+    users: dict[str, Any] = {"MLX_SERVER_API_KEYS": KEYS["MLX_SERVER_API_KEYS"]}
     answer = mlx_manager("chat", "demo", server=guarded, stdin="Count to 3", **users)
     assert answer.stdout == "1, 2, 3\n"
 

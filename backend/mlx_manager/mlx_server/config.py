@@ -4,6 +4,7 @@ The file is the one that `MLX_SERVER_CONFIG` names, else `mlx-manager.toml` in t
 Its keys are the names of the settings; `[[models]]` entries describe models. Knows nothing of what they configure.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -45,7 +46,8 @@ def duration_seconds(value: object) -> float:
     """Seconds, as a number or as text, "5m" or "1h30m"; anything negative is -1: for ever. Raises ValueError."""
     number: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
+        with contextlib.suppress(OverflowError):  # an int beyond all floats
+            number = float(value)
     elif isinstance(value, str):
         text = value.strip().removeprefix("-")
         sign = -1 if value.strip().startswith("-") else 1

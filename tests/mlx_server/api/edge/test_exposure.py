@@ -5,8 +5,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.test_start import COMMANDS, MODULE, start
-from tests.running_server import BACKEND, running_server
+from tests.e2e.test_start import COMMANDS, start
+from tests.running_server import BACKEND, MODULE, running_server
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["module", "cli"])
