@@ -83,7 +83,7 @@ OTHERS: list[tuple[str, tuple[str, ...], list[tuple[object, int, str]]]] = [
     ("logit_bias", BOTH, [({"1": bias}, 422, "logit_bias") for bias in (101, "1", True, None, math.nan)]),
     ("top_k", BOTH, [(2049, 400, "top_k")]),
     ("min_tokens", BOTH, [(2, 400, "min_tokens")]),
-    ("keep_alive", BOTH, each(422, "keep_alive", "", "soon", "1d", "\ud800", True, [], {}, 1e300, math.nan)),
+    ("keep_alive", BOTH, each(422, "keep_alive", "", "soon", "1d", "\ud800", True, [], {}, 1e300, 10**400, math.nan)),
     ("stream_options", BOTH, each(422, "stream_options", 1, "x", [])),
     ("stream_options", BOTH, [({"include_usage": 1}, 422, "stream_options.include_usage")]),
     ("stream_options", BOTH, [({"include_usage": True}, 400, "stream_options")]),

@@ -57,6 +57,17 @@ def test_the_defaults_are_those_of_the_public_contract() -> None:
         ("keep_alive", "5m", 300.0),
         ("keep_alive", "-1", -1.0),
         ("allow_downloads", "true", True),
+        ("api_keys", "", []),
+        ("insecure_no_auth", "true", True),
+        ("allowed_hosts", "gpu.lan, ::1", ["gpu.lan", "::1"]),
+        ("cors_origins", "https://a.example,https://b.example", ["https://a.example", "https://b.example"]),
+        ("max_body_mb", "0.5", 0.5),
+        ("max_json_depth", "64", 64),
+        ("header_timeout_seconds", "2.5", 2.5),
+        ("body_timeout_seconds", "60", 60),
+        ("max_connections", "10", 10),
+        ("rate_limit_requests_per_minute", "30", 30),
+        ("rate_limit_tokens_per_minute", "9000", 9000),
     ],
 )
 def test_a_setting_is_read_from_its_prefixed_variable(
@@ -64,6 +75,24 @@ def test_a_setting_is_read_from_its_prefixed_variable(
 ) -> None:
     monkeypatch.setenv(f"MLX_SERVER_{name.upper()}", value)
     assert getattr(MLXServerSettings(), name) == expected
+
+
+@pytest.mark.parametrize("written", ["anna=sk-1=, sk-2==,c.d=x=y", '["anna=sk-1=", "sk-2==", "c.d=x=y"]'])
+def test_api_keys_have_names_or_get_them(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("MLX_SERVER_API_KEYS", written)
+    keys = [(key.name, key.key.get_secret_value()) for key in MLXServerSettings().api_keys]
+    assert keys == [("anna", "sk-1="), ("key-2", "sk-2=="), ("c.d", "x=y")]
+
+
+def test_api_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_SERVER_API_KEYS", f"anna={TOKEN}")
+    settings = MLXServerSettings()
+    shown = (repr(settings), str(settings), repr(settings.model_dump()), settings.model_dump_json())
+    assert not any(TOKEN in text for text in shown)
+    monkeypatch.setenv("MLX_SERVER_API_KEYS", f"anna={TOKEN} x")
+    with pytest.raises(ValidationError) as refused:
+        MLXServerSettings()
+    assert TOKEN not in str(refused.value)
 
 
 def test_a_variable_without_the_prefix_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +188,7 @@ def test_a_duration_is_seconds_or_text_as_ollama_has_it(written: object, seconds
     assert duration_seconds(written) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("written", ["", "5 minutes", "m", "1d", True, None, [], "inf", float("nan"), 1e300])
+@pytest.mark.parametrize("written", ["", "5 minutes", "m", "1d", True, None, [], "inf", float("nan"), 1e300, 10**400])
 def test_what_is_no_duration_is_refused(written: object) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         duration_seconds(written)

@@ -4,6 +4,7 @@ The file is the one that `MLX_SERVER_CONFIG` names, else `mlx-manager.toml` in t
 Its keys are the names of the settings; `[[models]]` entries describe models. Knows nothing of what they configure.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mlx_manager.demo import DEMO_MODEL_ID
+from mlx_manager.mlx_server.edge_settings import EdgeSettings, UserPath
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
 
 CONFIG_FILE = "mlx-manager.toml"
@@ -45,7 +46,8 @@ def duration_seconds(value: object) -> float:
     """Seconds, as a number or as text, "5m" or "1h30m"; anything negative is -1: for ever. Raises ValueError."""
     number: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
+        with contextlib.suppress(OverflowError):  # an int beyond all floats
+            number = float(value)
     elif isinstance(value, str):
         text = value.strip().removeprefix("-")
         sign = -1 if value.strip().startswith("-") else 1
@@ -61,14 +63,6 @@ def duration_seconds(value: object) -> float:
 
 Duration = Annotated[float, BeforeValidator(duration_seconds)]
 """Seconds; -1 for ever."""
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))
-
-
-UserPath = Annotated[Path, AfterValidator(_absolute)]
-"""As a user writes it: `~` is the home folder."""
 
 
 class _TomlTable(BaseModel):
@@ -121,7 +115,7 @@ class ModelSettings(_TomlTable):
         return self
 
 
-class MLXServerSettings(BaseSettings):
+class MLXServerSettings(BaseSettings, EdgeSettings):
     """What a user may set. Each field is `MLX_SERVER_<NAME>` in the environment, which goes before the same name in the
     file; a GB is 1024**3 bytes.
     """
@@ -151,8 +145,6 @@ class MLXServerSettings(BaseSettings):
     """Ids that are loaded at start besides the default model; comma-separated in the environment."""
     keep_alive: Duration = KEEP_FOREVER
     """How long a model stays loaded when it is idle: seconds, or "5m"; -1 for as long as there is room."""
-    admin_key: SecretStr | None = Field(default=None, min_length=1)
-    """What `/admin` asks for as bearer token; without it, `/admin` is open to all who reach the server."""
     max_models: int = Field(default=4, ge=1)
     """Models loaded at once; the least recently used idle one makes room for the next."""
     max_memory_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.75), gt=0)

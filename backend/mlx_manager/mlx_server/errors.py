@@ -8,6 +8,13 @@ ServerError
 │   └── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
 ├── ModelNotFound              no loadable model has that id
 ├── NotAuthorized              the key that the endpoint asks for is missing or wrong
+├── AdminClosed                there is no key that would open the admin endpoints
+├── HostNotAllowed             the request is addressed to a name that is not this server's
+├── RequestTooLarge            the body is longer than the server reads
+├── RequestTooSlow             the body does not arrive
+├── UnsupportedEncoding        the body is compressed
+├── RequestRateExceeded        the key has asked more often in a minute than it may
+├── TokenRateExceeded          the key has used more tokens in a minute than it may
 ├── NotReady                   the server is not running its lifespan, is shutting down, or restarts a crashed worker
 ├── ServerBusy                 as many requests wait as may wait
 ├── InsufficientMemory         the model does not fit beside those in use
@@ -58,6 +65,34 @@ class ModelNotFound(ServerError):
 
 
 class NotAuthorized(ServerError):
+    pass
+
+
+class AdminClosed(ServerError):
+    pass
+
+
+class HostNotAllowed(ServerError):
+    pass
+
+
+class RequestTooLarge(ServerError):
+    pass
+
+
+class RequestTooSlow(ServerError):
+    pass
+
+
+class UnsupportedEncoding(ServerError):
+    pass
+
+
+class RequestRateExceeded(ServerError):
+    pass
+
+
+class TokenRateExceeded(ServerError):
     pass
 
 

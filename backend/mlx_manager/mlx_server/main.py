@@ -24,6 +24,14 @@ from starlette.types import ASGIApp
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
+from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
+from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, GuardedProtocol, protocol_with
+from mlx_manager.mlx_server.api.edge.cors import Cors
+from mlx_manager.mlx_server.api.edge.exposure import warn_of_openness, why_too_open
+from mlx_manager.mlx_server.api.edge.hosts import HostCheck
+from mlx_manager.mlx_server.api.edge.keys import KeyCheck
+from mlx_manager.mlx_server.api.edge.rate_limits import RateLimits
+from mlx_manager.mlx_server.api.edge.rules import edge_rules
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.health import router as health_router
@@ -38,6 +46,7 @@ from mlx_manager.mlx_server.observability import Metrics, configure_logging, ins
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
+from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB, get_memory_usage, recommended_memory_gb
 
@@ -63,7 +72,24 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
     app.include_router(admin_router)
     app.include_router(v1_router)
     install_error_handlers(app, settings.validation_error_status)
+    app.state.edge = edge_rules(settings)
+    _add_middlewares(app, settings)
     return app
+
+
+def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
+    """From the innermost to the outermost, which sees a request first."""
+    app.add_middleware(
+        BodyLimits,
+        max_bytes=int(settings.max_body_mb * BYTES_PER_MB),
+        max_json_depth=settings.max_json_depth,
+        broken_status=settings.validation_error_status,
+        timeout_seconds=settings.body_timeout_seconds,
+    )
+    app.add_middleware(RateLimits)
+    app.add_middleware(KeyCheck)
+    app.add_middleware(Cors)
+    app.add_middleware(HostCheck)
 
 
 class _App(FastAPI):
@@ -165,17 +191,32 @@ def serve() -> None:
     except OSError as exc:
         print(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.", file=sys.stderr)
         raise SystemExit(2) from exc
+    too_open = why_too_open(settings, listeners)
+    if too_open is not None:
+        print(too_open, file=sys.stderr)
+        raise SystemExit(2)
+    warn_of_openness(settings, listeners)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=_protocol(settings),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=LAST_ERRORS_SECONDS,
     )
     _Server(config).run(listeners)
+
+
+def _protocol(settings: MLXServerSettings) -> type[GuardedProtocol]:
+    room = raise_descriptor_limit(settings.max_connections)
+    if room is not None:
+        logger.warning("The system lets this process have %d connections: raise `ulimit -n`", room)
+    return protocol_with(
+        ConnectionLimits(settings.max_connections, settings.header_timeout_seconds, settings.body_timeout_seconds)
+    )
 
 
 class _Server(uvicorn.Server):

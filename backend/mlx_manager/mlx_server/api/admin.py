@@ -1,15 +1,13 @@
 """What is loaded and what it takes (`GET /admin/pool`), and changing it: load, unload, pin, unpin."""
 
 import asyncio
-import secrets
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
-from mlx_manager.mlx_server.config import MLXServerSettings
-from mlx_manager.mlx_server.errors import NotAuthorized
+from mlx_manager.mlx_server.api.edge.keys import require_admin
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import read_facts
 from mlx_manager.mlx_server.models.loading import LoadedModel
@@ -26,23 +24,13 @@ from mlx_manager.mlx_server.schemas.admin import (
 )
 from mlx_manager.mlx_server.schemas.openai import ErrorResponse
 
-
-async def check_admin_key(request: Request, authorization: Annotated[str, Header()] = "") -> None:
-    """Raises NotAuthorized unless the request brings the admin key, if there is one."""
-    settings: MLXServerSettings = request.app.state.settings
-    if settings.admin_key is None:
-        return
-    expected = f"Bearer {settings.admin_key.get_secret_value()}"
-    if not secrets.compare_digest(authorization.encode(), expected.encode()):
-        raise NotAuthorized("This endpoint needs the admin key: send it as Authorization: Bearer KEY.")
-
-
 router = APIRouter(
     prefix="/admin",
     tags=["admin"],
-    dependencies=[Depends(check_admin_key)],
+    dependencies=[Depends(require_admin)],
     responses={
         401: {"model": ErrorResponse, "description": "The admin key is missing or wrong."},
+        403: {"model": ErrorResponse, "description": "There are API keys, and no admin key that would open this."},
         503: {"model": ErrorResponse, "description": "The server is not running, or the model cannot be loaded."},
     },
 )

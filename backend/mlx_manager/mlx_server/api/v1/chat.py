@@ -3,12 +3,13 @@
 from fastapi import APIRouter, Request, Response
 
 from mlx_manager.mlx_server.api.dependencies import State, WithinLimits, require
+from mlx_manager.mlx_server.api.edge.json_route import JsonRoute
 from mlx_manager.mlx_server.api.exchange import note_generation
 from mlx_manager.mlx_server.api.respond import respond
 from mlx_manager.mlx_server.protocols.chat import ChatBuilder, to_request
 from mlx_manager.mlx_server.schemas.openai import ChatCompletionRequest, ChatCompletionResponse
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
 
 @router.post("/chat/completions", response_model=ChatCompletionResponse, dependencies=[WithinLimits])
