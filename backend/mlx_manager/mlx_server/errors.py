@@ -8,6 +8,7 @@ ServerError
 ├── ModelNotFound              no loadable model has that id
 ├── NotAuthorized              the key that the endpoint asks for is missing or wrong
 ├── NotReady                   the server is not running its lifespan, is shutting down, or restarts a crashed worker
+├── BadSettings                settings that were to be reloaded have faults
 ├── ServerBusy                 as many requests wait as may wait
 ├── InsufficientMemory         the model does not fit beside those in use
 ├── ModelLoadFailed            the weights or the tokenizer could not be loaded
@@ -57,6 +58,10 @@ class NotAuthorized(ServerError):
 
 
 class NotReady(ServerError):
+    pass
+
+
+class BadSettings(ServerError):
     pass
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,11 +26,12 @@ from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.health import router as health_router
+from mlx_manager.mlx_server.api.reload import Reloader, reload_and_log
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.config import MLXServerSettings, mlx_server_settings
 from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
-from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of
+from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
 from mlx_manager.mlx_server.observability import configure_logging, instrument
 from mlx_manager.mlx_server.services.inference import InferenceService
@@ -70,6 +72,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     routing = Routing(pool, upstreams, settings.fallbacks)
     inference = InferenceService(pool, settings.request_timeout_seconds, routing)
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
+    app.state.reloader = Reloader(app)
     set_running_pool(pool)
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
         pool.preload(model_id)
@@ -127,11 +130,13 @@ def serve() -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
     settings = mlx_server_settings
     configure_logging(settings.log_level)
+    fault = why_default_is_missing(catalog_of(settings.model_copy(update={"hub_cache": False})))
+    if fault is not None:
+        _end_start(fault)
     try:  # before anything is loaded
         listeners = listen(settings.host, settings.port)
     except OSError as exc:
-        print(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.", file=sys.stderr)
-        raise SystemExit(2) from exc
+        _end_start(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.")
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
     config = uvicorn.Config(
         app,
@@ -145,17 +150,41 @@ def serve() -> None:
     _Server(config).run(listeners)
 
 
+def _end_start(reason: str) -> NoReturn:
+    print(reason, file=sys.stderr)
+    raise SystemExit(2)
+
+
 class _Server(uvicorn.Server):
     """Drains in our way, and ends with status 0: uvicorn raises the signal again, which looks like a crash.
 
     While it drains it listens on, so that whoever asks reads that it is not ready, and is not refused a connection.
     """
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._reloads: set[asyncio.Task[None]] = set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
+        loop, in_terminal = asyncio.get_running_loop(), _has_terminal() and not _ignores_hangups()
+
+        def handle_hangup(sig: int, frame: FrameType | None) -> None:
+            if in_terminal and not _has_terminal():  # its window was closed
+                self.handle_exit(sig, frame)
+            else:
+                loop.call_soon_threadsafe(self._reload)
+
+        signal.signal(signal.SIGHUP, handle_hangup)
         yield
+
+    def _reload(self) -> None:
+        if getattr(app.state, "server", None) is not None:
+            reloading = asyncio.create_task(reload_and_log(app.state.reloader))
+            self._reloads.add(reloading)
+            reloading.add_done_callback(self._reloads.discard)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -166,12 +195,26 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """After the drain timeout, whoever still waits gets an error in its protocol, not a cut connection."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(mlx_server_settings.drain_timeout_seconds):
+            async with asyncio.timeout(app.state.settings.drain_timeout_seconds):
                 while self.server_state.tasks and not self.force_exit:  # noqa: ASYNC110  uvicorn has no event for it
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
         app.state.server.pool.abandon_requests()
         await app.state.server.upstreams.aclose()
         await super().shutdown(sockets)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal that can end it, and that has not been closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
+def _ignores_hangups() -> bool:
+    """As nohup has it."""
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 app = create_app(mlx_server_settings)

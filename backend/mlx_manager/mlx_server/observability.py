@@ -23,7 +23,12 @@ AttributeValue = str | bool | int | float | Sequence[str]
 
 def configure_logging(level: str) -> None:
     """For the command line; a program that embeds the app configures its own logging."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    set_log_level(level)
+
+
+def set_log_level(level: str) -> None:
+    logging.getLogger().setLevel(level)
     for noisy in ("httpx", "sse_starlette", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
 

@@ -1,4 +1,4 @@
-"""What is loaded and what it takes (`GET /admin/pool`), and changing it: load, unload, pin, unpin."""
+"""What is loaded and what it takes (`GET /admin/pool`), and changing it: load, unload, pin, unpin, reload."""
 
 import asyncio
 import secrets
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
+from mlx_manager.mlx_server.api.reload import Reloader
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import NotAuthorized
 from mlx_manager.mlx_server.models.catalog import ModelEntry
@@ -23,6 +24,7 @@ from mlx_manager.mlx_server.schemas.admin import (
     PoolModel,
     PoolStatus,
     PrefixCacheFigures,
+    ReloadReport,
 )
 from mlx_manager.mlx_server.schemas.openai import ErrorResponse
 
@@ -64,6 +66,14 @@ async def pool_status(state: State) -> PoolStatus:
     )
     models.sort(key=lambda model: model.memory is None)
     return PoolStatus(draining=pool.draining, budget=budget, models=models)
+
+
+@router.post("/reload", responses={400: {"model": ErrorResponse, "description": "The settings have faults."}})
+async def reload(request: Request, state: State) -> ReloadReport:
+    """Reads the settings file again, as SIGHUP does. Faults change nothing; requests under way go on as they are."""
+    require(state)
+    reloader: Reloader = request.app.state.reloader
+    return ReloadReport.model_validate(await reloader.reload(), from_attributes=True)
 
 
 @router.post("/models/{model_id:path}/load", responses=_UNKNOWN)

@@ -21,6 +21,7 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.ModelNotFound: ErrorKind(404, "invalid_request_error", "model_not_found"),
     errors.NotAuthorized: ErrorKind(401, "authentication_error", "invalid_api_key"),
     errors.NotReady: ErrorKind(503, "server_error", "not_ready"),
+    errors.BadSettings: ErrorKind(400, "invalid_request_error", "bad_settings"),
     errors.ServerBusy: ErrorKind(429, "rate_limit_error", "server_busy"),
     errors.InsufficientMemory: ErrorKind(503, "server_error", "insufficient_memory"),
     errors.ModelLoadFailed: ErrorKind(503, "server_error", "model_load_failed"),

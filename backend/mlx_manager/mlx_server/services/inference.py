@@ -44,13 +44,13 @@ class InferenceService:
     def __init__(self, pool: ModelPoolManager, timeout_seconds: float = 0, routing: Routing | None = None) -> None:
         """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's."""
         self._pool = pool
-        self._routing = routing if routing is not None else Routing(pool)
-        self._timeout_seconds = timeout_seconds
+        self.routing = routing if routing is not None else Routing(pool)
+        self.timeout_seconds = timeout_seconds
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         """The events of the request, `Started` once it is admitted. Closing the iterator cancels the generation."""
-        events = self._routing.events(request, self._events)
-        return within(events, self._timeout_seconds) if self._timeout_seconds else events
+        events = self.routing.events(request, self._events)
+        return within(events, self.timeout_seconds) if self.timeout_seconds else events
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
