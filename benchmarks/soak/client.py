@@ -15,6 +15,8 @@ HUNG_SECONDS = 45.0
 KEEP_ALIVE_SECONDS = 1.0
 """Well below the server's, so that no request goes out over a connection that it is just closing."""
 
+EXCERPT_CHARACTERS = 300
+
 End = Literal["answered", "refused", "error event", "left", "cut", "hung", "wrong"]
 
 
@@ -32,6 +34,7 @@ class Outcome:
     code: str | None = None
     ttft_seconds: float | None = None
     detail: str = ""
+    request: str = ""
 
     @property
     def until_seconds(self) -> float:
@@ -51,10 +54,11 @@ class _ErrorEvent(Exception):
 class SoakClient:
     """All clients of a soak, over one pool of connections. Close it."""
 
-    def __init__(self, base_url: str, started: float) -> None:
+    def __init__(self, base_url: str, started: float, hung_seconds: float = HUNG_SECONDS) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=50, keepalive_expiry=KEEP_ALIVE_SECONDS)
         self._http = httpx.AsyncClient(base_url=base_url, timeout=None, limits=limits)
         self._started = started
+        self._hung_seconds = hung_seconds
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -80,27 +84,36 @@ class SoakClient:
     async def _ask(self, planned: Planned, reading: "_Reading") -> End:
         headers = {"Content-Type": "application/json"}
         request = self._http.build_request("POST", planned.path, content=planned.content, headers=headers)
-        response = await _in_time(self._http.send(request, stream=True))
+        response = await self._in_time(self._http.send(request, stream=True))
         try:
             reading.status = response.status_code
             if response.status_code != 200 or not planned.stream:
-                body = json.loads(await _in_time(response.aread()))
+                body = json.loads(await self._in_time(response.aread()))
                 return reading.read_body(body)
-            await reading.read_stream(response)
+            await self._read_stream(response, reading)
             return "answered"
         finally:
             await response.aclose()
 
+    async def _read_stream(self, response: httpx.Response, reading: "_Reading") -> None:
+        """To its [DONE]. Raises WrongAnswer for a stream that ends without it."""
+        lines = response.aiter_lines()
+        while (line := await self._in_time(anext(lines, None))) is not None:
+            if line == "data: [DONE]":
+                return
+            if line.startswith("data: "):
+                await reading.read_chunk(json.loads(line[6:]))
+        raise WrongAnswer("the stream ended with neither [DONE] nor an error event")
+
+    async def _in_time(self, work: Any) -> Any:
+        try:
+            return await asyncio.wait_for(work, self._hung_seconds)
+        except TimeoutError as exc:
+            raise _Hung(f"nothing came for {self._hung_seconds:g} s") from exc
+
 
 class _Hung(TimeoutError):
     pass
-
-
-async def _in_time(work: Any) -> Any:
-    try:
-        return await asyncio.wait_for(work, HUNG_SECONDS)
-    except TimeoutError as exc:
-        raise _Hung(f"nothing came for {HUNG_SECONDS:g} s") from exc
 
 
 class _Reading:
@@ -121,19 +134,11 @@ class _Reading:
         _check_answer(self._planned, body)
         return "answered"
 
-    async def read_stream(self, response: httpx.Response) -> None:
-        """To its [DONE]. Raises WrongAnswer for a stream that ends without it."""
-        lines = response.aiter_lines()
-        while (line := await _in_time(anext(lines, None))) is not None:
-            if line == "data: [DONE]":
-                return
-            if line.startswith("data: "):
-                chunk = json.loads(line[6:])
-                if "error" in chunk:
-                    raise _ErrorEvent(chunk["error"])
-                self._ttft = self._ttft if self._ttft is not None else time.monotonic() - self._sent
-                await asyncio.sleep(self._planned.pause_seconds)
-        raise WrongAnswer("the stream ended with neither [DONE] nor an error event")
+    async def read_chunk(self, chunk: Json) -> None:
+        if "error" in chunk:
+            raise _ErrorEvent(chunk["error"])
+        self._ttft = self._ttft if self._ttft is not None else time.monotonic() - self._sent
+        await asyncio.sleep(self._planned.pause_seconds)
 
     def outcome(self, end: End, detail: str, started: float) -> Outcome:
         return Outcome(
@@ -146,7 +151,8 @@ class _Reading:
             status=self.status,
             code=self.code,
             ttft_seconds=self._ttft,
-            detail=detail[:300],
+            detail=detail[:EXCERPT_CHARACTERS],
+            request=self._planned.content[:EXCERPT_CHARACTERS].decode("utf-8", "replace"),
         )
 
 

@@ -150,7 +150,7 @@ _BAD = [
     _post(_CHAT, _HELLO | {"n": 0}, 422),
     _post(_CHAT, _HELLO | {"messages": []}, 422),
     _post(_CHAT, _HELLO | {"top_logprobs": 3}, 400),
-    _post(_CHAT, _HELLO | {"functions": []}, 400),
+    _post(_CHAT, _HELLO | {"functions": [{"name": "f"}]}, 400),
     _post(_CHAT, _HELLO | {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
     _post(_CHAT, _HELLO | {"guided_regex": "(((", "stream": True}, 400),
     _post(_CHAT, _HELLO | {"model": "nobody"}, 404),

@@ -69,9 +69,11 @@ def is_as_wanted(outcome: Outcome) -> bool:
 
 
 def told(outcome: Outcome) -> str:
+    where = f"{outcome.kind} to {outcome.model} at {outcome.at_seconds:.1f} s"
     return (
-        f"{outcome.kind} to {outcome.model} at {outcome.at_seconds:.1f} s, {outcome.end} after {outcome.seconds:.1f} s: "
-        f"status {outcome.status} (wanted {outcome.wanted_status}), code {outcome.code}: {outcome.detail}"
+        f"{where}: {outcome.end} after {outcome.seconds:.1f} s, "
+        f"status {outcome.status} (wanted {outcome.wanted_status}), code {outcome.code}: {outcome.detail} "
+        f"request: {outcome.request}"
     )
 
 
