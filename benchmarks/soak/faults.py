@@ -62,23 +62,27 @@ class Faults:
         await self._http.aclose()
 
     async def run(self, dice: random.Random, until_seconds: float, interval_seconds: float) -> None:
-        """Every kind of fault once in each round, in the order that the dice say."""
-        kinds = [*_KINDS]
+        """Every kind of fault once in each round, in the order that the dice say.
+
+        In the last half of the time the demo model's worker is left alone, so that it lives long enough to be judged.
+        """
+        kinds, spare_from = [*_KINDS], until_seconds / 2
         while True:
             for name in dice.sample(kinds, len(kinds)):
                 began = self._now()
                 if began + interval_seconds > until_seconds:
                     return
                 try:
-                    await _KINDS[name](self, dice.choice([DEMO, self.other]))
+                    await _KINDS[name](self, dice.choice([DEMO, self.other]) if began < spare_from else self.other)
                 except (httpx.HTTPError, psutil.Error, TimeoutError, LookupError) as exc:
                     self.complaints.append(f"{name} at {began:.0f} s failed: {exc!r}")
                 await asyncio.sleep(max(0.5, began + interval_seconds - self._now()))
 
     async def kill_worker(self, model: str) -> None:
         with self._window(f"kill -9 {model}", model, _DEAD):
-            (await self._worker(model)).kill()
-            await self._recovered(model)
+            worker = await self._worker(model)
+            worker.kill()
+            await self._replaced(worker, model)
 
     async def stop_worker(self, model: str) -> None:
         """For less long than the server waits: nobody may get an error."""
@@ -94,8 +98,7 @@ class Faults:
         with self._window(f"hang {model}", model, _DEAD):
             worker = await self._worker(model)
             worker.suspend()
-            await asyncio.to_thread(worker.wait, RECOVERY_SECONDS)
-            await self._recovered(model)
+            await self._replaced(worker, model)
 
     async def unload(self, model: str) -> None:
         with self._window(f"unload {model}", model, frozenset({"not_ready"})):
@@ -103,10 +106,9 @@ class Faults:
             await self._recovered(model)
 
     async def load_and_pin(self, model: str) -> None:
-        with self._window(f"pin {model}", model, frozenset()):
-            await self._admin(f"models/{DEMO}/load")
-            await self._admin(f"models/{DEMO}/pin")
-            await self._admin(f"models/{DEMO}/unpin")
+        with self._window(f"pin {self.other}", self.other, frozenset()):
+            for action in ("load", "pin", "unpin"):
+                await self._admin(f"models/{self.other}/{action}")
 
     async def reload(self, model: str) -> None:
         """By a signal; the file says something else each time, and the pool must come to say the same."""
@@ -132,6 +134,11 @@ class Faults:
             yield
         finally:
             window.until_seconds = self._now() + GRACE_SECONDS
+
+    async def _replaced(self, worker: psutil.Process, model: str) -> None:
+        await asyncio.to_thread(worker.wait, RECOVERY_SECONDS)
+        await self._until(lambda row: row["pid"] != worker.pid, f"the death of {model}'s worker went unnoticed", model)
+        await self._recovered(model)
 
     async def _recovered(self, model: str) -> None:
         settled = ("loaded", "unloaded")
@@ -183,4 +190,5 @@ _KINDS: dict[str, Callable[[Faults, str], Awaitable[None]]] = {
 
 
 def write_settings(file: Path, keep_alive_seconds: int) -> None:
-    file.write_text(f"keep_alive = {keep_alive_seconds}\n")
+    """The demo model stays: each of the others has to make room for the next."""
+    file.write_text(f'keep_alive = {keep_alive_seconds}\n[[models]]\nid = "{DEMO}"\npin = true\n')

@@ -52,7 +52,7 @@ def verdict_text(verdict: Verdict) -> str:
     lines = [f"**{'Passed' if verdict.good else 'FAILED'}.**"]
     for growth in verdict.growths:
         gained = "not judged, too short" if growth.gained_mb is None else f"{growth.gained_mb:+.1f} MB"
-        lines.append(f"- memory of {growth.name} after warm-up: {gained} (allowed {growth.allowed_mb:g} MB)")
+        lines.append(f"- memory of {growth.name}, after warm-up: {gained} (allowed {growth.allowed_mb:g} MB)")
     return "\n".join([*lines, *(f"- {failure}" for failure in verdict.failures)])
 
 

@@ -145,7 +145,9 @@ _KINDS: dict[str, tuple[int, Callable[[random.Random, str], Planned]]] = {
 
 _HELLO: Json = {"model": DEMO, "messages": [{"role": "user", "content": "Hello"}]}
 _CHAT = "/v1/chat/completions"
+LONGEST_PROMPT = _post("/v1/completions", {"model": DEMO, "prompt": "word " * 20_000, "stream": True}, 400)
 _BAD = [
+    LONGEST_PROMPT,
     _post(_CHAT, _HELLO | {"temperature": 5}, 422),
     _post(_CHAT, _HELLO | {"n": 0}, 422),
     _post(_CHAT, _HELLO | {"messages": []}, 422),
@@ -154,7 +156,6 @@ _BAD = [
     _post(_CHAT, _HELLO | {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
     _post(_CHAT, _HELLO | {"guided_regex": "(((", "stream": True}, 400),
     _post(_CHAT, _HELLO | {"model": "nobody"}, 404),
-    _post("/v1/completions", {"model": DEMO, "prompt": "word " * 20_000, "stream": True}, 400),
     _post("/v1/completions", {"model": DEMO, "prompt": [1, 2, 10**6]}, 400),
     _post("/v1/nothing", {}, 404),
     Planned("", _CHAT, b'{"model": ', status=422),

@@ -25,10 +25,15 @@ FAILED = replace(GOOD, end="refused", status=500, code="engine_failed")
 KILL = Window("kill -9 demo", frozenset({"demo"}), frozenset({"engine_failed"}), from_seconds=10.5, until_seconds=12)
 
 
-def samples(seconds: int = 120, leak_mb: float = 0.0, spikes: int = 0) -> list[Sample]:
-    """One a second, of an API process that gains `leak_mb` in each."""
+def samples(seconds: int = 120, leak_mb: float = 0.0, spikes: int = 0, worker_leak_mb: float = 0.0) -> list[Sample]:
+    """One a second, of an API process that gains `leak_mb` in each, a worker, and others that come and go."""
     return [
-        Sample(at, 100 + at * leak_mb + (500 if at % 7 < spikes else 0), {1: 200.0}, 20, 5, 0.01)
+        Sample(
+            at,
+            100 + at * leak_mb + (500 if at % 7 < spikes else 0),
+            {1: 200 + at * worker_leak_mb, 2 + at // 20: 300 + at % 20 * 9},
+            *(20, 5, 0.01),
+        )
         for at in range(seconds)
     ]
 
@@ -80,7 +85,8 @@ def test_server_that_stood_still_or_complaints_or_no_answers_fail() -> None:
 
 def test_memory_that_grows_fails_and_spikes_do_not() -> None:
     assert not verdict(taken=samples(leak_mb=0.5)).good
-    assert verdict(taken=samples(leak_mb=0.1)).good
+    assert not verdict(taken=samples(worker_leak_mb=1)).good
+    assert verdict(taken=samples(leak_mb=0.1, worker_leak_mb=0.1)).good
     assert verdict(taken=samples(spikes=3)).good
     assert [growth.gained_mb for growth in growths(samples(seconds=60, leak_mb=9))] == [None, None]
     assert slope([(at, 3 * at if at % 5 else 1e6) for at in range(100)]) == pytest.approx(3)
