@@ -51,6 +51,8 @@ def test_host_that_cannot_be_listened_on_is_told(host: str) -> None:
         ("models", "nonsense", "Bad setting models: it is no JSON"),
         ("upstreams", "{", "Bad setting upstreams: Expecting property name enclosed in double quotes"),
         ("config", "/no/such/file.toml", "The settings file /no/such/file.toml cannot be read: "),
+        ("config", "~nobody-of-that-name/x", "The settings file ~nobody-of-that-name/x cannot be read: "),
+        ("models_dir", "~nobody-of-that-name/x", "Bad setting models_dir: there is no folder "),
         ("config", "/", "The settings file / cannot be read: "),
         ("default_model", "~nobody-of-that-name/model", "Bad setting default_model: there is no folder ~nobody"),
         ("default_model", "no-such-model", "Bad setting default_model: there is no model 'no-such-model': give demo"),

@@ -72,7 +72,7 @@ Duration = Annotated[float, BeforeValidator(duration_seconds)]
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(path)))  # Path.expanduser raises for the home of nobody
 
 
 UserPath = Annotated[Path, AfterValidator(_absolute)]
@@ -287,7 +287,7 @@ class ConfigFileError(Exception):
 
 def _config_file() -> dict[str, Any]:
     named = os.environ.get("MLX_SERVER_CONFIG")
-    path = Path(named if named else CONFIG_FILE).expanduser()
+    path = Path(os.path.expanduser(named if named else CONFIG_FILE))
     if not named and not path.is_file():
         return {}
     try:

@@ -39,6 +39,7 @@ from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB, get_memory_usage, recommended_memory_gb
+from mlx_manager.mlx_server.utils.terminal import terminal_watch
 
 logger = logging.getLogger(__name__)
 
@@ -169,10 +170,10 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
-        loop, in_terminal = asyncio.get_running_loop(), _has_terminal() and not _ignores_hangups()
+        loop, terminal_was_closed = asyncio.get_running_loop(), terminal_watch()
 
         def handle_hangup(sig: int, frame: FrameType | None) -> None:
-            if in_terminal and not _has_terminal():  # its window was closed
+            if terminal_was_closed():
                 self.handle_exit(sig, frame)
             else:
                 loop.call_soon_threadsafe(self._reload)
@@ -201,20 +202,6 @@ class _Server(uvicorn.Server):
         app.state.server.pool.abandon_requests()
         await app.state.server.upstreams.aclose()
         await super().shutdown(sockets)
-
-
-def _has_terminal() -> bool:
-    """Whether this process has a terminal that can end it, and that has not been closed."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY))
-    except OSError:
-        return False
-    return True
-
-
-def _ignores_hangups() -> bool:
-    """As nohup has it."""
-    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 app = create_app(mlx_server_settings)

@@ -21,62 +21,75 @@ from mlx_manager.mlx_server.observability import set_log_level
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[[ServerState, MLXServerSettings], None]
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The settings from now on, and what is made of them by reading files, which may fail."""
+
+    settings: MLXServerSettings
+    catalog: Catalog
 
 
-def _read_when_used(server: ServerState, settings: MLXServerSettings) -> None:
-    """For a setting that is read from `ServerState.settings`, or `app.state.settings`, each time that it counts."""
+Tell = Callable[[FastAPI, Reading], None]
 
 
-def _with_the_catalogue(server: ServerState, settings: MLXServerSettings) -> None:
-    """For what the pool is told together with its new catalogue."""
+def _read_when_used(app: FastAPI, reading: Reading) -> None:
+    """For a setting that is read from `app.state.settings` or `ServerState.settings` each time that it counts."""
 
 
-def _tell_max_queue(server: ServerState, settings: MLXServerSettings) -> None:
-    server.pool.admission.max_queue = settings.max_queue
+def _tell_pool(app: FastAPI, reading: Reading) -> None:
+    _server(app).pool.use_catalog(reading.catalog, reading.settings.keep_alive)
 
 
-def _tell_max_models(server: ServerState, settings: MLXServerSettings) -> None:
-    server.pool.budget = replace(server.pool.budget, max_models=settings.max_models)
+def _tell_budget(app: FastAPI, reading: Reading) -> None:
+    pool = _server(app).pool
+    pool.budget = replace(pool.budget, max_models=reading.settings.max_models)
 
 
-def _tell_request_timeout(server: ServerState, settings: MLXServerSettings) -> None:
-    server.inference.timeout_seconds = settings.request_timeout_seconds
+def _tell_admission(app: FastAPI, reading: Reading) -> None:
+    _server(app).pool.admission.max_queue = reading.settings.max_queue
 
 
-def _tell_upstreams(server: ServerState, settings: MLXServerSettings) -> None:
-    server.upstreams.update(settings.upstreams, settings.upstream_poll_seconds)
+def _tell_inference(app: FastAPI, reading: Reading) -> None:
+    _server(app).inference.timeout_seconds = reading.settings.request_timeout_seconds
 
 
-def _tell_fallbacks(server: ServerState, settings: MLXServerSettings) -> None:
-    server.inference.routing.fallbacks = settings.fallbacks
+def _tell_routing(app: FastAPI, reading: Reading) -> None:
+    _server(app).inference.routing.fallbacks = reading.settings.fallbacks
 
 
-def _tell_log_level(server: ServerState, settings: MLXServerSettings) -> None:
-    set_log_level(settings.log_level)
+def _tell_upstreams(app: FastAPI, reading: Reading) -> None:
+    _server(app).upstreams.update(reading.settings.upstreams, reading.settings.upstream_poll_seconds)
+
+
+def _tell_log(app: FastAPI, reading: Reading) -> None:
+    set_log_level(reading.settings.log_level)
 
 
 LIVE: Mapping[str, Tell] = {
-    "models": _with_the_catalogue,
-    "available_models": _with_the_catalogue,
-    "models_dir": _with_the_catalogue,
-    "hub_cache": _with_the_catalogue,
-    "allow_downloads": _with_the_catalogue,
-    "default_for_unknown": _with_the_catalogue,
-    "keep_alive": _with_the_catalogue,
+    "models": _tell_pool,
+    "available_models": _tell_pool,
+    "models_dir": _tell_pool,
+    "hub_cache": _tell_pool,
+    "allow_downloads": _tell_pool,
+    "default_for_unknown": _tell_pool,
+    "keep_alive": _tell_pool,
+    "max_models": _tell_budget,
+    "max_queue": _tell_admission,
+    "request_timeout_seconds": _tell_inference,
+    "fallbacks": _tell_routing,
+    "upstreams": _tell_upstreams,
+    "upstream_poll_seconds": _tell_upstreams,
+    "log_level": _tell_log,
     "admin_key": _read_when_used,
     "default_max_tokens": _read_when_used,
     "reject_unknown_fields": _read_when_used,
     "drain_timeout_seconds": _read_when_used,
-    "max_models": _tell_max_models,
-    "max_queue": _tell_max_queue,
-    "request_timeout_seconds": _tell_request_timeout,
-    "upstreams": _tell_upstreams,
-    "upstream_poll_seconds": _tell_upstreams,
-    "fallbacks": _tell_fallbacks,
-    "log_level": _tell_log_level,
 }
-"""By the setting's name, who hands the new value to what keeps a copy of it. It must not fail, nor wait."""
+"""By the setting's name, who hands the new value to what keeps a copy of it, without fail and without waiting."""
+
+TOLD_ALWAYS: tuple[Tell, ...] = (_tell_pool,)
+"""For those who look at files that the settings name: the files may have changed where the settings have not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,29 +113,25 @@ class Reloader:
         async with self._turn:
             running: MLXServerSettings = self._app.state.settings
             try:
-                wanted, catalog = await asyncio.to_thread(_read, running)
+                wanted, reading = await asyncio.to_thread(_read, running)
             except UnreadableSettings as exc:
                 raise _refusal(faults_of(exc)) from exc
-            report = self._apply(running, wanted, catalog)
+            report = self._apply(running, wanted, reading)
         _tell_the_log(report)
         return report
 
-    def _apply(self, running: MLXServerSettings, wanted: MLXServerSettings, catalog: Catalog) -> Reloaded:
+    def _apply(self, running: MLXServerSettings, wanted: MLXServerSettings, reading: Reading) -> Reloaded:
         """All at once: there is no await between the first that is told and the last."""
-        server: ServerState = self._app.state.server
-        differing = [name for name in MLXServerSettings.model_fields if getattr(running, name) != getattr(wanted, name)]
-        changed = [name for name in differing if name in LIVE]
-        now = running.model_copy(update={name: getattr(wanted, name) for name in changed})
+        changed = _differing(running, reading.settings)
         report = Reloaded(
             changed,
-            [name for name in differing if name not in LIVE],
-            changes(server.pool.catalog, catalog, running.models, now.models, _held(server.pool)),
+            [name for name in _differing(running, wanted) if name not in LIVE],
+            _changes_of_models(_server(self._app).pool, running, reading),
         )
-        server.pool.use_catalog(catalog, now.keep_alive)
-        self._app.state.settings = now
-        self._app.state.server = replace(server, settings=now)
-        for tell in dict.fromkeys(LIVE[name] for name in changed):
-            tell(self._app.state.server, now)
+        self._app.state.settings = reading.settings
+        self._app.state.server = replace(_server(self._app), settings=reading.settings)
+        for tell in dict.fromkeys([*(LIVE[name] for name in changed), *TOLD_ALWAYS]):
+            tell(self._app, reading)
         return report
 
 
@@ -134,14 +143,28 @@ async def reload_and_log(reloader: Reloader) -> None:
         logger.error("%s", exc.message)
 
 
-def _read(running: MLXServerSettings) -> tuple[MLXServerSettings, Catalog]:
-    """Reads files: for a thread. The default model stays the one of the start."""
+def _server(app: FastAPI) -> ServerState:
+    server: ServerState = app.state.server
+    return server
+
+
+def _read(running: MLXServerSettings) -> tuple[MLXServerSettings, Reading]:
+    """What is wanted, and as much of it as can be had without a restart. Reads files: for a thread."""
     wanted = running.read_again()
-    catalog = catalog_of(wanted.model_copy(update={"default_model": running.default_model}))
+    settings = running.model_copy(update={name: getattr(wanted, name) for name in LIVE})
+    catalog = catalog_of(settings)
     fault = why_default_is_missing(catalog)
     if fault is not None:
         raise _refusal([fault])
-    return wanted, catalog
+    return wanted, Reading(settings, catalog)
+
+
+def _differing(one: MLXServerSettings, other: MLXServerSettings) -> list[str]:
+    return [name for name in MLXServerSettings.model_fields if getattr(one, name) != getattr(other, name)]
+
+
+def _changes_of_models(pool: ModelPoolManager, running: MLXServerSettings, reading: Reading) -> CatalogChanges:
+    return changes(pool.catalog, reading.catalog, running.models, reading.settings.models, _held(pool))
 
 
 def _held(pool: ModelPoolManager) -> list[str]:
