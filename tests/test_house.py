@@ -13,7 +13,7 @@ SERVER = "mlx_manager.mlx_server"
 
 FLOORS = (
     {f"{SERVER}.__init__", "mlx_manager.__init__", "mlx_manager.demo", "mlx_manager.addresses"},  # import nothing
-    {f"{SERVER}.upstream_settings"},
+    {f"{SERVER}.upstream_settings", f"{SERVER}.records"},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
     {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils")},

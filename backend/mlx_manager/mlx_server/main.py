@@ -25,6 +25,7 @@ from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
 from mlx_manager.mlx_server.api.errors import install_error_handlers
+from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.reload import Reloader, reload_and_log
 from mlx_manager.mlx_server.api.v1 import v1_router
@@ -55,6 +56,7 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
     app.include_router(admin_router)
     app.include_router(v1_router)
     install_error_handlers(app, settings.validation_error_status)
+    app.add_middleware(ExchangeMiddleware)
     app.state.instrumented = instrument(app, settings)
     return app
 

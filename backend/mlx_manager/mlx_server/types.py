@@ -6,6 +6,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, assert_never
 
+from mlx_manager.mlx_server.records import GenerationRecord
+
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -153,6 +155,8 @@ class GenerationRequest:
     grammar: Grammar | None = None
     keep_alive_seconds: float | None = None
     """How long the model stays loaded when it is idle afterwards; negative for ever."""
+    record: GenerationRecord = field(default_factory=GenerationRecord, compare=False, repr=False)
+    """What happens to the request, for whoever serves it to write down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
