@@ -26,7 +26,7 @@ def draw(soak: Soak, file: Path) -> None:
             for window in soak.windows:
                 axes.axvline(window.from_seconds, color=MUTED, linewidth=0.5)
             panel(axes, soak)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # with room for the legend
             axes.legend(frameon=False, loc="upper right", ncols=3)
         places[-1].set_xlabel("seconds; a grey line is a fault")
         figure.tight_layout()

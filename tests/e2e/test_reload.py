@@ -3,11 +3,11 @@
 import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.command_line.commands import in_terminal
 from tests.faulty_upstream import DONE, Answer, faulty_upstream, piece
@@ -79,7 +79,7 @@ def test_hangup_reloads_and_the_log_says_what_has_to_wait_for_a_restart(tmp_path
     (tmp_path / "mlx-manager.toml").write_text("max_queue = 7\n")
     with running_server(tmp_path, default_model=babbler, max_queue=0) as server:
         (tmp_path / "mlx-manager.toml").write_text(
-            'max_memory_gb = 1.5\nmax_queue = 9\nlog_level = "WARNING"\n'
+            'max_memory_gb = 1.5\nmax_queue = 9\nlog_level = "WARNING"\nmax_models = 9\n'
             'keep_alive = "5m"\nrequest_timeout_seconds = 0.2\n'
         )
         server.process.send_signal(signal.SIGHUP)
@@ -88,40 +88,52 @@ def test_hangup_reloads_and_the_log_says_what_has_to_wait_for_a_restart(tmp_path
         assert "Settings that need a restart to take effect: max_memory_gb" in log
         assert server.post("/v1/completions", LONG | {"model": "babbler"}).status_code == 504
         assert rows(server)["babbler"]["ttl"] == 300
+        assert httpx.get(f"{server.url}/admin/pool").json()["budget"]["max_models"] == 9
         assert "Starting generation" not in server.log.read_text()  # INFO, below the new level
         again = reload(server).json()  # what waits for a restart goes on being named; the environment goes first
         assert again == {"changed": [], "needs_restart": ["max_memory_gb"], "models": NOTHING}
 
 
-@pytest.mark.parametrize(
-    ("broken", "faults"),
-    [
-        ('max_queue = 3\nkeep_alive = "soon"\nno_such = 1\n', ["Bad setting keep_alive: ", "Bad setting no_such: "]),
-        ("max_queue = \n", ["The settings file mlx-manager.toml cannot be read: "]),
-        (
-            '[[models]]\nid = "a"\npath = "/no/such/folder"\n',
-            ["Bad setting models.0: path: there is no folder /no/such/folder"],
-        ),
-    ],
-)
-def test_file_with_a_fault_changes_nothing_and_each_fault_is_told(
-    tmp_path: Path, babbler: Path, broken: str, faults: list[str]
-) -> None:
+FAULTY_FILES = {
+    'max_queue = 3\nkeep_alive = "soon"\nno_such = 1\n': ["Bad setting keep_alive: ", "Bad setting no_such: "],
+    "max_queue = \n": ["The settings file mlx-manager.toml cannot be read: "],
+    '[[models]]\nid = "a"\npath = "/no/folder"\n': ["Bad setting models.0: path: there is no folder /no/folder"],
+}
+
+
+def told_twice(fault: str, log: str) -> bool:
+    return log.count(f"not reloaded: {fault}") == 2
+
+
+def test_file_with_a_fault_changes_nothing_and_each_fault_is_told(tmp_path: Path, babbler: Path) -> None:
     file = tmp_path / "mlx-manager.toml"
     file.write_text("max_queue = 0\n")
     with running_server(tmp_path, default_model=babbler) as server:
-        file.write_text(broken)
-        refused = reload(server)
-        error = refused.json()["error"]
-        assert (refused.status_code, error["code"], error["type"]) == (400, "bad_settings", "invalid_request_error")
-        server.process.send_signal(signal.SIGHUP)
-        for fault in faults:
-            assert fault in error["message"]
-            eventually(lambda: server.log.read_text().count(f"not reloaded: {fault}"), lambda times: times == 2)  # noqa: B023
+        for broken, faults in FAULTY_FILES.items():
+            file.write_text(broken)
+            refused = reload(server)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"], error["type"]) == (400, "bad_settings", "invalid_request_error")
+            server.process.send_signal(signal.SIGHUP)
+            for fault in faults:
+                assert fault in error["message"]
+                eventually(server.log.read_text, partial(told_twice, fault))
         with server.stream("/v1/completions", LONG | {"model": "babbler", "n": 64}) as payloads:
             next(payloads)
             assert server.post("/v1/completions", SHORT | {"model": "babbler"}).status_code == 429  # max_queue is 0
         assert "Traceback" not in server.log.read_text()
+
+
+def test_default_model_that_the_file_does_not_have_any_more_is_a_fault(tmp_path: Path, babbler: Path) -> None:
+    file = tmp_path / "mlx-manager.toml"
+    file.write_text(entry(babbler, "mine"))
+    with running_server(tmp_path, default_model="mine") as server:
+        file.write_text("")
+        refused = reload(server)
+        assert "there is no model 'mine'" in refused.json()["error"]["message"]
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_log("Settings not reloaded: Bad setting default_model")
+        assert server.post("/v1/completions", SHORT | {"model": "mine"}).status_code == 200
 
 
 def test_admin_key_of_the_file_holds_from_the_reload_on(tmp_path: Path) -> None:
@@ -148,9 +160,9 @@ def test_upstreams_come_and_go_and_those_that_go_finish_their_answers(tmp_path: 
         with running_server(tmp_path, default_model=babbler) as server:
             with server.stream("/v1/completions", SHORT | {"model": "slow"}) as payloads:
                 next(payloads)
-                fallbacks = '[fallbacks]\nnobody = ["other"]\n'
-                file.write_text(stays + upstream_table("two", upstream.url, "other") + fallbacks)
-                assert reload(server).json()["changed"] == ["upstreams", "fallbacks"]
+                others = 'max_queue = 0\n[fallbacks]\nbabbler = ["other"]\n'
+                file.write_text(others + stays + upstream_table("two", upstream.url, "other"))
+                assert reload(server).json()["changed"] == ["max_queue", "upstreams", "fallbacks"]
                 assert server.post("/v1/completions", SHORT | {"model": "slow"}).status_code == 404
                 answers = [server.post("/v1/completions", SHORT | {"model": one}) for one in ("well", "other")]
                 assert [answer.json()["choices"][0]["text"] for answer in answers] == ["Hello you"] * 2
@@ -158,6 +170,10 @@ def test_upstreams_come_and_go_and_those_that_go_finish_their_answers(tmp_path: 
                 upstream.go_on.release(3)
                 assert chunks_of(payloads)[-1]["choices"][0]["finish_reason"] == "stop"
             server.wait_for_log("Upstream one has left")
+            with server.stream("/v1/completions", LONG | {"model": "babbler", "n": 64}) as payloads:
+                next(payloads)
+                in_its_place = server.post("/v1/completions", SHORT | {"model": "babbler"})
+            assert in_its_place.json()["choices"][0]["text"] == "Hello you"
             assert [one["name"] for one in server.readiness()["upstreams"]] == ["stays", "two"]
         assert "Traceback" not in server.log.read_text()
 
