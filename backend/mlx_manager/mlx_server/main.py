@@ -27,7 +27,7 @@ from mlx_manager.mlx_server.api.dependencies import ServerState
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.health import router as health_router
-from mlx_manager.mlx_server.api.reload import Reloader, reload_and_log
+from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.config import MLXServerSettings, mlx_server_settings
 from mlx_manager.mlx_server.engine.launch import EngineOptions
@@ -185,7 +185,7 @@ class _Server(uvicorn.Server):
 
     def _reload(self) -> None:
         if getattr(app.state, "server", None) is not None:
-            reloading = asyncio.create_task(reload_and_log(app.state.reloader))
+            reloading = asyncio.create_task(reload_quietly(app.state.reloader))
             self._reloads.add(reloading)
             reloading.add_done_callback(self._reloads.discard)
 

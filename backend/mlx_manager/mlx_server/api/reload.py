@@ -5,15 +5,16 @@ a restart, and are named until it has come. Requests under way are not disturbed
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from fastapi import FastAPI
 
-from mlx_manager.mlx_server.api.dependencies import ServerState
+from mlx_manager.mlx_server.api.dependencies import ServerState, require
 from mlx_manager.mlx_server.config import MLXServerSettings, UnreadableSettings, faults_of
-from mlx_manager.mlx_server.errors import BadSettings, ServerError
+from mlx_manager.mlx_server.errors import BadSettings, NotReady
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.changes import CatalogChanges, changes
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
@@ -135,17 +136,15 @@ class Reloader:
         return report
 
 
-async def reload_and_log(reloader: Reloader) -> None:
-    """For a signal, which has nobody to answer."""
-    try:
+async def reload_quietly(reloader: Reloader) -> None:
+    """For a signal, which has nobody to answer: the log has the faults."""
+    with contextlib.suppress(BadSettings, NotReady):
         await reloader.reload()
-    except ServerError as exc:
-        logger.error("%s", exc.message)
 
 
 def _server(app: FastAPI) -> ServerState:
-    server: ServerState = app.state.server
-    return server
+    """Raises NotReady for a server that has ended meanwhile."""
+    return require(app.state.server)
 
 
 def _read(running: MLXServerSettings) -> tuple[MLXServerSettings, Reading]:
@@ -176,7 +175,8 @@ def _held(pool: ModelPoolManager) -> list[str]:
 def _refusal(faults: list[str]) -> BadSettings:
     for fault in faults:
         logger.error("Settings not reloaded: %s", fault)
-    return BadSettings(f"The settings were not reloaded, and nothing has changed. {'; '.join(faults)}.")
+    named = "; ".join(faults)
+    return BadSettings(f"The settings were not reloaded, and nothing has changed: mend them and try again. {named}.")
 
 
 def _tell_the_log(report: Reloaded) -> None:
