@@ -13,6 +13,7 @@ TABLE: list[tuple[type[ServerError], int, str, str]] = [
     (errors.ModelNotFound, 404, "invalid_request_error", "model_not_found"),
     (errors.NotAuthorized, 401, "authentication_error", "invalid_api_key"),
     (errors.NotReady, 503, "server_error", "not_ready"),
+    (errors.BadSettings, 400, "invalid_request_error", "bad_settings"),
     (errors.ServerBusy, 429, "rate_limit_error", "server_busy"),
     (errors.InsufficientMemory, 503, "server_error", "insufficient_memory"),
     (errors.ModelLoadFailed, 503, "server_error", "model_load_failed"),
