@@ -120,8 +120,8 @@ class Faults:
 
     async def change_turns(self, model: str) -> None:
         """From now on the other of the two models is asked for, which has no room while this one is in use."""
+        self.other = OTHERS[1 - OTHERS.index(self.other)]
         with self._window(f"turn to {self.other}", self.other, _NO_ROOM):
-            self.other = OTHERS[1 - OTHERS.index(self.other)]
             await self._recovered(self.other)
 
     @contextlib.contextmanager
