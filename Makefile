@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL ?= demo
+MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 
-.PHONY: help setup serve test test-llamacpp check fmt bench constraints demo-model clean
+.PHONY: help setup serve test test-llamacpp check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +53,9 @@ constraints: ## Renew constraints.txt from a fresh environment with the newest v
 
 bench: $(STAMP) ## Measure the server against mlx-lm's raw engine (nothing else should run beside it)
 	$(BIN)/python -m benchmarks $(BENCH)
+
+soak: $(STAMP) ## Mixed traffic and staged faults for MINUTES (10): memory, latency and errors over time, in .cache/soak
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --output .cache/soak $(SOAK)
 
 demo-model: $(STAMP) ## Train the embedded demo model anew (about an hour on two idle cores; goes on from its checkpoints)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -112,7 +112,7 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Starts the server with `MLX_SERVER_<NAME>` settings and ends it with SIGTERM; its log lies in `folder`."""
     port = _free_port()
-    environment = environment_of_server(settings | {"port": port}, from_source=command is MODULE)
+    environment = environment_of_server(settings | {"port": port}, from_source=command[0] == sys.executable)
     log = folder / f"server-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=folder)

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mlx_manager.mlx_server.config import ConfigFileError, MLXServerSettings, duration_seconds, mlx_server_settings
+from mlx_manager.mlx_server.config import (
+    ConfigFileError,
+    MLXServerSettings,
+    UnreadableSettings,
+    duration_seconds,
+    faults_of,
+    mlx_server_settings,
+)
 
 TOKEN = "pylf_v1_secret"
 
@@ -279,3 +286,39 @@ def test_a_file_that_is_not_there_or_no_toml_is_an_error(working_folder: Path, m
     monkeypatch.setenv("MLX_SERVER_CONFIG", "missing.toml")
     with pytest.raises(ConfigFileError, match=r"missing\.toml"):
         MLXServerSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("models", "nonsense", "Bad setting models: it is no JSON"),
+        ("upstreams", "{", "Bad setting upstreams: Expecting property name enclosed in double quotes"),
+        ("config", "/no/such/file.toml", "The settings file /no/such/file.toml cannot be read: "),
+        ("config", "/", "The settings file / cannot be read: "),
+        ("config", "~nobody-of-that-name/x", "The settings file ~nobody-of-that-name/x cannot be read: "),
+        ("models_dir", "~nobody-of-that-name/x", "Bad setting models_dir: there is no folder "),
+        ("default_model", "~nobody-of-that-name/x", "Bad setting default_model: there is no folder ~nobody"),
+        ("default_model", "/etc/hostname", "Bad setting default_model: /etc/hostname is a file and no folder"),
+        ("keep_alive", "soon", "Bad setting keep_alive: 'soon' is no duration"),
+    ],
+)
+def test_each_fault_is_one_line_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
+) -> None:
+    monkeypatch.setenv(f"MLX_SERVER_{name.upper()}", value)
+    with pytest.raises(UnreadableSettings) as unreadable:
+        MLXServerSettings()
+    (told,) = faults_of(unreadable.value)
+    assert told.startswith(line)
+    assert "\n" not in told
+
+
+def test_what_is_read_again_is_the_file_s_and_what_the_program_gave_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = MLXServerSettings(admin_key="of the program", max_queue=5)
+    (tmp_path / "mlx-manager.toml").write_text('admin_key = "of the file"\nmax_models = 7\n')
+    again = settings.model_copy(update={"max_models": 2}).read_again()
+    assert (again.max_queue, again.max_models) == (5, 7)
+    assert again.admin_key == settings.admin_key

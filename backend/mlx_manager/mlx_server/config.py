@@ -19,13 +19,21 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     StringConstraints,
     ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from mlx_manager.demo import DEMO_MODEL_ID
 from mlx_manager.mlx_server.edge_settings import EdgeSettings, UserPath
@@ -63,6 +71,14 @@ def duration_seconds(value: object) -> float:
 
 Duration = Annotated[float, BeforeValidator(duration_seconds)]
 """Seconds; -1 for ever."""
+
+
+def why_no_folder(path: str | Path) -> str | None:
+    """Why there is no folder to read at `path`; None where there is one."""
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        return None if os.access(path, os.R_OK | os.X_OK) else f"the folder {path} may not be read: permission denied"
+    return f"{path} is a file and no folder" if os.path.exists(path) else f"there is no folder {path}"
 
 
 class _TomlTable(BaseModel):
@@ -108,10 +124,12 @@ class ModelSettings(_TomlTable):
     def _lies_somewhere(self) -> "ModelSettings":
         if self.path is not None and (self.repo is not None or self.revision is not None):
             raise ValueError("give path, or repo and revision, not both")
-        for name, kind in (("path", Path.is_dir), ("adapter", Path.is_dir), ("chat_template", Path.is_file)):
-            place: Path | None = getattr(self, name)
-            if place is not None and not kind(place):
-                raise ValueError(f"{name}: there is no {'file' if name == 'chat_template' else 'folder'} {place}")
+        for name, folder in (("path", self.path), ("adapter", self.adapter)):
+            fault = why_no_folder(folder) if folder is not None else None
+            if fault is not None:
+                raise ValueError(f"{name}: {fault}")
+        if self.chat_template is not None and not os.path.isfile(self.chat_template):
+            raise ValueError(f"chat_template: there is no file {self.chat_template}")
         return self
 
 
@@ -195,11 +213,22 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
         default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")
     )
 
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._given = given
+
+    def read_again(self) -> "MLXServerSettings":
+        """What environment and file say now; what the program gave itself stays. Raises as the first reading does."""
+        return MLXServerSettings(**self._given)
+
     @field_validator("default_model")
     @classmethod
     def _folder_exists(cls, value: str) -> str:
-        if value.startswith(("/", "./", "../", "~")) and not Path(value).expanduser().is_dir():
-            raise ValueError(f"there is no folder {value}")
+        fault = why_no_folder(value) if value.startswith(("/", "./", "../", "~")) else None
+        if fault is not None:
+            raise ValueError(fault)
         return value
 
     @field_validator("models")
@@ -214,8 +243,9 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     @field_validator("models_dir")
     @classmethod
     def _models_lie_there(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_dir():
-            raise ValueError(f"there is no folder {value}")
+        fault = why_no_folder(value) if value is not None else None
+        if fault is not None:
+            raise ValueError(fault)
         return value
 
     @field_validator("available_models", "preload", mode="before")
@@ -259,7 +289,7 @@ class ConfigFileError(Exception):
 
 def _config_file() -> dict[str, Any]:
     named = os.environ.get("MLX_SERVER_CONFIG")
-    path = Path(named if named else CONFIG_FILE).expanduser()
+    path = Path(os.path.expanduser(named if named else CONFIG_FILE))
     if not named and not path.is_file():
         return {}
     try:
@@ -268,18 +298,31 @@ def _config_file() -> dict[str, Any]:
         raise ConfigFileError(f"The settings file {path} cannot be read: {exc}") from exc
 
 
+UnreadableSettings = (ConfigFileError, SettingsError, ValidationError)
+"""What reading the settings raises."""
+
+
+def faults_of(exc: Exception) -> list[str]:
+    """A line for each fault of settings that cannot be read."""
+    if isinstance(exc, ValidationError):
+        return [_fault(fault["type"], fault["loc"], fault["msg"]) for fault in exc.errors()]
+    if isinstance(exc, SettingsError):  # its message names the field, and pydantic's own classes
+        field = re.search(r'field "(\w+)"', str(exc))
+        return [f"Bad setting {field[1] if field is not None else ''}: it is no JSON"]
+    return [str(exc)]
+
+
+def _fault(kind: str, place: tuple[int | str, ...], message: str) -> str:
+    what = "there is no such setting" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    return f"Bad setting {'.'.join(map(str, place))}: {what}"
+
+
 def _settings_of_this_process() -> MLXServerSettings:
     """Nothing of the server runs on bad settings: ends the process with status 2, and one line for each on stderr."""
     try:
         return MLXServerSettings()
-    except ConfigFileError as exc:
-        print(exc, file=sys.stderr)
-        raise SystemExit(2) from exc
-    except ValidationError as exc:
-        for fault in exc.errors():
-            unknown = fault["type"] == "extra_forbidden"
-            message = "there is no such setting" if unknown else fault["msg"]
-            print(f"Bad setting {'.'.join(map(str, fault['loc']))}: {message}", file=sys.stderr)
+    except UnreadableSettings as exc:
+        print(*faults_of(exc), sep="\n", file=sys.stderr)
         raise SystemExit(2) from exc
 
 

@@ -26,7 +26,7 @@ class ApiKey:
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(path)))  # Path.expanduser raises for the home of nobody
 
 
 UserPath = Annotated[Path, AfterValidator(_absolute)]

@@ -16,6 +16,7 @@ ServerError
 ├── RequestRateExceeded        the key has asked more often in a minute than it may
 ├── TokenRateExceeded          the key has used more tokens in a minute than it may
 ├── NotReady                   the server is not running its lifespan, is shutting down, or restarts a crashed worker
+├── BadSettings                settings that were to be reloaded have faults
 ├── ServerBusy                 as many requests wait as may wait
 ├── InsufficientMemory         the model does not fit beside those in use
 ├── ModelLoadFailed            the weights or the tokenizer could not be loaded
@@ -97,6 +98,10 @@ class TokenRateExceeded(ServerError):
 
 
 class NotReady(ServerError):
+    pass
+
+
+class BadSettings(ServerError):
     pass
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,7 +28,7 @@ from mlx_manager.mlx_server.api.dependencies import ServerState
 from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
 from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, GuardedProtocol, protocol_with
 from mlx_manager.mlx_server.api.edge.cors import Cors
-from mlx_manager.mlx_server.api.edge.exposure import warn_of_openness, why_too_open
+from mlx_manager.mlx_server.api.edge.exposure import addresses_of, warn_of_openness, why_too_open
 from mlx_manager.mlx_server.api.edge.hosts import HostCheck
 from mlx_manager.mlx_server.api.edge.keys import KeyCheck
 from mlx_manager.mlx_server.api.edge.rate_limits import RateLimits
@@ -36,11 +37,12 @@ from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
+from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.config import MLXServerSettings, mlx_server_settings
 from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
-from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of
+from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
 from mlx_manager.mlx_server.services.inference import InferenceService
@@ -49,6 +51,7 @@ from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB, get_memory_usage, recommended_memory_gb
+from mlx_manager.mlx_server.utils.terminal import terminal_watch
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
     app.include_router(v1_router)
     install_error_handlers(app, settings.validation_error_status)
     app.state.edge = edge_rules(settings)
+    app.state.addresses = []
     _add_middlewares(app, settings)
     return app
 
@@ -128,6 +132,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         trace_content=settings.trace_content,
     )
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
+    app.state.reloader = Reloader(app)
     set_running_pool(pool)
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
         pool.preload(model_id)
@@ -186,16 +191,18 @@ def serve() -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
     settings = mlx_server_settings
     configure_logging(settings.log_level, settings.log_format)
+    fault = why_default_is_missing(catalog_of(settings.model_copy(update={"hub_cache": False})))
+    if fault is not None:
+        _end_start(fault)
     try:  # before anything is loaded
         listeners = listen(settings.host, settings.port)
     except OSError as exc:
-        print(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.", file=sys.stderr)
-        raise SystemExit(2) from exc
-    too_open = why_too_open(settings, listeners)
+        _end_start(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.")
+    app.state.addresses = addresses_of(listeners)
+    too_open = why_too_open(settings, app.state.addresses)
     if too_open is not None:
-        print(too_open, file=sys.stderr)
-        raise SystemExit(2)
-    warn_of_openness(settings, listeners)
+        _end_start(too_open)
+    warn_of_openness(settings, app.state.addresses)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
     config = uvicorn.Config(
         app,
@@ -219,17 +226,41 @@ def _protocol(settings: MLXServerSettings) -> type[GuardedProtocol]:
     )
 
 
+def _end_start(reason: str) -> NoReturn:
+    print(reason, file=sys.stderr)
+    raise SystemExit(2)
+
+
 class _Server(uvicorn.Server):
     """Drains in our way, and ends with status 0: uvicorn raises the signal again, which looks like a crash.
 
     While it drains it listens on, so that whoever asks reads that it is not ready, and is not refused a connection.
     """
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._reloads: set[asyncio.Task[None]] = set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
+        loop, terminal_was_closed = asyncio.get_running_loop(), terminal_watch()
+
+        def handle_hangup(sig: int, frame: FrameType | None) -> None:
+            if terminal_was_closed():
+                self.handle_exit(sig, frame)
+            else:
+                loop.call_soon_threadsafe(self._reload)
+
+        signal.signal(signal.SIGHUP, handle_hangup)
         yield
+
+    def _reload(self) -> None:
+        if getattr(app.state, "server", None) is not None:
+            reloading = asyncio.create_task(reload_quietly(app.state.reloader))
+            self._reloads.add(reloading)
+            reloading.add_done_callback(self._reloads.discard)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -240,7 +271,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """After the drain timeout, whoever still waits gets an error in its protocol, not a cut connection."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(mlx_server_settings.drain_timeout_seconds):
+            async with asyncio.timeout(app.state.settings.drain_timeout_seconds):
                 while self.server_state.tasks and not self.force_exit:  # noqa: ASYNC110  uvicorn has no event for it
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
         app.state.server.pool.abandon_requests()

@@ -21,6 +21,7 @@ TABLE: list[tuple[type[ServerError], int, str, str]] = [
     (errors.RequestRateExceeded, 429, "requests", "rate_limit_exceeded"),
     (errors.TokenRateExceeded, 429, "tokens", "rate_limit_exceeded"),
     (errors.NotReady, 503, "server_error", "not_ready"),
+    (errors.BadSettings, 400, "invalid_request_error", "bad_settings"),
     (errors.ServerBusy, 429, "rate_limit_error", "server_busy"),
     (errors.InsufficientMemory, 503, "server_error", "insufficient_memory"),
     (errors.ModelLoadFailed, 503, "server_error", "model_load_failed"),

@@ -197,7 +197,7 @@ async def test_loads_evictions_and_deaths_are_spans(
     (folder / "empty").mkdir()
     exporter.clear()
     names = f"{folder / 'babbler'},{folder / 'empty'}"
-    settings = MLXServerSettings(logfire_enabled=False, available_models=names, max_models=1)  # type: ignore[arg-type]
+    settings = MLXServerSettings(logfire_enabled=False, available_models=names, max_models=1)
     app = create_app(settings)
     async with lifespan(app), client_of(app) as client:
         assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 200

@@ -1,13 +1,14 @@
-"""What is loaded and what it takes (`GET /admin/pool`), and changing it: load, unload, pin, unpin."""
+"""What is loaded and what it takes (`GET /admin/pool`), and changing it: load, unload, pin, unpin, reload."""
 
 import asyncio
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
 from mlx_manager.mlx_server.api.edge.keys import require_admin
+from mlx_manager.mlx_server.api.reload import Reloader
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import read_facts
 from mlx_manager.mlx_server.models.loading import LoadedModel
@@ -21,6 +22,7 @@ from mlx_manager.mlx_server.schemas.admin import (
     PoolModel,
     PoolStatus,
     PrefixCacheFigures,
+    ReloadReport,
 )
 from mlx_manager.mlx_server.schemas.openai import ErrorResponse
 
@@ -52,6 +54,14 @@ async def pool_status(state: State) -> PoolStatus:
     )
     models.sort(key=lambda model: model.memory is None)
     return PoolStatus(draining=pool.draining, budget=budget, models=models)
+
+
+@router.post("/reload", responses={400: {"model": ErrorResponse, "description": "The settings have faults."}})
+async def reload(request: Request, state: State) -> ReloadReport:
+    """Reads the settings file again, as SIGHUP does. Faults change nothing; requests under way go on as they are."""
+    require(state)
+    reloader: Reloader = request.app.state.reloader
+    return ReloadReport.model_validate(await reloader.reload(), from_attributes=True)
 
 
 @router.post("/models/{model_id:path}/load", responses=_UNKNOWN)

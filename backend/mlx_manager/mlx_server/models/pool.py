@@ -25,6 +25,7 @@ from mlx_manager.mlx_server.models.idleness import IdleTimers
 from mlx_manager.mlx_server.models.loading import LoadedModel, estimate_bytes, load_model, told, worker_options
 from mlx_manager.mlx_server.models.reports import PoolReports
 from mlx_manager.mlx_server.models.restarts import Restarts
+from mlx_manager.mlx_server.models.running_pool import get_model_pool, set_running_pool
 from mlx_manager.mlx_server.models.state import ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
@@ -78,7 +79,7 @@ class ModelPoolManager:
         self._restarts = Restarts(self._restart)
         self._idle = IdleTimers(self._idle_for_too_long)
         self._kept: set[str] = set()
-        self._pinned = {entry.id for entry in catalog if entry.settings is not None and entry.settings.pin}
+        self._pinned = catalog.pinned()
         self._loaded: dict[str, LoadedModel] = {}
         self._loads: dict[str, _Load] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -167,6 +168,20 @@ class ModelPoolManager:
     def is_pinned(self, model_id: str) -> bool:
         return model_id in self._pinned
 
+    def use_catalog(self, catalog: Catalog, keep_alive_seconds: float) -> None:
+        """From now on. What is loaded goes on as it is; a model that is not there any more leaves when it is idle."""
+        before, stayed_seconds = self.catalog, self._keep_alive_seconds
+        unpinned, pinned = before.pinned() - catalog.pinned(), catalog.pinned() - before.pinned()
+        self.catalog, self._keep_alive_seconds = catalog, keep_alive_seconds
+        self._pinned = {one for one in (self._pinned - unpinned) | pinned if catalog.has(one)}
+        for model_id, model in self._loaded.items():
+            old = before.ttl_seconds(model_id, stayed_seconds)
+            new = catalog.ttl_seconds(model_id, keep_alive_seconds)
+            if model.keep_alive_seconds == old:  # and no request has said another
+                model.keep_alive_seconds = new
+            if old != new or model_id in unpinned | pinned or not catalog.has(model_id):
+                self._watch_idleness(model_id)
+
     def get_loaded_models(self) -> list[str]:
         return list(self._loaded)
 
@@ -185,8 +200,7 @@ class ModelPoolManager:
         model = self._loaded.get(entry.id)
         if model is not None:
             return model.keep_alive_seconds
-        ttl = entry.settings.ttl if entry.settings is not None else None
-        return ttl if ttl is not None else self._keep_alive_seconds
+        return entry.ttl_seconds(self._keep_alive_seconds)
 
     def expires_in_seconds(self, model_id: str) -> float | None:
         """Until it is unloaded if nobody asks for it."""
@@ -276,6 +290,7 @@ class ModelPoolManager:
         with self._reports.load(entry.id):
             async with told(entry.id, progress):
                 model = await self._load_now(entry, progress)
+        model.keep_alive_seconds = self.catalog.ttl_seconds(entry.id, self._keep_alive_seconds)  # as it is by now
         self._loads[entry.id].reserved_bytes = None
         self._loaded[entry.id] = model
         self._kept.add(entry.id)
@@ -306,7 +321,7 @@ class ModelPoolManager:
             self._restarts.crashed(model.model_id, engine.epitaph, time.time() - model.loaded_at, restart=True)
 
     def _restart(self, model_id: str) -> None:
-        if not self._closed:
+        if not self._closed and self.catalog.has(model_id):
             self.preload(model_id)
 
     async def _make_room(self, model_id: str, needed_bytes: int) -> None:
@@ -366,27 +381,13 @@ class ModelPoolManager:
         """Has the model unloaded in its time, if it is idle now and nobody asks for it until then."""
         model = self._loaded.get(model_id)
         self._idle.cancel(model_id)
-        if model is not None and not self._closed and self._holding(model).may_go and model.keep_alive_seconds >= 0:
-            self._idle.start(model_id, model.keep_alive_seconds)
+        if model is None or self._closed or not self._holding(model).may_go:
+            return
+        seconds = model.keep_alive_seconds if self.catalog.has(model_id) else 0
+        if seconds >= 0:
+            self._idle.start(model_id, seconds)
 
     def _idle_for_too_long(self, model_id: str) -> None:
-        model = self._loaded.get(model_id)
-        if model is not None:
-            logger.info("Unloading model %s: it was idle for %g s", model_id, model.keep_alive_seconds)
-            self._let_go(model, "idle")
-
-
-_running_pool: ModelPoolManager | None = None
-
-
-def get_model_pool() -> ModelPoolManager:
-    """The pool of the running lifespan, for programs that embed the server. Raises NotReady outside of one."""
-    if _running_pool is None:
-        raise NotReady("No model pool is running: enter the app's lifespan first.")
-    return _running_pool
-
-
-def set_running_pool(pool: ModelPoolManager | None) -> None:
-    """For the lifespan alone."""
-    global _running_pool
-    _running_pool = pool
+        if model_id in self._loaded:
+            logger.info("Unloading model %s: it was idle", model_id)
+            self._let_go(self._loaded[model_id], "idle")

@@ -5,7 +5,7 @@ Whatever is wrong with any of them, or with who collects, the server runs the sa
 
 from mlx_manager.mlx_server.observability.access_log import log_access
 from mlx_manager.mlx_server.observability.genai_metrics import record_generation
-from mlx_manager.mlx_server.observability.logs import configure_logging, lines_of
+from mlx_manager.mlx_server.observability.logs import configure_logging, lines_of, set_log_level
 from mlx_manager.mlx_server.observability.metrics import EvictionReason, Metrics, exposition
 from mlx_manager.mlx_server.observability.readings import ModelReading, ProcessReading, ServerReading
 from mlx_manager.mlx_server.observability.traces import (
@@ -39,6 +39,7 @@ __all__ = [
     "log_access",
     "record_generation",
     "request_span",
+    "set_log_level",
     "start_span",
     "tell_event",
     "tell_past",

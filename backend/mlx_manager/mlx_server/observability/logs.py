@@ -25,8 +25,13 @@ def configure_logging(level: str, log_format: Literal["human", "json"]) -> None:
     """For the command line; a program that embeds the app configures its own logging."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(handlers=[handler])
     logging.captureWarnings(True)
+    set_log_level(level)
+
+
+def set_log_level(level: str) -> None:
+    logging.getLogger().setLevel(level)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
 

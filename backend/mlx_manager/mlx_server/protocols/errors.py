@@ -29,6 +29,7 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.RequestRateExceeded: ErrorKind(429, "requests", "rate_limit_exceeded"),
     errors.TokenRateExceeded: ErrorKind(429, "tokens", "rate_limit_exceeded"),
     errors.NotReady: ErrorKind(503, "server_error", "not_ready"),
+    errors.BadSettings: ErrorKind(400, "invalid_request_error", "bad_settings"),
     errors.ServerBusy: ErrorKind(429, "rate_limit_error", "server_busy"),
     errors.InsufficientMemory: ErrorKind(503, "server_error", "insufficient_memory"),
     errors.ModelLoadFailed: ErrorKind(503, "server_error", "model_load_failed"),

@@ -58,24 +58,24 @@ class InferenceService:
         Prompts over `max_prompt_characters` are refused; 0 for none.
         """
         self._pool = pool
-        self._routing = routing if routing is not None else Routing(pool)
-        self._timeout_seconds = timeout_seconds
-        self._max_prompt_characters = max_prompt_characters
-        self._trace_content = trace_content
+        self.routing = routing if routing is not None else Routing(pool)
+        self.timeout_seconds = timeout_seconds
+        self.max_prompt_characters = max_prompt_characters
+        self.trace_content = trace_content
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         """The events of the request, `Started` once it is admitted. Closing the iterator cancels the generation."""
-        events = self._routing.events(request, self._events)
-        if self._timeout_seconds:
-            events = within(events, self._timeout_seconds)
-        return traced(events, request, self._trace_content)
+        events = self.routing.events(request, self._events)
+        if self.timeout_seconds:
+            events = within(events, self.timeout_seconds)
+        return traced(events, request, self.trace_content)
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
-        check_length(request, self._max_prompt_characters)
+        check_length(request, self.max_prompt_characters)
         record, asked_at = request.record, time.time()
         async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
             _note_lease(record, model, asked_at)
-            prompts = await read_prompts(model, request, self._max_prompt_characters)
+            prompts = await read_prompts(model, request, self.max_prompt_characters)
             record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self._pool.grammars, model, request)
             planned = plan_choices(model, request, prompts, grammar)

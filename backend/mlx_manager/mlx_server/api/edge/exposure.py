@@ -11,10 +11,14 @@ from mlx_manager.mlx_server.edge_settings import is_readable_by_all
 logger = logging.getLogger(__name__)
 
 
-def why_too_open(settings: MLXServerSettings, listeners: Sequence[socket.socket]) -> str | None:
-    """None when it may. The listeners tell what the host's name stands for."""
-    hosts = sorted({listener.getsockname()[0] for listener in listeners})
-    exposed = [host for host in hosts if not is_loopback(host)]
+def addresses_of(listeners: Sequence[socket.socket]) -> list[str]:
+    """What the host's name stands for."""
+    return sorted({listener.getsockname()[0] for listener in listeners})
+
+
+def why_too_open(settings: MLXServerSettings, addresses: Sequence[str]) -> str | None:
+    """None when the server may listen at these addresses."""
+    exposed = [address for address in addresses if not is_loopback(address)]
     if not exposed or settings.all_api_keys() or settings.insecure_no_auth:
         return None
     return (
@@ -23,9 +27,9 @@ def why_too_open(settings: MLXServerSettings, listeners: Sequence[socket.socket]
     )
 
 
-def warn_of_openness(settings: MLXServerSettings, listeners: Sequence[socket.socket]) -> None:
+def warn_of_openness(settings: MLXServerSettings, addresses: Sequence[str]) -> None:
     """Of what is allowed and still dangerous."""
-    exposed = [listener.getsockname()[0] for listener in listeners if not is_loopback(listener.getsockname()[0])]
+    exposed = [address for address in addresses if not is_loopback(address)]
     if exposed and not settings.all_api_keys():
         logger.warning(
             "NO AUTHENTICATION: everybody who reaches %s can use this server, its /admin included, "
