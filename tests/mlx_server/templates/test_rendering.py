@@ -10,7 +10,7 @@ import pytest
 from jinja2 import TemplateError
 
 from mlx_manager.mlx_server.errors import ChatTemplateFailed
-from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
+from mlx_manager.mlx_server.templates.rendering import ANSWER_SECONDS, TemplateRenderer
 
 pytestmark = pytest.mark.anyio
 
@@ -49,8 +49,10 @@ def renderers() -> list[psutil.Process]:
 def test_what_takes_too_much_is_ended_and_the_next_prompt_is_rendered(
     templates: TemplateRenderer, template: str, reason: str
 ) -> None:
+    began = time.monotonic()
     with pytest.raises(ChatTemplateFailed, match=reason) as refusal:
         rendered(templates, template)
+    assert time.monotonic() - began < ANSWER_SECONDS, "the process did not end itself"
     assert refusal.value.param == "messages"
     assert rendered(templates, "{{ messages[0].content }}") == "Hi"
 
@@ -156,5 +158,5 @@ async def test_closing_ends_all_processes_those_at_work_among_them() -> None:
     await asyncio.sleep(0.2)
     await asyncio.to_thread(templates.close)
     assert renderers() == before
-    with pytest.raises(ChatTemplateFailed):
+    with pytest.raises(ChatTemplateFailed, match="breaks the process"):  # and not for its two seconds
         await endless

@@ -255,8 +255,7 @@ class ModelPoolManager:
             self._let_go(model, "shutdown")
         await asyncio.gather(*self._leaving.values())
         self._idle.cancel_all()
-        await self.grammars.close()
-        await asyncio.to_thread(self._templates.close)
+        await asyncio.gather(self.grammars.close(), asyncio.to_thread(self._templates.close))
 
     def _load_once(self, entry: ModelEntry) -> _Load:
         if self._closed:
@@ -305,10 +304,8 @@ class ModelPoolManager:
             await asyncio.wait(self._leaving.values())
         self._share_out()
         options = worker_options(self._options, self.budget.shares(self.holdings())[entry.id], entry)
-        keep_alive = self.keep_alive_seconds(entry)
-        return await load_model(
-            entry, folder, options, self._patience, keep_alive, progress, self._templates, self._on_death
-        )
+        keep = self.keep_alive_seconds(entry)
+        return await load_model(entry, folder, options, self._patience, keep, progress, self._templates, self._on_death)
 
     def _on_death(self, engine: EngineClient) -> None:
         """A worker died at work: its model gets a new one unasked, so that the next request does not wait for it."""
