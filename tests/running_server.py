@@ -148,7 +148,7 @@ def wait_for_exit(process: psutil.Process, seconds: float = 10.0) -> None:
 def chunks_of(payloads: Iterator[str]) -> list[dict[str, Any]]:
     """All chunks of a stream, which must end with [DONE]."""
     received = list(payloads)
-    assert received[-1] == "[DONE]"
+    assert received[-1] == "[DONE]", received[-1]
     return [json.loads(payload) for payload in received[:-1]]
 
 

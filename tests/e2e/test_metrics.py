@@ -42,13 +42,17 @@ def admin(server: RunningServer, verb: str) -> None:
 
 
 def test_a_request_is_counted_with_its_tokens_and_times(counted: RunningServer) -> None:
-    counted.chat("Count to 5")
+    question = "Count to 5, and do it as you have done it the last time that I asked you to. " * 3
+    counted.chat(question)
+    eventually(lambda: scrape(counted), lambda now: now.value("prefix_cache_bytes", model="demo") > 0)
     before = scrape(counted)
-    usage = counted.chat("Count to 5 and once more")["usage"]
+    usage = counted.chat(question)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > 0
     grows(counted, before, "requests_total", 1, endpoint=CHAT, model="demo", status="200")
     grows(counted, before, "request_duration_seconds_count", 1, endpoint=CHAT, model="demo")
     grows(counted, before, "prompt_tokens_total", usage["prompt_tokens"], model="demo")
     grows(counted, before, "cached_tokens_total", usage["prompt_tokens_details"]["cached_tokens"], model="demo")
+    grows(counted, before, "prefix_cache_hits_total", 1, model="demo")
     grows(counted, before, "completion_tokens_total", usage["completion_tokens"], model="demo")
     for name in ("queue_seconds", "time_to_first_token_seconds"):
         grows(counted, before, f"{name}_count", 1, model="demo")

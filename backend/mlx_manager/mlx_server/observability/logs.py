@@ -69,7 +69,7 @@ class JsonFormatter(logging.Formatter):
         }
         if exchange is not None and exchange.ended is None:
             line["request_id"] = exchange.request_id
-        if span.is_valid:
+        if span.trace_flags.sampled:
             line |= {"trace_id": trace.format_trace_id(span.trace_id), "span_id": trace.format_span_id(span.span_id)}
         line |= getattr(record, "fields", {})
         if record.exc_info is not None:
