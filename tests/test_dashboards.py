@@ -64,12 +64,14 @@ def use(server: RunningServer) -> None:
         message = [{"role": "user", "content": "Hi"}]
         assert server.post(CHAT, {"model": model, "messages": message}).status_code == status
     with server.stream(CHAT, TALKS_ON) as payloads:
-        next(payloads)
+        for _ in range(10):
+            next(payloads)
     server.wait_for_log("499 POST")
     with server.stream(CHAT, TALKS_ON) as payloads:
         next(payloads)
         server.worker().kill()
         assert "engine_failed" in list(payloads)[-1]
+    assert server.post(CHAT, TALKS_ON | {"max_tokens": 1}).status_code == 200  # a model to let go at the end
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +118,8 @@ def test_every_query_has_an_answer_in_each_column(records: list[Row], name: str)
 @pytest.mark.parametrize("name", QUERIES)
 def test_every_name_in_a_query_is_one_that_the_server_tells(records: list[Row], name: str) -> None:
     query = QUERIES[name]
-    assert {"otel_scope_name": "mlx-manager"}.items() <= records[0].items()
-    assert "otel_scope_name = 'mlx-manager'" in query
+    scopes = re.findall(r"otel_scope_name = '([^']*)'", query)
+    assert set(scopes) == {record["otel_scope_name"] for record in records}
     attributes = set(re.findall(r"->>'([^']*)'", query))
     assert attributes <= {attribute for record in records for attribute in record["attributes"]}
     assert set(re.findall(r"span_name = '([^']*)'", query)) <= {record["span_name"] for record in records}
@@ -127,7 +129,7 @@ def test_every_name_in_a_query_is_one_that_the_server_tells(records: list[Row], 
 
 
 def test_the_page_has_the_queries_people_ask_for(records: list[Row]) -> None:
-    demo = [one["attributes"] for one in records if one["attributes"].get("gen_ai.response.model") == "demo"]
+    demo = [record["attributes"] for record in records if record["span_name"] == "chat demo"]
     waits = [one["gen_ai.response.time_to_first_chunk"] for one in demo]
     first_tokens = {row["model"]: row for row in ask(records, PAGE_QUERIES["p95 TTFT by model"])}
     assert set(first_tokens) == {"demo", "babbler", "far/away"}
