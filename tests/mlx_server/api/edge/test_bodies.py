@@ -57,11 +57,15 @@ def test_a_body_in_chunks_is_cut_where_it_gets_too_long(guarded: RunningServer) 
     assert exchange(guarded, chunked(*endless)).status == 413
 
 
-def test_a_client_that_is_still_sending_can_read_why_it_is_refused(guarded: RunningServer) -> None:
-    """httpx goes on to read when it cannot write; a reset would take the answer away."""
-    for headers, status in ({"x-api-key": ANNA}, 413), ({"x-api-key": "wrong"}, 401):
-        response = httpx.post(f"{guarded.url}{PATH}", content=b"x" * 20 * MB, headers=headers, timeout=20)
-        assert response.status_code == status
+def test_a_client_that_is_still_sending_is_not_reset_before_it_has_read_why(guarded: RunningServer) -> None:
+    """A reset may take the answer away from it."""
+    with connected(guarded) as connection:
+        connection.sendall(request("POST", PATH, KEY, "Content-Type: application/json", f"Content-Length: {2**40}"))
+        (reply,) = replies(read_to_end(connection))  # the server has ended its side alone
+        for _ in range(4):
+            connection.sendall(b"x" * 65_536)
+            time.sleep(0.1)
+    assert reply.status == 413
 
 
 def test_a_body_that_stops_coming_is_refused(guarded: RunningServer) -> None:

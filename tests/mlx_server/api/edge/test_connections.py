@@ -183,7 +183,7 @@ def test_a_client_that_does_not_read_is_dropped(guarded: RunningServer) -> None:
 
 
 def test_a_client_that_left_behind_a_second_request_generates_no_more(server: RunningServer) -> None:
-    body = json.dumps({"model": "babbler", "prompt": "x", "max_tokens": 2000, "stream": True}).encode()
+    body = json.dumps({"model": "babbler", "prompt": "x", "n": 64, "max_tokens": 2000, "stream": True}).encode()
     with connected(server) as connection:
         connection.sendall(post("/v1/completions", body).replace(b"Connection: close", b"A: b") + HEALTH)
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
