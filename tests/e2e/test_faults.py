@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -102,9 +103,11 @@ def test_model_that_cannot_be_loaded_says_why_and_harms_no_other(tmp_path: Path,
         assert server.chat("Count to 3")["choices"][0]["message"]["content"] == "1, 2, 3"
 
 
-def test_server_whose_default_model_is_broken_is_alive_and_not_ready(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with running_server(tmp_path, default_model=tmp_path / "empty", wait=False) as server:
+def test_server_whose_default_model_is_broken_is_alive_and_not_ready(tmp_path: Path, babbler: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(babbler, broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with running_server(tmp_path, default_model=broken, wait=False) as server:
         deadline = time.monotonic() + 60
         status = ""
         while status != "failed":
