@@ -2,35 +2,42 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUNTIME := $(VENV)/.installed
+TOOLS := $(VENV)/.tools-installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= demo
+MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 
-.PHONY: help setup serve test test-llamacpp check fmt bench constraints demo-model clean
+.PHONY: help setup serve test test-llamacpp check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## Make .venv and install the project into it (nothing to do when it is up to date)
+setup: $(TOOLS) ## Make .venv and install the project and its tools into it (nothing to do when it is up to date)
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUNTIME): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make virtual environments: install python3-venv (apt-get install python3-venv)"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(STAMP)
+	$(PIP) -c constraints.txt -e .
+	@touch $@
 
-serve: $(STAMP) ## Serve MODEL (the embedded demo model when not given) on http://127.0.0.1:8000
+$(TOOLS): $(RUNTIME)
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+serve: $(RUNTIME) ## Serve MODEL (the embedded demo model when not given) on http://127.0.0.1:8000
 	$(BIN)/mlx-manager serve $(MODEL)
 
 test: check ## Format check, lint, types and tests: what CI runs
 
-check: $(STAMP)
+check: $(TOOLS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-llamacpp: $(STAMP) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
+test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
 
 $(LLAMACPP)/.installed: Makefile
@@ -38,7 +45,7 @@ $(LLAMACPP)/.installed: Makefile
 	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python[server]==0.3.36' gguf==0.19.0
 	@touch $@
 
-fmt: $(STAMP) ## Format the code and mend what the linter can mend
+fmt: $(TOOLS) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -50,11 +57,14 @@ constraints: ## Renew constraints.txt from a fresh environment with the newest v
 	    -e "s/^(mlx)-(cpu|metal)==(.*)/\1-cpu==\3 ; sys_platform == 'linux'\n\1-metal==\3 ; sys_platform == 'darwin'/"; \
 	} > constraints.txt
 
-bench: $(STAMP) ## Measure the server against mlx-lm's raw engine (nothing else should run beside it)
+bench: $(TOOLS) ## Measure the server against mlx-lm's raw engine (nothing else should run beside it)
 	$(BIN)/python -m benchmarks $(BENCH)
 
-demo-model: $(STAMP) ## Train the embedded demo model anew (about an hour on two idle cores; goes on from its checkpoints)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+soak: $(TOOLS) ## Mixed traffic and staged faults for MINUTES (10): memory, latency and errors over time, in .cache/soak
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --output .cache/soak $(SOAK)
+
+demo-model: $(TOOLS) ## Train the embedded demo model anew (about an hour on two idle cores; goes on from its checkpoints)
+	$(PIP) torch==2.13.0
 	$(BIN)/python scripts/train_demo_model.py
 
 clean: ## Remove the virtual environment and all caches

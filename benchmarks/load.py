@@ -52,7 +52,7 @@ class Target:
         body["ignore_eos"] = True  # as most servers name it; the benchmark's own models have no such token
         payload = json.dumps(body | extra).encode()
         path = urlsplit(self.base_url).path.rstrip("/") + "/v1/completions"
-        head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         return f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload
 
 

@@ -65,16 +65,14 @@ class Server:
 
 @contextmanager
 def our_server(model: Path, log: Path) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlx_manager.mlx_server.main"]
     settings = {"MLX_SERVER_PORT": str(port), "MLX_SERVER_DEFAULT_MODEL": str(model)}
     environment = {**os.environ, **ENVIRONMENT, **settings, "PYTHONPATH": str(BACKEND)}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
-        _wait_until_ready(f"http://127.0.0.1:{port}/ready")
+        wait_until_ready(f"http://127.0.0.1:{port}/ready")
         yield Server(Target(f"http://127.0.0.1:{port}", model.name), psutil.Process(process.pid))
     finally:
         process.send_signal(signal.SIGTERM)
@@ -129,7 +127,14 @@ class Place:
     model: str
 
 
-def _wait_until_ready(url: str) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:

@@ -112,7 +112,7 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Starts the server with `MLX_SERVER_<NAME>` settings and ends it with SIGTERM; its log lies in `folder`."""
     port = _free_port()
-    environment = environment_of_server(settings | {"port": port}, from_source=command is MODULE)
+    environment = environment_of_server(settings | {"port": port}, from_source=command[0] == sys.executable)
     log = folder / f"server-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=folder)
@@ -148,7 +148,7 @@ def wait_for_exit(process: psutil.Process, seconds: float = 10.0) -> None:
 def chunks_of(payloads: Iterator[str]) -> list[dict[str, Any]]:
     """All chunks of a stream, which must end with [DONE]."""
     received = list(payloads)
-    assert received[-1] == "[DONE]"
+    assert received[-1] == "[DONE]", received[-1]
     return [json.loads(payload) for payload in received[:-1]]
 
 

@@ -13,11 +13,11 @@ SERVER = "mlx_manager.mlx_server"
 
 FLOORS = (
     {f"{SERVER}.__init__", "mlx_manager.__init__", "mlx_manager.demo", "mlx_manager.addresses"},  # import nothing
-    {f"{SERVER}.upstream_settings", f"{SERVER}.records"},
+    {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
-    {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils")},
-    {f"{SERVER}.{room}" for room in ("protocols", "models", "engine", "grammars", "parsers")}
+    {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils", "isolation")},
+    {f"{SERVER}.{room}" for room in ("protocols", "models", "engine", "grammars", "templates", "parsers")}
     | {"mlx_manager.providers"},
     {f"{SERVER}.services"},
     {f"{SERVER}.api"},
@@ -31,7 +31,8 @@ NEIGHBOURS = {
     (f"{SERVER}.observability", f"{SERVER}.config"),  # it is told what to configure
     (f"{SERVER}.models", f"{SERVER}.engine"),  # the pool owns the workers
     (f"{SERVER}.models", f"{SERVER}.parsers"),  # an adapter names its output's format
-    (f"{SERVER}.models", f"{SERVER}.grammars"),  # and the processes that try grammars out
+    (f"{SERVER}.models", f"{SERVER}.grammars"),  # the processes that try grammars out
+    (f"{SERVER}.models", f"{SERVER}.templates"),  # and those that render chat templates
 }
 """Rooms of one floor of which the first may import the second."""
 
@@ -138,8 +139,9 @@ def importers(package: str) -> set[str]:
     }
 
 
-def test_only_observability_imports_logfire() -> None:
-    assert importers("logfire") == {f"{SERVER}.observability"}
+@pytest.mark.parametrize("package", ["logfire", "opentelemetry", "prometheus_client"])
+def test_only_observability_imports_what_watches_the_server(package: str) -> None:
+    assert {room_of(module) for module in importers(package)} == {f"{SERVER}.observability"}
 
 
 def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
@@ -147,9 +149,7 @@ def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
 
 
 def test_http_is_known_to_the_api_and_what_starts_it_only() -> None:
-    assert {room_of(module) for module in importers("fastapi")} <= {
-        f"{SERVER}.{room}" for room in ("api", "main", "observability")
-    }
+    assert {room_of(module) for module in importers("fastapi")} <= {f"{SERVER}.{room}" for room in ("api", "main")}
 
 
 def test_providers_stand_beside_the_server_and_do_not_import_it() -> None:

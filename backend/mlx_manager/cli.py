@@ -20,7 +20,10 @@ BaseUrl = Annotated[
     str | None, typer.Option(metavar="URL", help="The server's address, else the one of the settings (port 8000).")
 ]
 ApiKey = Annotated[
-    str | None, typer.Option(envvar="MLX_MANAGER_API_KEY", metavar="KEY", help="For a server that asks for one.")
+    str | None,
+    typer.Option(
+        envvar="MLX_MANAGER_API_KEY", metavar="KEY", help="For a server that asks for one; else of the settings."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts: everything, as JSON.")]
 
@@ -53,11 +56,14 @@ def serve(
         Path | None,
         typer.Option(exists=True, dir_okay=False, resolve_path=True, metavar="FILE", help="Settings and models, TOML."),
     ] = None,
+    insecure_no_auth: Annotated[
+        bool, typer.Option("--insecure-no-auth", help="Listen beyond this machine without API keys.")
+    ] = False,
 ) -> None:
     """Serve MODEL on http://127.0.0.1:8000/v1 until Ctrl-C."""
     from mlx_manager.command_line import serve as command
 
-    run(lambda: command.serve(model, host, port, config))
+    run(lambda: command.serve(model, host, port, config, insecure_no_auth))
 
 
 @app.command(epilog="Example: mlx-manager models --json")

@@ -46,7 +46,7 @@ def test_without_a_server_the_chat_starts_one_and_ends_it() -> None:
         assert "starting one for this chat" in terminal.wait_for("/help lists the commands.")
         terminal.wait_for(PROMPT)
         started = psutil.Process(terminal.process.pid).children(recursive=True)
-        assert len(started) == 2  # the server and the model's worker
+        assert len(started) == 3  # the server, the model's worker, and what renders its template
         assert say(terminal, "Count to 5") == "1, 2, 3, 4, 5"
         terminal.type(CTRL_D)
     assert terminal.process.returncode == 0

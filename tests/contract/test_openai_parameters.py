@@ -36,7 +36,8 @@ def test_n_choices_are_those_of_the_next_seeds_and_the_prompt_is_counted_once(cl
 
 
 def test_choices_of_a_stream_come_interleaved_each_with_its_role_and_end(client: openai.OpenAI) -> None:
-    chunks = list(client.chat.completions.create(messages=STORY, seed=7, n=3, stream=True, **FREE))
+    long = FREE | {"max_tokens": 300, "extra_body": {"ignore_eos": True}}
+    chunks = list(client.chat.completions.create(messages=STORY, seed=7, n=3, stream=True, **long))
     parts = [choice for chunk in chunks for choice in chunk.choices]
     assert [part.index for part in parts if part.delta.role == "assistant"] == [0, 1, 2]
     assert sorted(part.index for part in parts if part.finish_reason) == [0, 1, 2]

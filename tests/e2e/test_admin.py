@@ -160,6 +160,7 @@ def test_documentation_describes_the_admin_api_with_an_example(several: RunningS
     spec = httpx.get(f"{several.url}/openapi.json").json()
     assert {path for path in spec["paths"] if path.startswith("/admin")} == {
         "/admin/pool",
+        "/admin/reload",
         *(f"/admin/models/{{model_id}}/{action}" for action in ("load", "unload", "pin", "unpin")),
     }
     assert spec["components"]["schemas"]["PoolStatus"]["examples"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ def test_killed_worker_ends_the_stream_with_an_error_and_the_next_request_is_ans
 
 
 def test_killed_worker_is_a_500_for_a_request_that_is_not_streamed(tmp_path: Path, babbler: Path) -> None:
-    with running_server(tmp_path, default_model=babbler) as server, ThreadPoolExecutor(1) as client:
+    with running_server(tmp_path, default_model=babbler, log_level="DEBUG") as server, ThreadPoolExecutor(1) as client:
         pending = client.submit(server.post, "/v1/completions", BABBLE)
         server.wait_for_log("Starting generation")
         server.workers()[0].kill()
@@ -47,7 +48,7 @@ def test_killed_worker_is_a_500_for_a_request_that_is_not_streamed(tmp_path: Pat
 def test_worker_killed_in_prefill_is_an_error_and_the_next_request_is_answered(
     tmp_path: Path, babbler: Path, stage_steps: StageSteps
 ) -> None:
-    with running_server(tmp_path, default_model=babbler) as server, ThreadPoolExecutor(1) as client:
+    with running_server(tmp_path, default_model=babbler, log_level="DEBUG") as server, ThreadPoolExecutor(1) as client:
         stage_steps(0.2)  # a second at least, for the chunks of this prompt
         pending = client.submit(server.post, "/v1/completions", BABBLE | {"prompt": "word " * 3000})
         server.wait_for_log("Starting generation")
@@ -66,7 +67,6 @@ def test_client_that_leaves_stops_its_generation(tmp_path: Path, babbler: Path) 
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/completions", json=BABBLE, timeout=1)
         _assert_idle(server.workers()[0])
-        assert "Generation complete" not in server.log.read_text()
 
 
 def test_sigterm_lets_the_running_stream_finish_and_leaves_no_process(tmp_path: Path, babbler: Path) -> None:
@@ -103,9 +103,11 @@ def test_model_that_cannot_be_loaded_says_why_and_harms_no_other(tmp_path: Path,
         assert server.chat("Count to 3")["choices"][0]["message"]["content"] == "1, 2, 3"
 
 
-def test_server_whose_default_model_is_broken_is_alive_and_not_ready(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with running_server(tmp_path, default_model=tmp_path / "empty", wait=False) as server:
+def test_server_whose_default_model_is_broken_is_alive_and_not_ready(tmp_path: Path, babbler: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(babbler, broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with running_server(tmp_path, default_model=broken, wait=False) as server:
         deadline = time.monotonic() + 60
         status = ""
         while status != "failed":

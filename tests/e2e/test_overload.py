@@ -73,8 +73,8 @@ async def post(server: RunningServer, body: dict[str, Any]) -> httpx.Response:
     """On a connection of its own; httpx takes ten times as long to make hundreds of them."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
     content = json.dumps(body).encode()
-    request = f"Host: server\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    writer.write(f"POST /v1/completions HTTP/1.1\r\n{request}\r\n\r\n".encode() + content)
+    lines = f"Host: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    writer.write(f"POST /v1/completions HTTP/1.1\r\n{lines}\r\n\r\n".encode() + content)
     head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     status_line, *fields = head.decode().split("\r\n")

@@ -1,9 +1,12 @@
 """Starts that cannot work end at once, with status 2 and one line that says why."""
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import httpx
 import pytest
@@ -21,10 +24,9 @@ def start(command: Sequence[str], **settings: object) -> subprocess.CompletedPro
 def test_port_in_use_is_told_before_anything_is_loaded(command: Sequence[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = start(command, port=taken.getsockname()[1])
-    assert ended.returncode == 2
-    assert "Address already in use" in ended.stderr.splitlines()[-1]
-    assert "Traceback" not in ended.stderr
-    assert "Loading model" not in ended.stderr
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert "Address already in use" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["module", "cli"])
@@ -35,10 +37,103 @@ def test_bad_settings_are_told_a_line_for_each(command: Sequence[str]) -> None:
     assert [line.split(":")[0] for line in lines] == ["Bad setting port", "Bad setting max_queue"]
 
 
-def test_host_that_does_not_exist_is_told() -> None:
-    ended = start(MODULE, port=0, host="no.such.host.invalid")
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith("Cannot listen on no.such.host.invalid:0: ")
+@pytest.mark.parametrize("host", ["192.0.2.1", "x" * 70])
+def test_host_that_cannot_be_listened_on_is_told(host: str) -> None:
+    ended = start(MODULE, port=0, host=host)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"Cannot listen on {host}:0: ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "line"),
+    [
+        ("models", "nonsense", "Bad setting models: it is no JSON"),
+        ("config", "/", "The settings file / cannot be read: "),
+        ("default_model", "no-such-model", "Bad setting default_model: there is no model 'no-such-model': give demo"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_one_line(setting: str, value: str, line: str) -> None:
+    ended = start(MODULE, port=0, **{setting: value})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (told,) = ended.stderr.splitlines()
+    assert told.startswith(line)
+
+
+def test_file_that_is_no_toml_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("port = ")
+    ended = start(MODULE, config=file)
+    (line,) = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert line.startswith(f"The settings file {file} cannot be read: ")
+
+
+def nothing(folder: Path) -> None:
+    """Leaves it missing."""
+
+
+def a_file(folder: Path) -> None:
+    folder.touch()
+
+
+def no_config(folder: Path) -> None:
+    folder.mkdir()
+
+
+def a_garbled_config(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": ')
+
+
+def a_link_to_itself(folder: Path) -> None:
+    folder.symlink_to(folder)
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "reason"),
+    [
+        (COMMANDS[0], nothing, "there is no folder {}"),
+        (COMMANDS[0], a_file, "{} is a file and no folder"),
+        (COMMANDS[0], no_config, "there is no config.json in {}, so it is no model"),
+        (COMMANDS[1], a_garbled_config, "{}/config.json cannot be read as a JSON object"),
+        (COMMANDS[1], a_link_to_itself, "there is no folder {}"),
+    ],
+)
+def test_default_model_folder_that_is_none_is_one_line(
+    tmp_path: Path, command: Sequence[str], place: Callable[[Path], None], reason: str
+) -> None:
+    folder = tmp_path / "model"
+    place(folder)
+    given = {"default_model": folder} if command is MODULE else {}
+    ended = start(command if command is MODULE else (*command, str(folder)), port=0, **given)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines() == [f"Bad setting default_model: {reason.format(folder)}"]
+
+
+@pytest.mark.parametrize("hidden", ["model", "model/config.json", "."], ids=["folder", "config", "folder above"])
+def test_default_model_that_may_not_be_read_is_one_line(tmp_path: Path, babbler: Path, hidden: str) -> None:
+    shutil.copytree(babbler, tmp_path / "model")
+    as_people = whom_permissions_hold()
+    mode = (tmp_path / hidden).stat().st_mode
+    (tmp_path / hidden).chmod(0)
+    try:
+        ended = start((*as_people, *MODULE), port=0, default_model=tmp_path / "model")
+    finally:
+        (tmp_path / hidden).chmod(mode)
+    (line,) = ended.stderr.splitlines()
+    assert (ended.returncode, line.startswith("Bad setting default_model: ")) == (2, True)
+    assert str(tmp_path / "model") in line
+
+
+def whom_permissions_hold() -> Sequence[str]:
+    """A command that runs another without root's power to read what it may not."""
+    if os.geteuid() != 0:
+        return ()
+    without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
+    if shutil.which("setpriv") is None or subprocess.run((*without, "true"), capture_output=True).returncode != 0:
+        pytest.skip("root may read everything, and there is no setpriv that could take that from it")
+    return without
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])

@@ -164,9 +164,8 @@ def test_client_that_leaves_closes_the_request_of_the_upstream(
 ) -> None:
     asked, left = upstream.asked.count(model), upstream.left.count(model)
     content = json.dumps(completion(model, stream=stream)).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    )
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(content)}"
     with socket.create_connection((front.host, front.port or 0)) as client:
         client.sendall(f"{head}\r\n\r\n".encode() + content)
         eventually(lambda: upstream.asked.count(model), lambda times: times == asked + 1)

@@ -68,7 +68,7 @@ def test_idle_worker_that_is_stopped_is_not_ready_and_is_replaced(impatient: Run
 
 def test_step_without_end_gets_its_worker_replaced(tmp_path: Path, babbler: Path, stage_steps: StageSteps) -> None:
     with (
-        running_server(tmp_path, default_model=babbler, step_timeout_seconds=1) as server,
+        running_server(tmp_path, default_model=babbler, step_timeout_seconds=1, log_level="DEBUG") as server,
         ThreadPoolExecutor(1) as client,
     ):
         hung = server.worker()

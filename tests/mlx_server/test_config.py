@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mlx_manager.mlx_server.config import ConfigFileError, MLXServerSettings, duration_seconds, mlx_server_settings
+from mlx_manager.mlx_server.config import (
+    ConfigFileError,
+    MLXServerSettings,
+    UnreadableSettings,
+    duration_seconds,
+    faults_of,
+    mlx_server_settings,
+)
 
 TOKEN = "pylf_v1_secret"
 
@@ -37,10 +44,14 @@ def test_the_defaults_are_those_of_the_public_contract() -> None:
         ("default_max_tokens", "64", 64),
         ("drain_timeout_seconds", "0", 0),
         ("max_queue", "0", 0),
+        ("max_messages", "5", 5),
+        ("max_tools", "5", 5),
+        ("max_prompt_characters", "1000", 1000),
         ("request_timeout_seconds", "0", 0),
         ("worker_timeout_seconds", "60", 60),
         ("step_timeout_seconds", "0.5", 0.5),
         ("log_level", "DEBUG", "DEBUG"),
+        ("log_format", "json", "json"),
         ("logfire_enabled", "false", False),
         ("validation_error_status", "400", 400),
         ("validation_error_status", "422", 422),
@@ -53,6 +64,17 @@ def test_the_defaults_are_those_of_the_public_contract() -> None:
         ("keep_alive", "5m", 300.0),
         ("keep_alive", "-1", -1.0),
         ("allow_downloads", "true", True),
+        ("api_keys", "", []),
+        ("insecure_no_auth", "true", True),
+        ("allowed_hosts", "gpu.lan, ::1", ["gpu.lan", "::1"]),
+        ("cors_origins", "https://a.example,https://b.example", ["https://a.example", "https://b.example"]),
+        ("max_body_mb", "0.5", 0.5),
+        ("max_json_depth", "64", 64),
+        ("header_timeout_seconds", "2.5", 2.5),
+        ("body_timeout_seconds", "60", 60),
+        ("max_connections", "10", 10),
+        ("rate_limit_requests_per_minute", "30", 30),
+        ("rate_limit_tokens_per_minute", "9000", 9000),
     ],
 )
 def test_a_setting_is_read_from_its_prefixed_variable(
@@ -60,6 +82,24 @@ def test_a_setting_is_read_from_its_prefixed_variable(
 ) -> None:
     monkeypatch.setenv(f"MLX_SERVER_{name.upper()}", value)
     assert getattr(MLXServerSettings(), name) == expected
+
+
+@pytest.mark.parametrize("written", ["anna=sk-1=, sk-2==,c.d=x=y", '["anna=sk-1=", "sk-2==", "c.d=x=y"]'])
+def test_api_keys_have_names_or_get_them(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("MLX_SERVER_API_KEYS", written)
+    keys = [(key.name, key.key.get_secret_value()) for key in MLXServerSettings().api_keys]
+    assert keys == [("anna", "sk-1="), ("key-2", "sk-2=="), ("c.d", "x=y")]
+
+
+def test_api_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_SERVER_API_KEYS", f"anna={TOKEN}")
+    settings = MLXServerSettings()
+    shown = (repr(settings), str(settings), repr(settings.model_dump()), settings.model_dump_json())
+    assert not any(TOKEN in text for text in shown)
+    monkeypatch.setenv("MLX_SERVER_API_KEYS", f"anna={TOKEN} x")
+    with pytest.raises(ValidationError) as refused:
+        MLXServerSettings()
+    assert TOKEN not in str(refused.value)
 
 
 def test_a_variable_without_the_prefix_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +159,7 @@ def test_the_logfire_token_is_not_shown_when_another_setting_is_wrong(monkeypatc
         ("worker_timeout_seconds", "1"),
         ("step_timeout_seconds", "0"),
         ("log_level", "LOUD"),
+        ("log_format", "xml"),
         ("keep_alive", "soon"),
         ("models_dir", "/no/such/folder"),
         ("admin_key", ""),
@@ -154,7 +195,7 @@ def test_a_duration_is_seconds_or_text_as_ollama_has_it(written: object, seconds
     assert duration_seconds(written) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("written", ["", "5 minutes", "m", "1d", True, None, [], "inf", float("nan"), 1e300])
+@pytest.mark.parametrize("written", ["", "5 minutes", "m", "1d", True, None, [], "inf", float("nan"), 1e300, 10**400])
 def test_what_is_no_duration_is_refused(written: object) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         duration_seconds(written)
@@ -245,3 +286,39 @@ def test_a_file_that_is_not_there_or_no_toml_is_an_error(working_folder: Path, m
     monkeypatch.setenv("MLX_SERVER_CONFIG", "missing.toml")
     with pytest.raises(ConfigFileError, match=r"missing\.toml"):
         MLXServerSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("models", "nonsense", "Bad setting models: it is no JSON"),
+        ("upstreams", "{", "Bad setting upstreams: Expecting property name enclosed in double quotes"),
+        ("config", "/no/such/file.toml", "The settings file /no/such/file.toml cannot be read: "),
+        ("config", "/", "The settings file / cannot be read: "),
+        ("config", "~nobody-of-that-name/x", "The settings file ~nobody-of-that-name/x cannot be read: "),
+        ("models_dir", "~nobody-of-that-name/x", "Bad setting models_dir: there is no folder "),
+        ("default_model", "~nobody-of-that-name/x", "Bad setting default_model: there is no folder ~nobody"),
+        ("default_model", "/etc/hostname", "Bad setting default_model: /etc/hostname is a file and no folder"),
+        ("keep_alive", "soon", "Bad setting keep_alive: 'soon' is no duration"),
+    ],
+)
+def test_each_fault_is_one_line_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
+) -> None:
+    monkeypatch.setenv(f"MLX_SERVER_{name.upper()}", value)
+    with pytest.raises(UnreadableSettings) as unreadable:
+        MLXServerSettings()
+    (told,) = faults_of(unreadable.value)
+    assert told.startswith(line)
+    assert "\n" not in told
+
+
+def test_what_is_read_again_is_the_file_s_and_what_the_program_gave_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = MLXServerSettings(admin_key="of the program", max_queue=5)
+    (tmp_path / "mlx-manager.toml").write_text('admin_key = "of the file"\nmax_models = 7\n')
+    again = settings.model_copy(update={"max_models": 2}).read_again()
+    assert (again.max_queue, again.max_models) == (5, 7)
+    assert again.admin_key == settings.admin_key

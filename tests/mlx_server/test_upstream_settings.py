@@ -45,7 +45,7 @@ def test_upstreams_may_be_tables_of_a_file() -> None:
     ],
 )
 def test_ids_begin_with_the_name_where_they_are_the_upstreams_own_list(entry: dict[str, Any], prefix: str) -> None:
-    assert MLXServerSettings(upstreams=[ENTRY | entry]).upstreams[0].prefix_of_ids == prefix  # type: ignore[list-item]
+    assert MLXServerSettings(upstreams=[ENTRY | entry]).upstreams[0].prefix_of_ids == prefix
 
 
 @pytest.mark.parametrize(

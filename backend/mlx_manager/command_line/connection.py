@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -32,7 +32,7 @@ class Server:
     """`root` is its address without `/v1`."""
 
     root: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -99,13 +99,26 @@ def find_server(base_url: str | None, api_key: str | None = None) -> Server:
     if base_url is None:
         from mlx_manager.mlx_server.config import mlx_server_settings
 
-        return Server(local_root(mlx_server_settings.host, mlx_server_settings.port), api_key)
+        root = local_root(mlx_server_settings.host, mlx_server_settings.port)
+        return Server(root, api_key if api_key is not None else key_of_settings())
     from mlx_manager.providers.base import ModelError, server_root
 
     try:
         return Server(server_root(base_url), api_key)
     except ModelError as exc:
         raise CommandFailed(f"--base-url: {exc}", USAGE) from exc
+
+
+def key_of_settings() -> str | None:
+    """One that opens the server which this machine's settings describe: the admin key, which opens most, else a user's.
+
+    It is for that server alone, and not for one that `--base-url` names.
+    """
+    from mlx_manager.mlx_server.config import mlx_server_settings as settings
+
+    if settings.admin_key is not None:
+        return settings.admin_key.get_secret_value()
+    return next((key.key.get_secret_value() for key in settings.all_api_keys()), None)
 
 
 def local_root(host: str, port: int) -> str:

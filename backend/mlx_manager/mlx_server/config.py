@@ -4,6 +4,7 @@ The file is the one that `MLX_SERVER_CONFIG` names, else `mlx-manager.toml` in t
 Its keys are the names of the settings; `[[models]]` entries describe models. Knows nothing of what they configure.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -13,21 +14,29 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     StringConstraints,
     ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from mlx_manager.demo import DEMO_MODEL_ID
+from mlx_manager.mlx_server.edge_settings import EdgeSettings, UserPath
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
 
 CONFIG_FILE = "mlx-manager.toml"
@@ -45,7 +54,8 @@ def duration_seconds(value: object) -> float:
     """Seconds, as a number or as text, "5m" or "1h30m"; anything negative is -1: for ever. Raises ValueError."""
     number: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
+        with contextlib.suppress(OverflowError):  # an int beyond all floats
+            number = float(value)
     elif isinstance(value, str):
         text = value.strip().removeprefix("-")
         sign = -1 if value.strip().startswith("-") else 1
@@ -63,12 +73,12 @@ Duration = Annotated[float, BeforeValidator(duration_seconds)]
 """Seconds; -1 for ever."""
 
 
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))
-
-
-UserPath = Annotated[Path, AfterValidator(_absolute)]
-"""As a user writes it: `~` is the home folder."""
+def why_no_folder(path: str | Path) -> str | None:
+    """Why there is no folder to read at `path`; None where there is one."""
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        return None if os.access(path, os.R_OK | os.X_OK) else f"the folder {path} may not be read: permission denied"
+    return f"{path} is a file and no folder" if os.path.exists(path) else f"there is no folder {path}"
 
 
 class _TomlTable(BaseModel):
@@ -114,14 +124,16 @@ class ModelSettings(_TomlTable):
     def _lies_somewhere(self) -> "ModelSettings":
         if self.path is not None and (self.repo is not None or self.revision is not None):
             raise ValueError("give path, or repo and revision, not both")
-        for name, kind in (("path", Path.is_dir), ("adapter", Path.is_dir), ("chat_template", Path.is_file)):
-            place: Path | None = getattr(self, name)
-            if place is not None and not kind(place):
-                raise ValueError(f"{name}: there is no {'file' if name == 'chat_template' else 'folder'} {place}")
+        for name, folder in (("path", self.path), ("adapter", self.adapter)):
+            fault = why_no_folder(folder) if folder is not None else None
+            if fault is not None:
+                raise ValueError(f"{name}: {fault}")
+        if self.chat_template is not None and not os.path.isfile(self.chat_template):
+            raise ValueError(f"chat_template: there is no file {self.chat_template}")
         return self
 
 
-class MLXServerSettings(BaseSettings):
+class MLXServerSettings(BaseSettings, EdgeSettings):
     """What a user may set. Each field is `MLX_SERVER_<NAME>` in the environment, which goes before the same name in the
     file; a GB is 1024**3 bytes.
     """
@@ -151,8 +163,6 @@ class MLXServerSettings(BaseSettings):
     """Ids that are loaded at start besides the default model; comma-separated in the environment."""
     keep_alive: Duration = KEEP_FOREVER
     """How long a model stays loaded when it is idle: seconds, or "5m"; -1 for as long as there is room."""
-    admin_key: SecretStr | None = Field(default=None, min_length=1)
-    """What `/admin` asks for as bearer token; without it, `/admin` is open to all who reach the server."""
     max_models: int = Field(default=4, ge=1)
     """Models loaded at once; the least recently used idle one makes room for the next."""
     max_memory_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.75), gt=0)
@@ -168,6 +178,12 @@ class MLXServerSettings(BaseSettings):
     """Status of a body that breaks the schema; 400 is what api.openai.com answers."""
     max_queue: int = Field(default=256, ge=0)
     """Generations of one model that may wait for their turn, beyond those that run."""
+    max_messages: int = Field(default=10_000, ge=1)
+    """Of a request."""
+    max_tools: int = Field(default=1024, ge=1)
+    """Of a request."""
+    max_prompt_characters: int = Field(default=4_000_000, ge=1)
+    """Of a request's prompts together, messages and tools among them; a token id counts as four."""
     request_timeout_seconds: float = Field(default=600, ge=0, allow_inf_nan=False)
     """A request that takes longer is ended; 0 for no limit."""
     worker_timeout_seconds: float = Field(default=30, ge=3, allow_inf_nan=False)
@@ -188,16 +204,31 @@ class MLXServerSettings(BaseSettings):
     that can; a JSON object in the environment."""
 
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
+    log_format: Literal["human", "json"] = "human"
+    """Lines for people, or an object a line."""
+    trace_content: bool = False
+    """Whether prompts and answers are recorded on the spans of requests."""
     logfire_enabled: bool = True
     logfire_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")
     )
 
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._given = given
+
+    def read_again(self) -> "MLXServerSettings":
+        """What environment and file say now; what the program gave itself stays. Raises as the first reading does."""
+        return MLXServerSettings(**self._given)
+
     @field_validator("default_model")
     @classmethod
     def _folder_exists(cls, value: str) -> str:
-        if value.startswith(("/", "./", "../", "~")) and not Path(value).expanduser().is_dir():
-            raise ValueError(f"there is no folder {value}")
+        fault = why_no_folder(value) if value.startswith(("/", "./", "../", "~")) else None
+        if fault is not None:
+            raise ValueError(fault)
         return value
 
     @field_validator("models")
@@ -212,8 +243,9 @@ class MLXServerSettings(BaseSettings):
     @field_validator("models_dir")
     @classmethod
     def _models_lie_there(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_dir():
-            raise ValueError(f"there is no folder {value}")
+        fault = why_no_folder(value) if value is not None else None
+        if fault is not None:
+            raise ValueError(fault)
         return value
 
     @field_validator("available_models", "preload", mode="before")
@@ -257,7 +289,7 @@ class ConfigFileError(Exception):
 
 def _config_file() -> dict[str, Any]:
     named = os.environ.get("MLX_SERVER_CONFIG")
-    path = Path(named if named else CONFIG_FILE).expanduser()
+    path = Path(os.path.expanduser(named if named else CONFIG_FILE))
     if not named and not path.is_file():
         return {}
     try:
@@ -266,18 +298,31 @@ def _config_file() -> dict[str, Any]:
         raise ConfigFileError(f"The settings file {path} cannot be read: {exc}") from exc
 
 
+UnreadableSettings = (ConfigFileError, SettingsError, ValidationError)
+"""What reading the settings raises."""
+
+
+def faults_of(exc: Exception) -> list[str]:
+    """A line for each fault of settings that cannot be read."""
+    if isinstance(exc, ValidationError):
+        return [_fault(fault["type"], fault["loc"], fault["msg"]) for fault in exc.errors()]
+    if isinstance(exc, SettingsError):  # its message names the field, and pydantic's own classes
+        field = re.search(r'field "(\w+)"', str(exc))
+        return [f"Bad setting {field[1] if field is not None else ''}: it is no JSON"]
+    return [str(exc)]
+
+
+def _fault(kind: str, place: tuple[int | str, ...], message: str) -> str:
+    what = "there is no such setting" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    return f"Bad setting {'.'.join(map(str, place))}: {what}"
+
+
 def _settings_of_this_process() -> MLXServerSettings:
     """Nothing of the server runs on bad settings: ends the process with status 2, and one line for each on stderr."""
     try:
         return MLXServerSettings()
-    except ConfigFileError as exc:
-        print(exc, file=sys.stderr)
-        raise SystemExit(2) from exc
-    except ValidationError as exc:
-        for fault in exc.errors():
-            unknown = fault["type"] == "extra_forbidden"
-            message = "there is no such setting" if unknown else fault["msg"]
-            print(f"Bad setting {'.'.join(map(str, fault['loc']))}: {message}", file=sys.stderr)
+    except UnreadableSettings as exc:
+        print(*faults_of(exc), sep="\n", file=sys.stderr)
         raise SystemExit(2) from exc
 
 

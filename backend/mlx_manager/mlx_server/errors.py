@@ -4,10 +4,19 @@ ServerError
 ├── InvalidRequest             the client asked for something that cannot be served as asked
 │   ├── UnsupportedParameter   a parameter or content that this server does not have
 │   ├── ChatTemplateMissing    chat with a model that has no chat template
+│   ├── ChatTemplateFailed     the model's chat template takes too much time or memory
 │   └── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
 ├── ModelNotFound              no loadable model has that id
 ├── NotAuthorized              the key that the endpoint asks for is missing or wrong
+├── AdminClosed                there is no key that would open the admin endpoints
+├── HostNotAllowed             the request is addressed to a name that is not this server's
+├── RequestTooLarge            the body is longer than the server reads
+├── RequestTooSlow             the body does not arrive
+├── UnsupportedEncoding        the body is compressed
+├── RequestRateExceeded        the key has asked more often in a minute than it may
+├── TokenRateExceeded          the key has used more tokens in a minute than it may
 ├── NotReady                   the server is not running its lifespan, is shutting down, or restarts a crashed worker
+├── BadSettings                settings that were to be reloaded have faults
 ├── ServerBusy                 as many requests wait as may wait
 ├── InsufficientMemory         the model does not fit beside those in use
 ├── ModelLoadFailed            the weights or the tokenizer could not be loaded
@@ -44,6 +53,10 @@ class ChatTemplateMissing(InvalidRequest):
     pass
 
 
+class ChatTemplateFailed(InvalidRequest):
+    pass
+
+
 class ContextLengthExceeded(InvalidRequest):
     pass
 
@@ -56,7 +69,39 @@ class NotAuthorized(ServerError):
     pass
 
 
+class AdminClosed(ServerError):
+    pass
+
+
+class HostNotAllowed(ServerError):
+    pass
+
+
+class RequestTooLarge(ServerError):
+    pass
+
+
+class RequestTooSlow(ServerError):
+    pass
+
+
+class UnsupportedEncoding(ServerError):
+    pass
+
+
+class RequestRateExceeded(ServerError):
+    pass
+
+
+class TokenRateExceeded(ServerError):
+    pass
+
+
 class NotReady(ServerError):
+    pass
+
+
+class BadSettings(ServerError):
     pass
 
 

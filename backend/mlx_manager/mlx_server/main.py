@@ -15,29 +15,43 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp
 
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
+from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
+from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, GuardedProtocol, protocol_with
+from mlx_manager.mlx_server.api.edge.cors import Cors
+from mlx_manager.mlx_server.api.edge.exposure import addresses_of, warn_of_openness, why_too_open
+from mlx_manager.mlx_server.api.edge.hosts import HostCheck
+from mlx_manager.mlx_server.api.edge.keys import KeyCheck
+from mlx_manager.mlx_server.api.edge.rate_limits import RateLimits
+from mlx_manager.mlx_server.api.edge.rules import edge_rules
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.health import router as health_router
+from mlx_manager.mlx_server.api.metrics import router as metrics_router
+from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.config import MLXServerSettings, mlx_server_settings
 from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
-from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of
+from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
-from mlx_manager.mlx_server.observability import configure_logging, instrument
+from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
+from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB, get_memory_usage, recommended_memory_gb
+from mlx_manager.mlx_server.utils.terminal import terminal_watch
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +61,55 @@ DRAIN_POLL_SECONDS = 0.05
 
 def create_app(settings: MLXServerSettings) -> FastAPI:
     """The ASGI application. It validates without a lifespan, and answers inside of one."""
-    app = FastAPI(title="MLX Manager", version=__version__, lifespan=lifespan)
+    app = _App(
+        title="MLX Manager",
+        version=__version__,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # it records query strings, and is dear
+    )
     app.state.settings = settings
+    app.state.tracing = instrument(settings)
+    app.state.metrics = Metrics(lambda model_id: _is_model(app, model_id))
     app.include_router(health_router)
+    app.include_router(metrics_router)
     app.include_router(admin_router)
     app.include_router(v1_router)
     install_error_handlers(app, settings.validation_error_status)
-    app.add_middleware(ExchangeMiddleware)
-    app.state.instrumented = instrument(app, settings)
+    app.state.edge = edge_rules(settings)
+    app.state.addresses = []
+    _add_middlewares(app, settings)
     return app
+
+
+def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
+    """From the innermost to the outermost, which sees a request first."""
+    app.add_middleware(
+        BodyLimits,
+        max_bytes=int(settings.max_body_mb * BYTES_PER_MB),
+        max_json_depth=settings.max_json_depth,
+        broken_status=settings.validation_error_status,
+        timeout_seconds=settings.body_timeout_seconds,
+    )
+    app.add_middleware(RateLimits)
+    app.add_middleware(KeyCheck)
+    app.add_middleware(Cors)
+    app.add_middleware(HostCheck)
+
+
+class _App(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        """The exchange is around FastAPI's own middlewares too: the last of them answers when all else has failed."""
+        inner = super().build_middleware_stack()
+        return ExchangeMiddleware(inner, self.state.metrics, spans=self.state.tracing.collected)
+
+
+def _is_model(app: FastAPI, model_id: str) -> bool:
+    """Whether a model of this machine or of an upstream has that id."""
+    server: ServerState | None = getattr(app.state, "server", None)
+    if server is None:
+        return False
+    known = server.pool.catalog.knows(model_id) or server.pool.is_loaded(model_id)
+    return known or any(model.id == model_id for model in server.upstreams.models())
 
 
 @contextlib.asynccontextmanager
@@ -64,14 +118,21 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     _refuse_several_api_processes()
     AppStatus.enable_automatic_graceful_drain = False  # it cuts every stream at SIGTERM; ours may finish
     settings: MLXServerSettings = app.state.settings
-    if app.state.instrumented:
+    if app.state.tracing.enabled:
         logger.info("LogFire instrumentation enabled")
     logger.info("Memory usage at startup: %s", get_memory_usage())
-    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings))
+    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
     upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
     routing = Routing(pool, upstreams, settings.fallbacks)
-    inference = InferenceService(pool, settings.request_timeout_seconds, routing)
+    inference = InferenceService(
+        pool,
+        settings.request_timeout_seconds,
+        routing,
+        max_prompt_characters=settings.max_prompt_characters,
+        trace_content=settings.trace_content,
+    )
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
+    app.state.reloader = Reloader(app)
     set_running_pool(pool)
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
         pool.preload(model_id)
@@ -85,7 +146,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await pool.cleanup()
 
 
-def _make_pool(settings: MLXServerSettings, catalog: Catalog) -> ModelPoolManager:
+def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics) -> ModelPoolManager:
     max_memory_gb, recommended_gb = settings.max_memory_gb, recommended_memory_gb()
     if recommended_gb is not None and "max_memory_gb" not in settings.model_fields_set:
         max_memory_gb = min(max_memory_gb, recommended_gb)
@@ -97,6 +158,7 @@ def _make_pool(settings: MLXServerSettings, catalog: Catalog) -> ModelPoolManage
         max_queue=settings.max_queue,
         patience=Patience(settings.worker_timeout_seconds, settings.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
+        metrics=metrics,
     )
 
 
@@ -128,17 +190,25 @@ def _refuse_several_api_processes() -> None:
 def serve() -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
     settings = mlx_server_settings
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
+    fault = why_default_is_missing(catalog_of(settings.model_copy(update={"hub_cache": False})))
+    if fault is not None:
+        _end_start(fault)
     try:  # before anything is loaded
         listeners = listen(settings.host, settings.port)
     except OSError as exc:
-        print(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.", file=sys.stderr)
-        raise SystemExit(2) from exc
+        _end_start(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.")
+    app.state.addresses = addresses_of(listeners)
+    too_open = why_too_open(settings, app.state.addresses)
+    if too_open is not None:
+        _end_start(too_open)
+    warn_of_openness(settings, app.state.addresses)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=_protocol(settings),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -147,17 +217,50 @@ def serve() -> None:
     _Server(config).run(listeners)
 
 
+def _protocol(settings: MLXServerSettings) -> type[GuardedProtocol]:
+    room = raise_descriptor_limit(settings.max_connections)
+    if room is not None:
+        logger.warning("The system lets this process have %d connections: raise `ulimit -n`", room)
+    return protocol_with(
+        ConnectionLimits(settings.max_connections, settings.header_timeout_seconds, settings.body_timeout_seconds)
+    )
+
+
+def _end_start(reason: str) -> NoReturn:
+    print(reason, file=sys.stderr)
+    raise SystemExit(2)
+
+
 class _Server(uvicorn.Server):
     """Drains in our way, and ends with status 0: uvicorn raises the signal again, which looks like a crash.
 
     While it drains it listens on, so that whoever asks reads that it is not ready, and is not refused a connection.
     """
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._reloads: set[asyncio.Task[None]] = set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
+        loop, terminal_was_closed = asyncio.get_running_loop(), terminal_watch()
+
+        def handle_hangup(sig: int, frame: FrameType | None) -> None:
+            if terminal_was_closed():
+                self.handle_exit(sig, frame)
+            else:
+                loop.call_soon_threadsafe(self._reload)
+
+        signal.signal(signal.SIGHUP, handle_hangup)
         yield
+
+    def _reload(self) -> None:
+        if getattr(app.state, "server", None) is not None:
+            reloading = asyncio.create_task(reload_quietly(app.state.reloader))
+            self._reloads.add(reloading)
+            reloading.add_done_callback(self._reloads.discard)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -168,7 +271,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """After the drain timeout, whoever still waits gets an error in its protocol, not a cut connection."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(mlx_server_settings.drain_timeout_seconds):
+            async with asyncio.timeout(app.state.settings.drain_timeout_seconds):
                 while self.server_state.tasks and not self.force_exit:  # noqa: ASYNC110  uvicorn has no event for it
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
         app.state.server.pool.abandon_requests()

@@ -13,16 +13,19 @@ class GenerationRecord:
     """One generation: waited for, queued, prefilled, decoded. It goes with its request."""
 
     began: float = field(default_factory=time.perf_counter)
+    streamed: bool = False
     model: str = ""
     """The id of the model that answers: the one asked for, or one that stands in for it; "" before one is found."""
     upstream: str | None = None
     """The name of the upstream server that has it."""
+    leased: float | None = None
+    """When the model was there."""
     load_seconds: float | None = None
-    """How long the request waited for its model to be loaded, where it had to."""
+    """How long the request waited for it to be loaded, where it had to."""
     admitted: float | None = None
     """To the engine's queue."""
-    queue_seconds: float | None = None
-    """From there to the first chunk of its prompt."""
+    queue_seconds: float = 0.0
+    """From there to the first chunk of its prompt; known when it is prefilled."""
     prefilled: float | None = None
     first_output: float | None = None
     last_output: float | None = None
@@ -43,6 +46,21 @@ class GenerationRecord:
     error: Exception | None = None
     client_left: bool = False
 
+    @property
+    def time_to_first_output(self) -> float | None:
+        return self.first_output - self.began if self.first_output is not None else None
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Between the first output and the last, for an answer of several tokens."""
+        if self.first_output is None or self.last_output is None or self.completion_tokens < 2:
+            return None
+        return (self.last_output - self.first_output) / (self.completion_tokens - 1)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return 1 / self.seconds_per_token if self.seconds_per_token else None
+
 
 @dataclass(slots=True, eq=False)
 class Exchange:
@@ -57,6 +75,26 @@ class Exchange:
     key_name: str | None = None
     """Of the API key that it came with."""
     status: int | None = None
-    """Of the answer, once its headers are sent."""
+    """Of the answer, once its headers are sent; 499 when the client left before its end."""
     generation: GenerationRecord | None = None
     """What the request generates, if it does."""
+    response_id: str | None = None
+    """Of what it generates, as the client reads it."""
+    error: BaseException | None = None
+    """What it was refused with, or what reached the top."""
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended if self.ended is not None else time.perf_counter()) - self.began
+
+    @property
+    def failure(self) -> BaseException | None:
+        if self.error is None and self.generation is not None:
+            return self.generation.error
+        return self.error
+
+    @property
+    def refused(self) -> bool:
+        """Whether the fault is the client's."""
+        return self.status is not None and 400 <= self.status < 500

@@ -9,6 +9,8 @@ from typing import ClassVar, Literal, assert_never
 from mlx_manager.mlx_server.records import GenerationRecord
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+CHARACTERS_PER_TOKEN = 4
+"""About as many in English text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,11 @@ class ChatTurn:
     tool_call_id: str | None = None
     reasoning: str | None = None
 
+    @property
+    def text_length(self) -> int:
+        calls = sum(len(call.name) + len(call.arguments) for call in self.tool_calls)
+        return calls + len(self.content or "") + len(self.reasoning or "")
+
 
 @dataclass(frozen=True, slots=True)
 class ToolDefinition:
@@ -179,9 +186,8 @@ class ChatRequest(GenerationRequest):
 
     @property
     def text_length(self) -> int:
-        """Characters, a few for each turn's frame among them."""
-        tools = sum(tool.text_length for tool in self.tool_use.tools)
-        return tools + sum(len(turn.content or "") + 20 for turn in self.turns)
+        """Characters that the template is given."""
+        return sum(tool.text_length for tool in self.tool_use.tools) + sum(turn.text_length for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +207,9 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def text_length(self) -> int:
-        return sum(map(len, self.prompts))
+        """Characters, and for each token id as many as a token has."""
+        lengths = (len(part) if isinstance(part, str) else len(part) * CHARACTERS_PER_TOKEN for part in self.prompts)
+        return sum(lengths) + len(self.suffix or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +321,7 @@ class Generation:
 
 async def fold(events: GenerationEvents) -> Generation:
     """Consumes and closes `events`: the whole generation, for an answer that is not streamed."""
-    parts: defaultdict[int, _ChoiceParts] = defaultdict(_ChoiceParts)
+    parts: defaultdict[int, ChoiceParts] = defaultdict(ChoiceParts)
     choices: list[Choice] = []
     usage = Usage(0, 0)
     async with aclosing(events):
@@ -332,7 +340,7 @@ async def fold(events: GenerationEvents) -> Generation:
     return Generation(tuple(sorted(choices, key=lambda choice: choice.index)), usage)
 
 
-class _ChoiceParts:
+class ChoiceParts:
     """What has come of one choice."""
 
     def __init__(self) -> None:

@@ -164,7 +164,7 @@ async def test_two_models_asked_for_at_once_are_loaded_one_after_the_other_when_
     async with pool_of(babbler, other, max_models=1) as pool:
         models = await asyncio.gather(pool.get_model("babbler"), pool.get_model("other"))
         assert [model.model_id for model in models] == ["babbler", "other"]
-        assert pool.get_loaded_models() == ["other"]
+        assert len(pool.get_loaded_models()) == 1
 
 
 async def test_lack_of_room_is_no_failure_of_the_model(babbler: Path, other: Path) -> None:

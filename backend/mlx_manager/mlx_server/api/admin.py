@@ -1,15 +1,14 @@
-"""What is loaded and what it takes (`GET /admin/pool`), and changing it: load, unload, pin, unpin."""
+"""What is loaded and what it takes (`GET /admin/pool`), and changing it: load, unload, pin, unpin, reload."""
 
 import asyncio
-import secrets
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Request
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
-from mlx_manager.mlx_server.config import MLXServerSettings
-from mlx_manager.mlx_server.errors import NotAuthorized
+from mlx_manager.mlx_server.api.edge.keys import require_admin
+from mlx_manager.mlx_server.api.reload import Reloader
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import read_facts
 from mlx_manager.mlx_server.models.loading import LoadedModel
@@ -23,26 +22,17 @@ from mlx_manager.mlx_server.schemas.admin import (
     PoolModel,
     PoolStatus,
     PrefixCacheFigures,
+    ReloadReport,
 )
 from mlx_manager.mlx_server.schemas.openai import ErrorResponse
-
-
-async def check_admin_key(request: Request, authorization: Annotated[str, Header()] = "") -> None:
-    """Raises NotAuthorized unless the request brings the admin key, if there is one."""
-    settings: MLXServerSettings = request.app.state.settings
-    if settings.admin_key is None:
-        return
-    expected = f"Bearer {settings.admin_key.get_secret_value()}"
-    if not secrets.compare_digest(authorization.encode(), expected.encode()):
-        raise NotAuthorized("This endpoint needs the admin key: send it as Authorization: Bearer KEY.")
-
 
 router = APIRouter(
     prefix="/admin",
     tags=["admin"],
-    dependencies=[Depends(check_admin_key)],
+    dependencies=[Depends(require_admin)],
     responses={
         401: {"model": ErrorResponse, "description": "The admin key is missing or wrong."},
+        403: {"model": ErrorResponse, "description": "There are API keys, and no admin key that would open this."},
         503: {"model": ErrorResponse, "description": "The server is not running, or the model cannot be loaded."},
     },
 )
@@ -64,6 +54,14 @@ async def pool_status(state: State) -> PoolStatus:
     )
     models.sort(key=lambda model: model.memory is None)
     return PoolStatus(draining=pool.draining, budget=budget, models=models)
+
+
+@router.post("/reload", responses={400: {"model": ErrorResponse, "description": "The settings have faults."}})
+async def reload(request: Request, state: State) -> ReloadReport:
+    """Reads the settings file again, as SIGHUP does. Faults change nothing; requests under way go on as they are."""
+    require(state)
+    reloader: Reloader = request.app.state.reloader
+    return ReloadReport.model_validate(await reloader.reload(), from_attributes=True)
 
 
 @router.post("/models/{model_id:path}/load", responses=_UNKNOWN)
@@ -109,20 +107,25 @@ async def _by_id(server: ServerState, model_id: str) -> PoolModel:
 async def _pool_model(pool: ModelPoolManager, entry: ModelEntry) -> PoolModel:
     facts = await asyncio.to_thread(read_facts, entry)
     model, found = pool.loaded(entry.id), pool.state(entry.id)
-    admitted = pool.admission.admitted(entry.id)
-    running = min(admitted, model.engine.stats.running) if model is not None else 0
     row = PoolModel(
         id=entry.id,
         state=_status(pool, entry.id),
         error=found.error,
         progress=LoadProgress(**asdict(found.progress)) if found.progress is not None else None,
         size_bytes=facts.size_bytes if facts is not None else None,
-        sequences=ModelSequences(running=running, waiting=admitted - running),
+        sequences=sequences_of(pool, entry.id),
         pinned=pool.is_pinned(entry.id),
         ttl=pool.keep_alive_seconds(entry),
         expires_in=pool.expires_in_seconds(entry.id),
     )
     return row.model_copy(update=_of_worker(model)) if model is not None else row
+
+
+def sequences_of(pool: ModelPoolManager, model_id: str) -> ModelSequences:
+    """What runs, by the worker's last word, and what waits."""
+    model, admitted = pool.loaded(model_id), pool.admission.admitted(model_id)
+    running = min(admitted, model.engine.stats.running) if model is not None else 0
+    return ModelSequences(running=running, waiting=admitted - running)
 
 
 def _of_worker(model: LoadedModel) -> dict[str, object]:

@@ -7,27 +7,32 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from mlx_manager.mlx_server.api.edge.json_route import BodyRefused
+from mlx_manager.mlx_server.api.exchange import exchange_of
 from mlx_manager.mlx_server.errors import ServerError
-from mlx_manager.mlx_server.protocols.errors import ErrorKind, envelope, error_body, status_of
+from mlx_manager.mlx_server.protocols.errors import ErrorKind, broken_body, envelope, error_body, status_of
 
 _MAX_FAULTS_NAMED = 3
 _NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
 
 
 def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
-    broken_body = ErrorKind(validation_error_status, "invalid_request_error", "validation_error")
+    broken = broken_body(validation_error_status)
 
     async def validation_error(request: Request, exc: Exception) -> JSONResponse:
         assert isinstance(exc, RequestValidationError)
+        exchange_of(request).error = exc
         faults = [(_field(fault), _message(fault)) for fault in exc.errors()]
         named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
-        return JSONResponse(envelope(broken_body, named, faults[0][0] or None), broken_body.status)
+        return JSONResponse(envelope(broken, named, faults[0][0] or None), broken.status)
 
     async def http_error(request: Request, exc: Exception) -> JSONResponse:
         """Unknown paths and methods; and bodies that FastAPI cannot parse, which break the schema too."""
         assert isinstance(exc, HTTPException)
+        if isinstance(exc, BodyRefused):
+            return JSONResponse(envelope(broken, exc.detail, exc.param), broken.status)
         if exc.status_code == 400:
-            return JSONResponse(envelope(broken_body, _NO_JSON, None), broken_body.status)
+            return JSONResponse(envelope(broken, _NO_JSON, None), broken.status)
         kind = ErrorKind(exc.status_code, "invalid_request_error", exc.detail.lower().replace(" ", "_"))
         message = f"{exc.detail}: {request.method} {request.url.path}"
         return JSONResponse(envelope(kind, message, None), exc.status_code, headers=exc.headers)
@@ -39,6 +44,7 @@ def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
 
 
 async def _server_error(request: Request, exc: Exception) -> JSONResponse:
+    exchange_of(request).error = exc
     wait_seconds = exc.retry_after_seconds if isinstance(exc, ServerError) else None
     headers = {"Retry-After": str(wait_seconds)} if wait_seconds is not None else None
     return JSONResponse(error_body(exc), status_of(exc), headers)

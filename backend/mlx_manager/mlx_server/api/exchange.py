@@ -1,34 +1,117 @@
-"""One `Exchange` for each HTTP request: made before anything else sees the request, ended after its last byte."""
+"""One `Exchange` for each HTTP request: its id, its span, its line in the log, and the metrics when it has ended."""
 
+import contextlib
+import re
+import time
+import urllib.parse
 import uuid
+from collections.abc import Awaitable, Callable
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_manager.mlx_server.observability import AttributeValue, Metrics, lines_of, log_access, request_span
 from mlx_manager.mlx_server.records import Exchange
+from mlx_manager.mlx_server.types import GenerationRequest
+
+STATUS_CLIENT_CLOSED_REQUEST = 499
+"""nginx's; nobody is left to read it."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_UNTRACED = {"/health", "/ready", "/metrics"}
+_MAX_SHOWN = 200
+"""Characters of a client's text that logs and spans get."""
 
 
 class ExchangeMiddleware:
-    """The outermost one. The exchange is `scope["state"]["exchange"]`, for all that come after."""
+    """Around all else, what answers a crash of the app among it. The exchange is `scope["state"]["exchange"]`."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, spans: bool) -> None:
+        """`spans` is off where nobody collects them."""
         self._app = app
+        self._metrics = metrics
+        self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        exchange = Exchange(uuid.uuid4().hex, scope["method"], scope["path"])
+        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first of several counts
+        exchange = Exchange(_request_id(headers), scope["method"], _shown_path(scope))
         scope.setdefault("state", {})["exchange"] = exchange
+        with lines_of(exchange), self._span(exchange, scope, headers):
+            try:
+                await self._app(scope, receive, _noting(exchange, send))
+            except BaseException as exc:
+                exchange.error = exc
+                raise
+            finally:
+                self._end(exchange, scope)
 
-        async def noting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", exchange.request_id.encode())]
-            await send(message)
+    def _span(
+        self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes]
+    ) -> contextlib.AbstractContextManager[None]:
+        if not self._spans or exchange.path in _UNTRACED:
+            return contextlib.nullcontext()
+        carrier = {name: headers[name.encode()].decode("latin-1") for name in _PARENT if name.encode() in headers}
+        return request_span(exchange, carrier, _client_attributes(scope, headers))
 
-        return await self._app(scope, receive, noting)
+    def _end(self, exchange: Exchange, scope: Scope) -> None:
+        exchange.ended = time.perf_counter()
+        exchange.endpoint = _route_template(scope)
+        if exchange.status is None:  # cut off before its answer began
+            exchange.status = STATUS_CLIENT_CLOSED_REQUEST
+        log_access(exchange)
+        self._metrics.exchange_ended(exchange)
+
+
+_PARENT = ("traceparent", "tracestate")
 
 
 def exchange_of(request: Request) -> Exchange:
     exchange: Exchange = request.state.exchange
     return exchange
+
+
+def note_generation(request: Request, generation: GenerationRequest, streamed: bool) -> None:
+    """Says what the HTTP request generates."""
+    exchange = exchange_of(request)
+    exchange.generation, exchange.response_id = generation.record, generation.id
+    generation.record.streamed = streamed
+
+
+def _noting(exchange: Exchange, send: Send) -> Callable[[Message], Awaitable[None]]:
+    """`send`, with the request's id among the headers. No coroutine of its own: it is called for each chunk."""
+
+    def noting(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", exchange.request_id.encode())]
+        return send(message)
+
+    return noting
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _shown_path(scope: Scope) -> str:
+    """As it stands in a URL, without its query."""
+    return urllib.parse.quote(scope["path"], errors="replace")[:_MAX_SHOWN]
+
+
+def _route_template(scope: Scope) -> str:
+    """The path of the route that was found; FastAPI notes apart from it the one with its routers' prefixes."""
+    included = scope.get("fastapi", {}).get("effective_route_context")
+    route = included if included is not None else scope.get("route")
+    return str(getattr(route, "path_format", "other"))
+
+
+def _client_attributes(scope: Scope, headers: dict[bytes, bytes]) -> dict[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {"url.scheme": scope.get("scheme", "http")}
+    if scope.get("client"):
+        attributes["client.address"] = scope["client"][0]
+    if b"user-agent" in headers:
+        attributes["user_agent.original"] = headers[b"user-agent"].decode("latin-1")[:_MAX_SHOWN]
+    return attributes

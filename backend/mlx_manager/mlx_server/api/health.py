@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from mlx_manager.mlx_server import __version__
-from mlx_manager.mlx_server.api.dependencies import State
+from mlx_manager.mlx_server.api.dependencies import ServerState, State
+from mlx_manager.mlx_server.api.edge.keys import Access, access_of
 
 router = APIRouter(tags=["health"])
 
@@ -19,13 +20,20 @@ async def health() -> dict[str, str]:
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready")
-async def ready(state: State) -> JSONResponse:
-    """503 while the default model cannot answer, with what is known of why; how upstreams are does not count."""
-    if state is None:
-        return JSONResponse({"status": "not_running"}, 503)
+async def ready(request: Request, state: State) -> JSONResponse:
+    """503 while the default model cannot answer, with what is known of why; how upstreams are does not count.
+
+    Who has none of the keys that the server asks for gets the status alone.
+    """
+    body: dict[str, object] = {"status": "not_running"} if state is None else _readiness(state)
+    status = 200 if body["status"] == "ready" else 503
+    return JSONResponse(body if access_of(request) is not Access.NONE else {"status": body["status"]}, status)
+
+
+def _readiness(state: ServerState) -> dict[str, object]:
     pool, model_id = state.pool, state.pool.catalog.default_id
     if pool.draining:
-        return JSONResponse({"status": "draining", "model": model_id}, 503)
+        return {"status": "draining", "model": model_id}
     found = pool.state(model_id)
     body: dict[str, object] = {"status": found.status, "model": model_id}
     if found.error is not None:
@@ -37,4 +45,4 @@ async def ready(state: State) -> JSONResponse:
     upstreams = state.upstreams.health()
     if upstreams:
         body["upstreams"] = [asdict(upstream) for upstream in upstreams]
-    return JSONResponse(body, 200 if found.status == "ready" else 503)
+    return body

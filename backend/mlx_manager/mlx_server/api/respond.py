@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
+from mlx_manager.mlx_server.api.exchange import STATUS_CLIENT_CLOSED_REQUEST
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.protocols.errors import error_body
 from mlx_manager.mlx_server.protocols.wire import JsonObject
@@ -24,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 15
-STATUS_CLIENT_CLOSED_REQUEST = 499
-"""nginx's; nobody is left to read it."""
 
 
 class Builder(Protocol):
@@ -50,7 +49,6 @@ async def respond(request: Request, events: GenerationEvents, builder: Builder, 
         return Response(msgspec.json.encode(builder.response(generation)), media_type="application/json")
     except ClientLeft:
         await events.aclose()
-        logger.info("The client left before its answer")
         return Response(status_code=STATUS_CLIENT_CLOSED_REQUEST)
 
 
@@ -61,10 +59,15 @@ class _EventStream(EventSourceResponse):
         super().__init__(content, sep="\n", ping=KEEP_ALIVE_SECONDS)
         self._events = events
         self._content = content
+        self._is_complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events), aclosing(self._content):
-            await super().__call__(scope, receive, send)
+        try:
+            async with aclosing(self._events), aclosing(self._content):
+                await super().__call__(scope, receive, send)
+        finally:
+            if not self._is_complete:
+                scope["state"]["exchange"].status = STATUS_CLIENT_CLOSED_REQUEST
 
     async def _stream_response(self, send: Send) -> None:
         """One send per chunk and nothing else: the stock loop opens a cancel scope, and looks to encode, for each."""
@@ -74,6 +77,7 @@ class _EventStream(EventSourceResponse):
         async with self._send_lock:
             self.active = False
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self._is_complete = True
 
 
 async def _first(events: GenerationEvents) -> GenerationEvent:

@@ -24,7 +24,8 @@ from mlx_manager.mlx_server.types import FinishReason, SamplingParams, Thinking
 class Row:
     """A sequence in the engine. `tokens` are the prompt's and those that were handed out.
 
-    `cached_tokens` is how many of the prompt were in the prefix cache, None before that is known.
+    `cached_tokens` is how many of the prompt were in the prefix cache, None before that is known, and `queue_seconds`
+    how long it waited for its turn.
     """
 
     sequence: int
@@ -37,6 +38,7 @@ class Row:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     cached_tokens: int | None = None
+    queue_seconds: float = 0.0
     context: TokenBuffer | None = None
     thinking: Thinking | None = None
     constraint: Constraint | None = None

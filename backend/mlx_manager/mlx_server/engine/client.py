@@ -5,6 +5,7 @@ Runs on the event loop. One task reads the socket and never waits for a consumer
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import logging
 import signal
@@ -90,8 +91,9 @@ class EngineClient:
         self._abandoned: ServerError | None = None
         self._verdict: str | None = None
         self._watchdog = Watchdog(patience)
-        self._watching = asyncio.create_task(self._kill_when_it_does_not_answer())
-        self._reading = asyncio.create_task(self._read_until_death())
+        nobodys = contextvars.Context()  # these outlive the request that has the model loaded, and are no part of it
+        self._watching = asyncio.create_task(self._kill_when_it_does_not_answer(), context=nobodys)
+        self._reading = asyncio.create_task(self._read_until_death(), context=nobodys)
 
     @classmethod
     async def launch(
@@ -269,7 +271,7 @@ class EngineClient:
                     sequences[message.sequence].admit()
             case Prefilled():
                 if message.sequence in sequences:
-                    sequences[message.sequence].cached_tokens = message.cached_tokens
+                    sequences[message.sequence].prefill(message.cached_tokens, message.queue_seconds)
             case RequestFailed():
                 if message.sequence in sequences:
                     sequences.pop(message.sequence).fail(_failure(message))

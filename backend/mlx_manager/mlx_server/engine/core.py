@@ -206,7 +206,10 @@ class EngineCore:
             self._batch.join(taken.rows, taken.cache)
         scores = [taken.prompt_logprobs] if taken.prompt_logprobs is not None else []
         begun = [row for row in taken.rows if not row.generated]
-        return [*scores, *(messages.Prefilled(row.sequence, row.cached_tokens or 0) for row in begun)]
+        return [
+            *scores,
+            *(messages.Prefilled(row.sequence, row.cached_tokens or 0, row.queue_seconds) for row in begun),
+        ]
 
     def _may_join(self, rows: int, longest: int) -> bool:
         """Whether so many more rows may run. The first always may: that it fits alone was checked before."""

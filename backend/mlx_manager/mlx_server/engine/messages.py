@@ -83,10 +83,14 @@ class Admitted(_Message, frozen=True):
 
 
 class Prefilled(_Message, frozen=True):
-    """The prompt is in the KV cache; `cached_tokens` of it came from the prefix cache."""
+    """The prompt is in the KV cache; `cached_tokens` of it came from the prefix cache.
+
+    It waited for `queue_seconds` before the first chunk of it was taken in.
+    """
 
     sequence: int
     cached_tokens: int
+    queue_seconds: float
 
 
 class Logprobs(_Message, frozen=True):

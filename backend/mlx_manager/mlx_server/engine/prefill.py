@@ -6,6 +6,7 @@ one, and nobody starves. A prompt that begins like one that is being taken in wa
 Runs in the worker, on the engine's thread.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class _Prompt:
     cache: Cache | None = None
     done: int = 0
     is_awaited: bool = False
+    added_at: float = field(default_factory=time.perf_counter)
 
     @property
     def tokens(self) -> list[int]:
@@ -147,6 +149,7 @@ class PrefillQueue:
             prompt.done = prompt.match.length
             if prompt.row.cached_tokens is None:
                 prompt.row.cached_tokens = prompt.match.length
+                prompt.row.queue_seconds = time.perf_counter() - prompt.added_at
         return prompt.cache
 
     def _take_chunk(self, prompt: _Prompt, chunk_tokens: int) -> Prefilled:

@@ -4,6 +4,7 @@ Tokens pile up at the sequence they belong to, and a consumer that lags takes th
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -39,9 +40,13 @@ class Sequence:
     """One generation in the engine. `news` is set whenever something of it has come."""
 
     def __init__(self, news: asyncio.Event) -> None:
-        self.admitted = False
+        self.admitted_at: float | None = None
+        """To the engine's queue; this time and the next are those of `time.perf_counter`."""
+        self.prefilled_at: float | None = None
+        self.queue_seconds = 0.0
+        """From the first of them until the prompt's turn came."""
         self.cached_tokens = 0
-        """Of the prompt, that the engine had in its prefix cache; known when the first tokens are."""
+        """Of the prompt, that the engine had in its prefix cache; known when it is prefilled."""
         self._tokens: list[int] = []
         self._scores: list[Score] = []
         self._prompt_scores: list[Score] = []
@@ -50,8 +55,12 @@ class Sequence:
         self._news = news
 
     def admit(self) -> None:
-        self.admitted = True
+        self.admitted_at = time.perf_counter()
         self._news.set()
+
+    def prefill(self, cached_tokens: int, queue_seconds: float) -> None:
+        self.prefilled_at = time.perf_counter()
+        self.cached_tokens, self.queue_seconds = cached_tokens, queue_seconds
 
     def push_token(self, token: int) -> None:
         self._tokens.append(token)
@@ -105,7 +114,7 @@ class SequenceGroup:
             self._news.clear()
             for member in self._members:
                 member.check()
-            if all(member.admitted for member in self._members):
+            if all(member.admitted_at is not None for member in self._members):
                 return
             await self._news.wait()
 

@@ -1,19 +1,17 @@
 """The process that tries grammars out: what exhausts its time, memory or stack ends it, and nothing else.
 
-Run as `python -m mlx_manager.mlx_server.grammars.checker`: JSON lines in, `[kind, source]`, and out, a `Verdict` each.
+Run as `python -m mlx_manager.mlx_server.grammars.checker`. A question is JSON, `[kind, source]`; so is the answer, a
+`Verdict`.
 """
 
-import os
 import re
-import resource
-import sys
-import time
 
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from mlx_manager.mlx_server.grammars.sources import Refused, to_llguidance
 from mlx_manager.mlx_server.grammars.verdict import Verdict
+from mlx_manager.mlx_server.isolation.answering import answer_questions
 from mlx_manager.mlx_server.types import GrammarKind
 
 CPU_SECONDS = 2
@@ -37,28 +35,24 @@ class _Bytes:
 
 
 def main() -> None:
-    os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()))
-    for line in sys.stdin:
-        kind, source = msgspec.json.decode(line, type=tuple[GrammarKind, str])
-        _limit_cpu_time()
-        try:
-            grammar = to_llguidance(kind, source)
-            if failure := _failure(grammar, tokenizer, has_special_tokens=kind == "lark"):
-                raise Refused(_reason(failure), unsupported=any(sign in failure for sign in _UNSUPPORTED))
-            verdict = Verdict(grammar)
-        except Refused as refusal:
-            verdict = Verdict(refusal=str(refusal), unsupported=refusal.unsupported)
-        print(msgspec.json.encode(verdict).decode(), flush=True)
+    answer_questions(
+        lambda question: msgspec.json.encode(_verdict(question, tokenizer)),
+        cpu_seconds=CPU_SECONDS,
+        memory_bytes=MEMORY_BYTES,
+        niceness=NICENESS,
+    )
 
 
-def _limit_cpu_time() -> None:
-    """For the grammar at hand; the kernel ends the process that has used it up."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + CPU_SECONDS, hard))
+def _verdict(question: bytes, tokenizer: LLTokenizer) -> Verdict:
+    kind, source = msgspec.json.decode(question, type=tuple[GrammarKind, str])
+    try:
+        grammar = to_llguidance(kind, source)
+        if failure := _failure(grammar, tokenizer, has_special_tokens=kind == "lark"):
+            raise Refused(_reason(failure), unsupported=any(sign in failure for sign in _UNSUPPORTED))
+    except Refused as refusal:
+        return Verdict(refusal=str(refusal), unsupported=refusal.unsupported)
+    return Verdict(grammar)
 
 
 def _failure(grammar: str, tokenizer: LLTokenizer, has_special_tokens: bool) -> str:

@@ -5,21 +5,16 @@ which would end the process they are compiled in: so that is one of ours that do
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import signal
-import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import msgspec
 
-import mlx_manager
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.grammars.verdict import Verdict
+from mlx_manager.mlx_server.isolation.processes import Broken, ProcessPool
 from mlx_manager.mlx_server.types import Grammar
 
 logger = logging.getLogger(__name__)
@@ -30,7 +25,7 @@ MAX_CACHED = 256
 MAX_CACHED_CHARACTERS = 2**22
 CHECK_SECONDS = 20.0
 """The process ends itself after two seconds of CPU time; this is for one that got none."""
-MAX_LINE_BYTES = 2**24
+MAX_VERDICT_BYTES = 2**24
 MAX_REASON_CHARACTERS = 500
 
 _KINDS = {
@@ -50,10 +45,14 @@ class GrammarValidator:
     """
 
     def __init__(self) -> None:
-        self._idle: list[asyncio.subprocess.Process] = []
+        self._processes = ProcessPool(
+            "mlx_manager.mlx_server.grammars.checker",
+            max_idle=MAX_PROCESSES,
+            answer_seconds=CHECK_SECONDS,
+            max_answer_bytes=MAX_VERDICT_BYTES,
+        )
         self._places = asyncio.Semaphore(MAX_PROCESSES)
         self._cache: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._closed = False
 
     async def compile(self, grammar: Grammar) -> str:
         """Raises InvalidRequest for what is wrong or too large, UnsupportedParameter for what llguidance lacks.
@@ -68,9 +67,7 @@ class GrammarValidator:
         return verdict.grammar
 
     async def close(self) -> None:
-        self._closed = True
-        await asyncio.gather(*map(_end, self._idle))
-        self._idle.clear()
+        await asyncio.to_thread(self._processes.close)
 
     async def _verdict(self, grammar: Grammar) -> Verdict:
         if len(grammar.source) > MAX_SOURCE_CHARACTERS:
@@ -93,52 +90,12 @@ class GrammarValidator:
             self._cache.popitem(last=False)
 
     async def _check(self, grammar: Grammar) -> Verdict:
-        process = self._idle.pop() if self._idle else await _launch()
         try:
-            async with asyncio.timeout(CHECK_SECONDS):
-                verdict = await _ask(process, grammar)
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            await _end(process)
-            logger.warning("A grammar was too much to try out: param=%s, status=%s", grammar.param, process.returncode)
+            answer = await self._processes.answer(json.dumps([grammar.kind, grammar.source]).encode())
+        except Broken as exc:
+            logger.warning("A grammar was too much to try out: param=%s, %s", grammar.param, exc)
             return Verdict(refusal="it takes too much time or memory to compile. Make it smaller or simpler")
-        except BaseException:
-            await _end(process)
-            raise
-        if self._closed:
-            await _end(process)
-        else:
-            self._idle.append(process)
-        return verdict
-
-
-async def _launch() -> asyncio.subprocess.Process:
-    package = str(Path(mlx_manager.__file__).parent.parent)
-    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mlx_manager.mlx_server.grammars.checker"),
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-        limit=MAX_LINE_BYTES,
-    )
-
-
-async def _ask(process: asyncio.subprocess.Process, grammar: Grammar) -> Verdict:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps([grammar.kind, grammar.source]).encode() + b"\n")
-    await process.stdin.drain()
-    return msgspec.json.decode(await process.stdout.readuntil(b"\n"), type=Verdict)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """`Process.kill` would first look whether it has died, and take its exit status from the one who waits for it."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-    await asyncio.shield(process.wait())
+        return msgspec.json.decode(answer, type=Verdict)
 
 
 def _size(verdict: Verdict) -> int:

@@ -14,8 +14,12 @@ class Admission:
     """Lets in as many as a worker decodes at once, and `max_queue` that wait."""
 
     def __init__(self, max_queue: int) -> None:
-        self._limit = MAX_BATCH_ROWS + max_queue
+        self.max_queue = max_queue
         self._admitted: Counter[str] = Counter()
+
+    @property
+    def _limit(self) -> int:
+        return MAX_BATCH_ROWS + self.max_queue
 
     def admitted(self, model_id: str) -> int:
         return self._admitted[model_id]

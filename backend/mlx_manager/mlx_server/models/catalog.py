@@ -6,14 +6,16 @@ the settings file, the demo, the available ones, `models_dir`, the Hugging Face 
 
 import difflib
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_manager.demo import DEMO_MODEL_ID, demo_model_path
-from mlx_manager.mlx_server.config import MLXServerSettings, ModelSettings
+from mlx_manager.mlx_server.config import MLXServerSettings, ModelSettings, why_no_folder
 from mlx_manager.mlx_server.errors import ModelNotFound
+from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress, cached_folder, cached_repos, download, is_repo_id
 
@@ -44,6 +46,11 @@ class ModelEntry:
     @property
     def aliases(self) -> list[str]:
         return self.settings.aliases if self.settings is not None else []
+
+    def ttl_seconds(self, otherwise: float) -> float:
+        """How long it stays loaded when it is idle; negative for ever."""
+        ttl = self.settings.ttl if self.settings is not None else None
+        return ttl if ttl is not None else otherwise
 
     @property
     def trust_remote_code(self) -> bool:
@@ -101,6 +108,21 @@ class Catalog:
             return self._named[self.default_id]
         return entry if entry is not None else self._must_be_there(model_id)
 
+    def has(self, model_id: str) -> bool:
+        """Whether a request for the id gets the model of that id."""
+        try:
+            return self.resolve(model_id).id == model_id
+        except ModelNotFound:
+            return False
+
+    def pinned(self) -> set[str]:
+        """Ids of those that the settings pin."""
+        return {entry.id for entry in self if entry.settings is not None and entry.settings.pin}
+
+    def ttl_seconds(self, model_id: str, otherwise: float) -> float:
+        entry = self._look_up(model_id)
+        return entry.ttl_seconds(otherwise) if entry is not None else otherwise
+
     def refresh(self) -> None:
         """Looks for models that have come or gone in `models_dir` and the cache. Reads files: call it in a thread."""
         if time.monotonic() - self._scanned_at < SCAN_SECONDS:
@@ -134,8 +156,8 @@ class Catalog:
         if settings is not None:
             self._add_configured(settings)
             return
-        folder = demo_model_path() if name == DEMO_MODEL_ID else Path(name).expanduser()
-        if not folder.is_dir():
+        folder = demo_model_path() if name == DEMO_MODEL_ID else Path(os.path.expanduser(name))
+        if not os.path.isdir(folder):  # Path.is_dir raises where a folder above may not be read
             self._named.setdefault(name, ModelEntry(name, None))
             return
         folder = folder.resolve()
@@ -208,6 +230,27 @@ def catalog_of(settings: MLXServerSettings) -> Catalog:
         allow_downloads=settings.allow_downloads,
         default_for_unknown=settings.default_for_unknown,
     )
+
+
+def why_default_is_missing(catalog: Catalog) -> str | None:
+    """Why the default model is none that could ever be loaded; None where it can be, or may be downloaded.
+
+    Damaged weights are for the load to find: they can be mended while the server runs.
+    """
+    entry = catalog.resolve(catalog.default_id)
+    if entry.folder is None:
+        return None if is_repo_id(entry.repo_id) and not os.path.exists(entry.id) else _why_no_model(entry)
+    fault = why_no_folder(entry.folder)
+    if fault is None and not os.path.exists(entry.folder / "config.json"):
+        fault = f"there is no config.json in {entry.folder}, so it is no model"
+    if fault is None and not read_json(entry.folder / "config.json"):
+        fault = f"{entry.folder / 'config.json'} cannot be read as a JSON object"
+    return f"Bad setting default_model: {fault}" if fault is not None else None
+
+
+def _why_no_model(entry: ModelEntry) -> str:
+    fault = why_no_folder(entry.id) if os.path.exists(entry.id) else f"there is no model {entry.id!r}"
+    return f"Bad setting default_model: {fault}: give demo, a Hugging Face repo id, a folder, or the id of [[models]]"
 
 
 def _inside(parent: Path, folder: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """When models that nobody uses are let go: a timer for each. Runs on the event loop; knows no models."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 
 
@@ -13,7 +14,8 @@ class IdleTimers:
 
     def start(self, model_id: str, seconds: float) -> None:
         self.cancel(model_id)
-        self._timers[model_id] = asyncio.get_running_loop().call_later(seconds, self._expire, model_id)
+        loop, nobodys = asyncio.get_running_loop(), contextvars.Context()  # not the last request's: that is over
+        self._timers[model_id] = loop.call_later(seconds, self._expire, model_id, context=nobodys)
 
     def cancel(self, model_id: str) -> None:
         timer = self._timers.pop(model_id, None)

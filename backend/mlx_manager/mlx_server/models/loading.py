@@ -20,14 +20,18 @@ from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.defaults import ModelDefaults, read_defaults, with_settings
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
+from mlx_manager.mlx_server.models.templating import render_apart
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
+from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 
 logger = logging.getLogger(__name__)
 
 TELL_SECONDS = 5.0
+MAX_RENDERING = 2
+"""Prompts of one model that its template is rendered for at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,9 @@ class Language:
     adapter: ModelAdapter
     output_format: OutputFormat
     special_tokens: dict[str, int]
+    templates: TemplateRenderer
+    rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RENDERING))
+    """So that a model whose template takes long holds up no other."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +115,7 @@ async def load_model(
     patience: Patience,
     keep_alive_seconds: float,
     progress: Progress,
+    templates: TemplateRenderer,
     on_death: Callable[[EngineClient], None],
 ) -> LoadedModel:
     """Raises ModelLoadFailed. `on_death` is called when the worker dies after it was loaded."""
@@ -120,7 +128,7 @@ async def load_model(
         EngineClient.launch(entry.id, folder, options, patience, on_death, on_progress=on_progress)
     )
     try:
-        language = await asyncio.to_thread(_load_language, entry, folder)
+        language = await asyncio.to_thread(_load_language, entry, folder, templates)
     except BaseException as exc:
         await _abort(launching)
         if isinstance(exc, Exception):
@@ -134,17 +142,18 @@ async def load_model(
         raise
 
 
-def _load_language(entry: ModelEntry, folder: Path) -> Language:
+def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer) -> Language:
     """Blocks for the files, and for rendering the template that checks the model's tool calls."""
     template = entry.settings.chat_template if entry.settings is not None else None
     text = template.read_text("utf-8") if template is not None else None
     tokenizer = load_tokenizer(folder, chat_template=text, trust_remote_code=entry.trust_remote_code)
+    tokenizer = render_apart(tokenizer, templates)
     adapter = get_adapter(entry.id, folder)
     output_format = get_output_format(adapter, tokenizer)
     fault = check_round_trip(tokenizer, adapter, output_format)
     if fault is not None:
         logger.warning("Tool calls of model %s may fail: %s", entry.id, fault)
-    return Language(tokenizer, adapter, output_format, special_tokens(tokenizer))
+    return Language(tokenizer, adapter, output_format, special_tokens(tokenizer), templates)
 
 
 def _loaded_model(

@@ -23,9 +23,12 @@ from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.idleness import IdleTimers
 from mlx_manager.mlx_server.models.loading import LoadedModel, estimate_bytes, load_model, told, worker_options
+from mlx_manager.mlx_server.models.reports import PoolReports
 from mlx_manager.mlx_server.models.restarts import Restarts
+from mlx_manager.mlx_server.models.running_pool import get_model_pool, set_running_pool
 from mlx_manager.mlx_server.models.state import ModelState
-from mlx_manager.mlx_server.observability import fail_span, start_span
+from mlx_manager.mlx_server.observability import EvictionReason, Metrics
+from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 
 __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
@@ -61,19 +64,22 @@ class ModelPoolManager:
         max_queue: int = 256,
         patience: Patience = Patience(),  # noqa: B008  it is frozen
         keep_alive_seconds: float = KEEP_FOREVER,
+        metrics: Metrics | None = None,
     ) -> None:
         self.catalog = catalog
         self.budget = Budget(int(max_memory_gb * BYTES_PER_GB), max_models, options.prefix_cache_bytes)
         self.admission = Admission(max_queue)
         self.grammars = GrammarValidator()
+        self._templates = TemplateRenderer()
         self.draining = False
         self._options = options
         self._patience = patience
         self._keep_alive_seconds = keep_alive_seconds
+        self._reports = PoolReports(metrics if metrics is not None else Metrics(self.catalog.knows))
         self._restarts = Restarts(self._restart)
         self._idle = IdleTimers(self._idle_for_too_long)
         self._kept: set[str] = set()
-        self._pinned = {entry.id for entry in catalog if entry.settings is not None and entry.settings.pin}
+        self._pinned = catalog.pinned()
         self._loaded: dict[str, LoadedModel] = {}
         self._loads: dict[str, _Load] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -134,7 +140,7 @@ class ModelPoolManager:
         model, load = self._loaded.get(model_id), self._loads.get(model_id)
         if model is not None:
             model.engine.abandon_sequences(NotReady(f"Model {model_id!r} was unloaded while it was at work."))
-            await asyncio.shield(self._let_go(model))
+            await asyncio.shield(self._let_go(model, "asked"))
             return True
         self._kept.discard(model_id)
         self._restarts.forget(model_id)
@@ -162,6 +168,20 @@ class ModelPoolManager:
     def is_pinned(self, model_id: str) -> bool:
         return model_id in self._pinned
 
+    def use_catalog(self, catalog: Catalog, keep_alive_seconds: float) -> None:
+        """From now on. What is loaded goes on as it is; a model that is not there any more leaves when it is idle."""
+        before, stayed_seconds = self.catalog, self._keep_alive_seconds
+        unpinned, pinned = before.pinned() - catalog.pinned(), catalog.pinned() - before.pinned()
+        self.catalog, self._keep_alive_seconds = catalog, keep_alive_seconds
+        self._pinned = {one for one in (self._pinned - unpinned) | pinned if catalog.has(one)}
+        for model_id, model in self._loaded.items():
+            old = before.ttl_seconds(model_id, stayed_seconds)
+            new = catalog.ttl_seconds(model_id, keep_alive_seconds)
+            if model.keep_alive_seconds == old:  # and no request has said another
+                model.keep_alive_seconds = new
+            if old != new or model_id in unpinned | pinned or not catalog.has(model_id):
+                self._watch_idleness(model_id)
+
     def get_loaded_models(self) -> list[str]:
         return list(self._loaded)
 
@@ -180,8 +200,7 @@ class ModelPoolManager:
         model = self._loaded.get(entry.id)
         if model is not None:
             return model.keep_alive_seconds
-        ttl = entry.settings.ttl if entry.settings is not None else None
-        return ttl if ttl is not None else self._keep_alive_seconds
+        return entry.ttl_seconds(self._keep_alive_seconds)
 
     def expires_in_seconds(self, model_id: str) -> float | None:
         """Until it is unloaded if nobody asks for it."""
@@ -233,10 +252,10 @@ class ModelPoolManager:
             task.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
         for model in list(self._loaded.values()):
-            self._let_go(model)
+            self._let_go(model, "shutdown")
         await asyncio.gather(*self._leaving.values())
         self._idle.cancel_all()
-        await self.grammars.close()
+        await asyncio.gather(self.grammars.close(), asyncio.to_thread(self._templates.close))
 
     def _load_once(self, entry: ModelEntry) -> _Load:
         if self._closed:
@@ -267,27 +286,13 @@ class ModelPoolManager:
                 self._failures[model_id] = failure
 
     async def _load(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
-        """Loads the model, and turns whatever goes wrong into a ServerError that says so to all who wait."""
-        logger.info("Loading model: %s", entry.id)
-        span = start_span("model_load", {"gen_ai.request.model": entry.id})
-        started = time.monotonic()
-        try:
+        with self._reports.load(entry.id):
             async with told(entry.id, progress):
                 model = await self._load_now(entry, progress)
-        except ServerError as exc:
-            logger.error("%s", exc)
-            fail_span(span, exc)
-            raise
-        except Exception as exc:
-            logger.exception("Loading model %s failed", entry.id)
-            fail_span(span, exc)
-            raise ModelLoadFailed(f"Model {entry.id!r} cannot be loaded: {exc!r}") from exc
-        finally:
-            span.end()
+        model.keep_alive_seconds = self.catalog.ttl_seconds(entry.id, self._keep_alive_seconds)  # as it is by now
         self._loads[entry.id].reserved_bytes = None
         self._loaded[entry.id] = model
         self._kept.add(entry.id)
-        logger.info("Model loaded: %s (%.1fs, %.2fGB)", entry.id, time.monotonic() - started, model.size_gb)
         return model
 
     async def _load_now(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
@@ -299,8 +304,8 @@ class ModelPoolManager:
             await asyncio.wait(self._leaving.values())
         self._share_out()
         options = worker_options(self._options, self.budget.shares(self.holdings())[entry.id], entry)
-        keep_alive = self.keep_alive_seconds(entry)
-        return await load_model(entry, folder, options, self._patience, keep_alive, progress, self._on_death)
+        keep = self.keep_alive_seconds(entry)
+        return await load_model(entry, folder, options, self._patience, keep, progress, self._templates, self._on_death)
 
     def _on_death(self, engine: EngineClient) -> None:
         """A worker died at work: its model gets a new one unasked, so that the next request does not wait for it."""
@@ -309,10 +314,11 @@ class ModelPoolManager:
             del self._loaded[model.model_id]
             self._idle.cancel(model.model_id)
             self._share_out()
+            self._reports.died(model.model_id, engine.epitaph)
             self._restarts.crashed(model.model_id, engine.epitaph, time.time() - model.loaded_at, restart=True)
 
     def _restart(self, model_id: str) -> None:
-        if not self._closed:
+        if not self._closed and self.catalog.has(model_id):
             self.preload(model_id)
 
     async def _make_room(self, model_id: str, needed_bytes: int) -> None:
@@ -325,8 +331,7 @@ class ModelPoolManager:
             victims = self.budget.victims(needed_bytes, holdings)
             if victims is not None:
                 for victim in victims:
-                    logger.info("Evicting model %s to load %s", victim.model_id, model_id)
-                    self._let_go(self._loaded[victim.model_id])
+                    self._let_go(self._loaded[victim.model_id], "room", model_id)
                 self._loads[model_id].reserved_bytes = needed_bytes
                 return
             others = {load.task for load in self._loads.values() if load.reserved_bytes is not None}
@@ -335,9 +340,10 @@ class ModelPoolManager:
                 raise InsufficientMemory(self.budget.no_room_message(model_id, needed_bytes, holdings), param="model")
             await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
 
-    def _let_go(self, model: LoadedModel) -> "asyncio.Task[None]":
+    def _let_go(self, model: LoadedModel, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
         """Takes the model out at once, and ends its worker in a task. Its memory is free when that is done."""
         model_id = model.model_id
+        self._reports.leaves(model_id, reason, for_model)
         del self._loaded[model_id]
         self._kept.discard(model_id)
         self._restarts.forget(model_id)
@@ -372,27 +378,13 @@ class ModelPoolManager:
         """Has the model unloaded in its time, if it is idle now and nobody asks for it until then."""
         model = self._loaded.get(model_id)
         self._idle.cancel(model_id)
-        if model is not None and not self._closed and self._holding(model).may_go and model.keep_alive_seconds >= 0:
-            self._idle.start(model_id, model.keep_alive_seconds)
+        if model is None or self._closed or not self._holding(model).may_go:
+            return
+        seconds = model.keep_alive_seconds if self.catalog.has(model_id) else 0
+        if seconds >= 0:
+            self._idle.start(model_id, seconds)
 
     def _idle_for_too_long(self, model_id: str) -> None:
-        model = self._loaded.get(model_id)
-        if model is not None:
-            logger.info("Unloading model %s: it was idle for %g s", model_id, model.keep_alive_seconds)
-            self._let_go(model)
-
-
-_running_pool: ModelPoolManager | None = None
-
-
-def get_model_pool() -> ModelPoolManager:
-    """The pool of the running lifespan, for programs that embed the server. Raises NotReady outside of one."""
-    if _running_pool is None:
-        raise NotReady("No model pool is running: enter the app's lifespan first.")
-    return _running_pool
-
-
-def set_running_pool(pool: ModelPoolManager | None) -> None:
-    """For the lifespan alone."""
-    global _running_pool
-    _running_pool = pool
+        if model_id in self._loaded:
+            logger.info("Unloading model %s: it was idle", model_id)
+            self._let_go(self._loaded[model_id], "idle")

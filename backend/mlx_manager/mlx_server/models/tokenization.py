@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path, *, chat_template: str | None = None, trust_remo
     _import_mlx_lm()
     from mlx_lm.tokenizer_utils import load
 
-    own: dict[str, object] = {"trust_remote_code": True} if trust_remote_code else {}
+    own: dict[str, object] = {"trust_remote_code": trust_remote_code}
     if chat_template is not None:
         own["chat_template"] = chat_template
     return load(folder, own)

@@ -17,10 +17,19 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.InvalidRequest: ErrorKind(400, "invalid_request_error", "invalid_request"),
     errors.UnsupportedParameter: ErrorKind(400, "invalid_request_error", "unsupported_parameter"),
     errors.ChatTemplateMissing: ErrorKind(400, "invalid_request_error", "chat_template_missing"),
+    errors.ChatTemplateFailed: ErrorKind(400, "invalid_request_error", "chat_template_failed"),
     errors.ContextLengthExceeded: ErrorKind(400, "invalid_request_error", "context_length_exceeded"),
     errors.ModelNotFound: ErrorKind(404, "invalid_request_error", "model_not_found"),
-    errors.NotAuthorized: ErrorKind(401, "authentication_error", "invalid_api_key"),
+    errors.NotAuthorized: ErrorKind(401, "invalid_request_error", "invalid_api_key"),
+    errors.AdminClosed: ErrorKind(403, "permission_error", "admin_closed"),
+    errors.HostNotAllowed: ErrorKind(421, "invalid_request_error", "host_not_allowed"),
+    errors.RequestTooLarge: ErrorKind(413, "invalid_request_error", "request_too_large"),
+    errors.RequestTooSlow: ErrorKind(408, "invalid_request_error", "request_timeout"),
+    errors.UnsupportedEncoding: ErrorKind(415, "invalid_request_error", "unsupported_encoding"),
+    errors.RequestRateExceeded: ErrorKind(429, "requests", "rate_limit_exceeded"),
+    errors.TokenRateExceeded: ErrorKind(429, "tokens", "rate_limit_exceeded"),
     errors.NotReady: ErrorKind(503, "server_error", "not_ready"),
+    errors.BadSettings: ErrorKind(400, "invalid_request_error", "bad_settings"),
     errors.ServerBusy: ErrorKind(429, "rate_limit_error", "server_busy"),
     errors.InsufficientMemory: ErrorKind(503, "server_error", "insufficient_memory"),
     errors.ModelLoadFailed: ErrorKind(503, "server_error", "model_load_failed"),
@@ -31,6 +40,11 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.RequestTimeout: ErrorKind(504, "server_error", "request_timeout"),
 }
 INTERNAL_ERROR = ErrorKind(500, "server_error", "internal_error")
+
+
+def broken_body(status: int) -> ErrorKind:
+    """Of a body that breaks the schema, or is none that a schema could be held against; users choose its status."""
+    return ErrorKind(status, "invalid_request_error", "validation_error")
 
 
 def status_of(error: Exception) -> int:

@@ -1,4 +1,4 @@
-"""The admin API's shapes: what `GET /admin/pool` tells of the budget and of every model. Shapes only.
+"""The admin API's shapes: what `GET /admin/pool` tells of the budget and of every model, and a reload. Shapes only.
 
 Bytes are bytes, times are Unix seconds, durations are seconds. Memory and sequences are what the model's worker said
 last, at most a second or two ago.
@@ -134,3 +134,21 @@ class PoolStatus(BaseModel):
     budget: Budget
     models: list[PoolModel]
     """All of the catalogue, the loaded ones first."""
+
+
+class ChangedModels(BaseModel):
+    """`[[models]]` entries. Those in `to_load_again` are loaded, and serve as they are until they are loaded again; a
+    removed one takes no more requests, and is unloaded when it is idle."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+    to_load_again: list[str]
+
+
+class ReloadReport(BaseModel):
+    """`POST /admin/reload`. What is in `needs_restart` is set differently now, and takes effect at the next start."""
+
+    changed: list[str]
+    needs_restart: list[str]
+    models: ChangedModels

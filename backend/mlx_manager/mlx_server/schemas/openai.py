@@ -32,7 +32,6 @@ MAX_TOKENS = 2**31 - 1
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
 MAX_GUIDED_CHOICES = 100_000
-MAX_TOOLS = 1024
 
 
 def _encodable(text: str) -> str:
@@ -181,7 +180,7 @@ class ChatCompletionRequest(GenerationBody):
     thinking_budget: int | None = Field(default=None, ge=0, le=MAX_TOKENS, strict=True)
     chat_template_kwargs: dict[str, object] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag("str")] | Annotated[NamedToolChoice, Tag("dict")],

@@ -6,21 +6,24 @@ where the HTTP endpoints answer with a status.
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from pydantic import ValidationError
 
+from mlx_manager.mlx_server.engine.sequences import Sequence
 from mlx_manager.mlx_server.errors import InvalidRequest
-from mlx_manager.mlx_server.models.pool import ModelPoolManager, get_model_pool
+from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.protocols.wire import JsonObject
+from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.schemas import openai
-from mlx_manager.mlx_server.services.choices import ChoiceEvent, best_of, keeps_the_best, plan_choices
+from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.deadline import within
-from mlx_manager.mlx_server.services.prompts import read_prompts
+from mlx_manager.mlx_server.services.prompts import check_length, read_prompts
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.tracing import traced
 from mlx_manager.mlx_server.types import (
@@ -41,47 +44,85 @@ Answer = JsonObject | AsyncIterator[JsonObject]
 class InferenceService:
     """Turns requests into events, over the models of a pool and those of upstreams."""
 
-    def __init__(self, pool: ModelPoolManager, timeout_seconds: float = 0, routing: Routing | None = None) -> None:
-        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's."""
+    def __init__(
+        self,
+        pool: ModelPoolManager,
+        timeout_seconds: float = 0,
+        routing: Routing | None = None,
+        *,
+        max_prompt_characters: int = 0,
+        trace_content: bool = False,
+    ) -> None:
+        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's.
+
+        Prompts over `max_prompt_characters` are refused; 0 for none.
+        """
         self._pool = pool
-        self._routing = routing if routing is not None else Routing(pool)
-        self._timeout_seconds = timeout_seconds
+        self.routing = routing if routing is not None else Routing(pool)
+        self.timeout_seconds = timeout_seconds
+        self.max_prompt_characters = max_prompt_characters
+        self.trace_content = trace_content
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         """The events of the request, `Started` once it is admitted. Closing the iterator cancels the generation."""
-        events = self._routing.events(request, self._events)
-        return within(events, self._timeout_seconds) if self._timeout_seconds else events
+        events = self.routing.events(request, self._events)
+        if self.timeout_seconds:
+            events = within(events, self.timeout_seconds)
+        return traced(events, request, self.trace_content)
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
+        check_length(request, self.max_prompt_characters)
+        record, asked_at = request.record, time.time()
         async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
-            prompts = await read_prompts(model, request)
+            _note_lease(record, model, asked_at)
+            prompts = await read_prompts(model, request, self.max_prompt_characters)
+            record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self._pool.grammars, model, request)
             planned = plan_choices(model, request, prompts, grammar)
             runs = [run for run, _ in planned]
-            logger.info("Starting generation: %s, model=%s, choices=%d", request.id, model.model_id, len(runs))
+            logger.debug("Starting generation: %s, model=%s, choices=%d", request.id, model.model_id, len(runs))
             async with model.engine.generate([submission for _, submission in planned]) as sequences:
-                yield Started()
-                held: list[ChoiceEvent] = []
-                async for index, tokens in sequences:
-                    events = runs[index].events(tokens)
-                    if runs[index].finished:
-                        sequences.cancel(index)
-                    if keeps_the_best(request):
-                        held += events
-                    else:
-                        for event in events:
-                            yield event
-                for event in best_of(request, runs, held):
-                    yield event
-        usage = Usage(
-            sum(len(prompt.tokens) for prompt in prompts),
-            sum(run.completion_tokens for run in runs),
-            cached_tokens=sum(member.cached_tokens for member in sequences.members[:: len(runs) // len(prompts)]),
-            reasoning_tokens=sum(run.reasoning_tokens for run in runs),
+                try:
+                    yield Started()
+                    held: list[ChoiceEvent] = []
+                    async for index, tokens in sequences:
+                        events = runs[index].events(tokens)
+                        if runs[index].finished:
+                            sequences.cancel(index)
+                        if keeps_the_best(request):
+                            held += events
+                        else:
+                            for event in events:
+                                yield event
+                    for event in best_of(request, runs, held):
+                        yield event
+                finally:
+                    _note_work(record, runs, sequences.members, len(prompts))
+        yield Completed(
+            Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens, record.reasoning_tokens)
         )
-        broken = sum(run.broken_calls for run in runs)
-        logger.info("Generation complete: %s, tokens=%d, broken_calls=%d", request.id, usage.completion_tokens, broken)
-        yield Completed(usage)
+
+
+def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
+    """`asked_at` is in Unix seconds, as the model's times are."""
+    record.model = model.model_id
+    record.leased = time.perf_counter()
+    if model.loaded_at >= asked_at:
+        record.load_seconds = time.time() - asked_at
+
+
+def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[Sequence], prompts: int) -> None:
+    """What was generated, also when it came to no end. Of the choices of one prompt, the first took it in."""
+    first_choices = members[:: len(runs) // prompts]
+    prefilled = [member.prefilled_at for member in members if member.prefilled_at is not None]
+    record.admitted = max(member.admitted_at for member in members if member.admitted_at is not None)
+    if prefilled:
+        record.prefilled = max(prefilled)
+        record.queue_seconds = min(member.queue_seconds for member in members if member.prefilled_at is not None)
+    record.cached_tokens = sum(member.cached_tokens for member in first_choices)
+    record.completion_tokens = sum(run.completion_tokens for run in runs)
+    record.reasoning_tokens = sum(run.reasoning_tokens for run in runs)
+    record.broken_calls = sum(run.broken_calls for run in runs)
 
 
 async def generate_chat_completion(
@@ -100,7 +141,8 @@ async def generate_chat_completion(
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
     request = chat.to_request(body, max_tokens)
-    events = traced(InferenceService(get_model_pool()).generate(request), request, stream)
+    request.record.streamed = stream
+    events = InferenceService(get_model_pool()).generate(request)
     return await _answer(events, chat.ChatBuilder(request), stream)
 
 
@@ -121,7 +163,8 @@ async def generate_completion(
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
     request = completions.to_request(body)
-    events = traced(InferenceService(get_model_pool()).generate(request), request, stream)
+    request.record.streamed = stream
+    events = InferenceService(get_model_pool()).generate(request)
     return await _answer(events, completions.CompletionBuilder(request), stream)
 
 

@@ -10,6 +10,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from mlx_manager.mlx_server.errors import ChatTemplateMissing, InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.models.pool import LoadedModel
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, encode, make_decoder
+from mlx_manager.mlx_server.protocols.sizes import too_long
 from mlx_manager.mlx_server.types import ChatRequest, ChatTurn, CompletionRequest, ToolCall, ToolDefinition
 
 LONG_TEXT_CHARACTERS = 20_000
@@ -38,12 +39,25 @@ class Prompt:
     opens_reasoning: bool = False
 
 
-async def read_prompts(model: LoadedModel, request: ChatRequest | CompletionRequest) -> list[Prompt]:
+def check_length(request: ChatRequest | CompletionRequest, max_characters: int) -> None:
+    """Raises InvalidRequest for more text than this server reads; 0 is no limit."""
+    if 0 < max_characters < request.text_length:
+        raise too_long("The prompt", request.text_length, max_characters, request.prompt_field)
+
+
+async def read_prompts(
+    model: LoadedModel, request: ChatRequest | CompletionRequest, max_characters: int = 0
+) -> list[Prompt]:
     """Raises InvalidRequest, which names the request's field, for what this model cannot read."""
-    if request.text_length > LONG_TEXT_CHARACTERS:
-        prompts = await asyncio.to_thread(_read, model, request)
-    else:
-        prompts = _read(model, request)
+    match request:
+        case ChatRequest():
+            prompts = [await _chat_prompt(model, request, max_characters)]
+        case CompletionRequest() if request.text_length > LONG_TEXT_CHARACTERS:
+            prompts = await asyncio.to_thread(_completion_prompts, model, request)
+        case CompletionRequest():
+            prompts = _completion_prompts(model, request)
+        case _:
+            assert_never(request)
     if not all(prompt.tokens for prompt in prompts):
         raise InvalidRequest(
             "The prompt is empty: this model needs at least one token to go on from.", param=request.prompt_field
@@ -51,16 +65,22 @@ async def read_prompts(model: LoadedModel, request: ChatRequest | CompletionRequ
     return prompts
 
 
-def _read(model: LoadedModel, request: ChatRequest | CompletionRequest) -> list[Prompt]:
-    match request:
-        case ChatRequest():
-            text = _render(model, request)
-            tokens = encode(model.tokenizer, text, add_special_tokens=False)  # the template has them
-            return [Prompt(tokens, opens_reasoning=model.output_format.opens_reasoning(text))]
-        case CompletionRequest():
-            return [_completion_prompt(model, request, prompt) for prompt in request.prompts]
-        case _:
-            assert_never(request)
+async def _chat_prompt(model: LoadedModel, request: ChatRequest, max_characters: int) -> Prompt:
+    """The template is rendered by a process apart: a thread waits for that."""
+    language = model.language
+    async with language.rendering:
+        text = await language.templates.in_thread(lambda: _render(model, request))
+    if 0 < max_characters < len(text):
+        raise too_long("With what the model's chat template adds, the prompt", len(text), max_characters, "messages")
+    if len(text) > LONG_TEXT_CHARACTERS:
+        tokens = await asyncio.to_thread(encode, language.tokenizer, text, add_special_tokens=False)
+    else:
+        tokens = encode(language.tokenizer, text, add_special_tokens=False)  # the template has them
+    return Prompt(tokens, opens_reasoning=language.output_format.opens_reasoning(text))
+
+
+def _completion_prompts(model: LoadedModel, request: CompletionRequest) -> list[Prompt]:
+    return [_completion_prompt(model, request, prompt) for prompt in request.prompts]
 
 
 def _completion_prompt(model: LoadedModel, request: CompletionRequest, prompt: str | tuple[int, ...]) -> Prompt:

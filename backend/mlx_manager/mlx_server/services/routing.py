@@ -40,7 +40,7 @@ class Routing:
         """`fallbacks` are for models of this machine; upstreams have their own."""
         self._pool = pool
         self._upstreams = upstreams if upstreams is not None else Upstreams()
-        self._fallbacks = fallbacks if fallbacks is not None else {}
+        self.fallbacks = fallbacks if fallbacks is not None else {}
 
     async def events(self, request: Request, local: Backend) -> GenerationEvents:
         """Of the first model that can answer, of the request's and its fallbacks, chosen before the first token.
@@ -86,4 +86,4 @@ class Routing:
     def _fallbacks_of(self, model_id: str, upstream: UpstreamServer | None) -> Sequence[str]:
         if upstream is not None:
             return upstream.settings.fallback
-        return self._fallbacks.get(model_id, ())
+        return self.fallbacks.get(model_id, ())

@@ -1,20 +1,31 @@
-"""One span per request, from its first moment to the end of its stream, in OpenTelemetry's GenAI terms.
+"""One tree of spans per request, in OpenTelemetry's GenAI terms, and its metrics: made of what its record says.
 
-Knows the events alone, and so traces every protocol and every backend. Prompts and outputs are not recorded.
+Knows the events alone, and so traces every protocol and every backend. A token costs two readings of the clock; what
+there is to tell is told at the end.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import aclosing
-from typing import assert_never
 
-from mlx_manager.mlx_server.observability import AttributeValue, fail_span, start_span
+from mlx_manager.mlx_server.observability import (
+    AttributeValue,
+    PastSpan,
+    fail_span,
+    record_generation,
+    start_span,
+    tell_past,
+    within_span,
+)
+from mlx_manager.mlx_server.records import GenerationRecord
+from mlx_manager.mlx_server.services.trace_content import OutputRecorder, input_attributes
 from mlx_manager.mlx_server.types import (
     ChatRequest,
     ChoiceFinished,
     Completed,
     CompletionRequest,
+    GenerationEvent,
     GenerationEvents,
     ReasoningDelta,
     Started,
@@ -23,54 +34,103 @@ from mlx_manager.mlx_server.types import (
     ToolCallStarted,
 )
 
+_DELTAS = (TextDelta, ReasoningDelta, ToolCallStarted, ToolCallDelta)
 
-async def traced(events: GenerationEvents, request: ChatRequest | CompletionRequest, stream: bool) -> GenerationEvents:
-    """The same events. The span ends with them, with their failure, or when they are closed early."""
-    name = "chat_completion" if isinstance(request, ChatRequest) else "completion"
-    span = start_span(name, _request_attributes(request, stream))
-    began = time.perf_counter()
-    waiting_for_text = True
-    finish_reasons: list[str] = []
+Attributes = dict[str, AttributeValue]
+
+
+async def traced(
+    events: GenerationEvents, request: ChatRequest | CompletionRequest, trace_content: bool = False
+) -> GenerationEvents:
+    """The same events. Record and span end with them, with their failure, or when they are closed early.
+
+    What the request and its answer say is on the span with `trace_content` alone.
+    """
+    record = request.record
+    span = start_span(_name(request), _request_attributes(request))
+    output = OutputRecorder() if trace_content and span.is_recording() else None
+    watch = _Watch(record, output)
     try:
         async with aclosing(events):
+            with within_span(span):  # a load that the request waits for is its child
+                first = await anext(events, None)
+            if first is None:
+                return
+            watch.see(first)
+            yield first
             async for event in events:
-                match event:
-                    case TextDelta() | ReasoningDelta() | ToolCallStarted() | ToolCallDelta():
-                        if waiting_for_text:
-                            span.set_attribute("gen_ai.response.time_to_first_chunk", time.perf_counter() - began)
-                            waiting_for_text = False
-                    case ChoiceFinished():
-                        finish_reasons.append(event.reason)
-                        span.set_attribute("gen_ai.response.finish_reasons", finish_reasons)
-                    case Completed(usage):
-                        tokens = {
-                            "gen_ai.usage.input_tokens": usage.prompt_tokens,
-                            "gen_ai.usage.output_tokens": usage.completion_tokens,
-                        }
-                        span.set_attributes(tokens)
-                        span.add_event("completion_finished", tokens)
-                    case Started():
-                        span.add_event("admitted")
-                    case _:
-                        assert_never(event)
+                watch.see(event)
                 yield event
     except (GeneratorExit, asyncio.CancelledError):
-        span.set_attribute("mlx_manager.client_left", True)
+        record.client_left = True
         raise
     except Exception as exc:
-        fail_span(span, exc)
+        record.error = exc
         raise
     finally:
+        record.ended = time.perf_counter()
+        record_generation(_operation(request), record)
+        if span.is_recording():
+            span.set_attributes(_answer_attributes(record))
+            if output is not None:
+                span.set_attributes(input_attributes(request) | output.attributes())
+            if record.error is not None:
+                fail_span(span, record.error)
+            with within_span(span):
+                tell_past(list(_phases(request, record)))
         span.end()
 
 
-def _request_attributes(request: ChatRequest | CompletionRequest, stream: bool) -> Mapping[str, AttributeValue]:
+class _Watch:
+    """Writes down what the events say."""
+
+    def __init__(self, record: GenerationRecord, output: OutputRecorder | None) -> None:
+        self._record = record
+        self._output = output
+        self._last_at: dict[int, float] = {}
+
+    def see(self, event: GenerationEvent) -> None:
+        record = self._record
+        if isinstance(event, _DELTAS):
+            self._note_time(event.index)
+            if isinstance(event, ToolCallStarted):
+                record.tool_calls.append(event.name)
+        elif isinstance(event, ChoiceFinished):
+            record.finish_reasons.append(event.reason)
+        elif isinstance(event, Completed):
+            usage = event.usage
+            record.prompt_tokens, record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+            record.cached_tokens, record.reasoning_tokens = usage.cached_tokens, usage.reasoning_tokens
+        elif isinstance(event, Started):
+            record.admitted = record.admitted or time.perf_counter()
+        if self._output is not None:
+            self._output.see(event)
+
+    def _note_time(self, choice: int) -> None:
+        now = time.perf_counter()
+        last_at = self._last_at.get(choice)
+        self._last_at[choice] = self._record.last_output = now
+        if last_at is not None:
+            self._record.output_gaps.append(now - last_at)
+        elif self._record.first_output is None:
+            self._record.first_output = now
+
+
+def _operation(request: ChatRequest | CompletionRequest) -> str:
+    return "chat" if isinstance(request, ChatRequest) else "text_completion"
+
+
+def _name(request: ChatRequest | CompletionRequest) -> str:
+    return f"{_operation(request)} {request.model}"
+
+
+def _request_attributes(request: ChatRequest | CompletionRequest) -> Attributes:
     sampling = request.sampling
     attributes: dict[str, AttributeValue | None] = {
-        "gen_ai.operation.name": "chat" if isinstance(request, ChatRequest) else "text_completion",
+        "gen_ai.operation.name": _operation(request),
         "gen_ai.provider.name": "mlx",
         "gen_ai.request.model": request.model,
-        "gen_ai.request.stream": stream,
+        "gen_ai.request.stream": request.record.streamed,
         "gen_ai.request.max_tokens": request.max_tokens,
         "gen_ai.request.temperature": sampling.temperature,
         "gen_ai.request.top_p": sampling.top_p,
@@ -80,7 +140,72 @@ def _request_attributes(request: ChatRequest | CompletionRequest, stream: bool) 
         "gen_ai.request.seed": sampling.seed,
         "gen_ai.request.choice.count": request.n if request.n != 1 else None,
         "gen_ai.request.stop_sequences": request.stop or None,
+        "gen_ai.output.type": "json" if request.grammar is not None and "json" in request.grammar.kind else None,
         "gen_ai.response.id": request.id,
-        "gen_ai.response.model": request.model,
     }
     return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _answer_attributes(record: GenerationRecord) -> Attributes:
+    attributes: dict[str, AttributeValue | None] = {
+        "gen_ai.response.model": record.model or None,
+        "gen_ai.response.finish_reasons": record.finish_reasons or None,
+        "gen_ai.response.time_to_first_chunk": record.time_to_first_output,
+        "gen_ai.usage.input_tokens": record.prompt_tokens,
+        "gen_ai.usage.output_tokens": record.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
+        "gen_ai.usage.reasoning.output_tokens": record.reasoning_tokens,
+        "mlx_manager.upstream": record.upstream,
+        "mlx_manager.client_left": record.client_left or None,
+    }
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _phases(request: ChatRequest | CompletionRequest, record: GenerationRecord) -> Iterator[PastSpan]:
+    """Those that the request came to. What the worker measured of them begins when it was heard of."""
+    ended = record.ended if record.ended is not None else time.perf_counter()
+    last_output = record.last_output if record.last_output is not None else ended
+    if record.leased is not None and record.load_seconds is not None:
+        began = record.leased - record.load_seconds
+        yield PastSpan("load", began, record.leased, {"gen_ai.request.model": record.model})
+    if record.admitted is not None and record.upstream is None:
+        prefilled = record.prefilled if record.prefilled is not None else ended
+        begun = min(record.admitted + record.queue_seconds, prefilled) if record.prefilled is not None else ended
+        yield PastSpan("queue", record.admitted, begun, {})
+        if record.prefilled is not None:
+            yield PastSpan("prefill", begun, prefilled, _prefill_attributes(record))
+    decoding = record.prefilled if record.prefilled is not None else record.first_output
+    if decoding is not None:
+        yield PastSpan("decode", decoding, last_output, _decode_attributes(record))
+    if isinstance(request, ChatRequest) and record.first_output is not None:
+        yield PastSpan("parse", record.first_output, last_output, _parse_attributes(record))
+
+
+def _prefill_attributes(record: GenerationRecord) -> Attributes:
+    return {
+        "gen_ai.usage.input_tokens": record.prompt_tokens,
+        "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
+        "mlx_manager.new_tokens": record.prompt_tokens - record.cached_tokens,
+    }
+
+
+def _decode_attributes(record: GenerationRecord) -> Attributes:
+    attributes: dict[str, AttributeValue | None] = {
+        "gen_ai.usage.output_tokens": record.completion_tokens,
+        "gen_ai.response.finish_reasons": record.finish_reasons or None,
+        "gen_ai.response.time_to_first_chunk": record.time_to_first_output,
+        "mlx_manager.tokens_per_second": record.tokens_per_second,
+    }
+    gaps = sorted(record.output_gaps)
+    if gaps:
+        attributes["mlx_manager.inter_token_p50_seconds"] = gaps[len(gaps) // 2]
+        attributes["mlx_manager.inter_token_p95_seconds"] = gaps[len(gaps) * 95 // 100]
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _parse_attributes(record: GenerationRecord) -> Attributes:
+    return {
+        "mlx_manager.tool_calls": record.tool_calls,
+        "mlx_manager.broken_tool_calls": record.broken_calls,
+        "gen_ai.usage.reasoning.output_tokens": record.reasoning_tokens,
+    }

@@ -8,7 +8,10 @@ BACKLOG = 2048
 
 def listen(host: str, port: int) -> list[socket.socket]:
     """On every address that `host` stands for; on all of the machine's where it is empty. Raises OSError."""
-    addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as exc:  # a part of it is empty, or too long
+        raise OSError(errno.EINVAL, "This is no name of a host") from exc
     listeners: list[socket.socket] = []
     for family, _, _, _, address in dict.fromkeys(addresses):
         try:

@@ -2,20 +2,20 @@
 
 from fastapi import APIRouter, Request, Response
 
-from mlx_manager.mlx_server.api.dependencies import State, require
-from mlx_manager.mlx_server.api.exchange import exchange_of
+from mlx_manager.mlx_server.api.dependencies import State, WithinLimits, require
+from mlx_manager.mlx_server.api.edge.json_route import JsonRoute
+from mlx_manager.mlx_server.api.exchange import note_generation
 from mlx_manager.mlx_server.api.respond import respond
 from mlx_manager.mlx_server.protocols.completions import CompletionBuilder, to_request
 from mlx_manager.mlx_server.schemas.openai import CompletionRequest, CompletionResponse
-from mlx_manager.mlx_server.services.tracing import traced
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(tags=["completions"], route_class=JsonRoute)
 
 
-@router.post("/completions", response_model=CompletionResponse)
+@router.post("/completions", response_model=CompletionResponse, dependencies=[WithinLimits])
 async def create_completion(body: CompletionRequest, request: Request, state: State) -> Response:
     server = require(state)
     completion = to_request(body, server.settings.reject_unknown_fields)
-    exchange_of(request).generation = completion.record
-    events = traced(server.inference.generate(completion), completion, body.stream)
+    note_generation(request, completion, body.stream)
+    events = server.inference.generate(completion)
     return await respond(request, events, CompletionBuilder(completion), body.stream)

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from mlx_manager.mlx_server.errors import ChatTemplateMissing
+from mlx_manager.mlx_server.errors import ChatTemplateFailed, ChatTemplateMissing
 from mlx_manager.mlx_server.models.adapters.base import ModelAdapter
 from mlx_manager.mlx_server.models.tokenization import Tokenizer
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
@@ -47,6 +47,8 @@ def check_round_trip(tokenizer: Tokenizer, adapter: ModelAdapter, output_format:
         answered = _render(tokenizer, adapter, [_QUESTION, _CALL], False)
     except ChatTemplateMissing:
         return None
+    except ChatTemplateFailed as exc:
+        return exc.message
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         return f"the chat template does not take tools and tool calls: {type(exc).__name__}: {exc}"
     if TOOL.name not in prompt:

@@ -32,7 +32,21 @@ class Upstreams:
     def __init__(self, settings: Sequence[UpstreamSettings] = (), poll_seconds: float = 10) -> None:
         self._servers = [UpstreamServer(upstream) for upstream in settings]
         self._poll_seconds = poll_seconds
-        self._polling: list[asyncio.Task[None]] = []
+        self._polling: dict[UpstreamServer, asyncio.Task[None]] = {}
+        self._retiring: dict[UpstreamServer, asyncio.Task[None]] = {}
+
+    def update(self, settings: Sequence[UpstreamSettings], poll_seconds: float) -> None:
+        """From now on. An upstream whose entry is as before stays as it is; those that go may finish their requests."""
+        self._poll_seconds = poll_seconds
+        before, self._servers = self._servers, []
+        for upstream in settings:
+            kept = next((server for server in before if server.settings == upstream), None)
+            self._servers.append(kept if kept is not None else UpstreamServer(upstream))
+        for server in before:
+            if server not in self._servers:
+                self._polling.pop(server).cancel()
+                self._retire(server)
+        self.start()
 
     def find(self, model_id: str) -> UpstreamServer | None:
         """The first that has the model, or may have it while its list has not come yet."""
@@ -50,14 +64,22 @@ class Upstreams:
         return [_health(server) for server in self._servers]
 
     def start(self) -> None:
-        self._polling = [asyncio.create_task(self._poll(server)) for server in self._servers]
+        for server in self._servers:
+            if server not in self._polling:
+                self._polling[server] = asyncio.create_task(self._poll(server))
 
     async def aclose(self) -> None:
         """Requests that are still under way raise NotReady."""
-        for task in self._polling:
+        tasks = [*self._polling.values(), *self._retiring.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._polling, return_exceptions=True)
-        await asyncio.gather(*(server.aclose() for server in self._servers))
+        servers = [*self._servers, *self._retiring]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(server.aclose() for server in servers))
+
+    def _retire(self, server: UpstreamServer) -> None:
+        self._retiring[server] = asyncio.create_task(server.retire())
+        self._retiring[server].add_done_callback(lambda _: self._retiring.pop(server))
 
     async def _poll(self, server: UpstreamServer) -> None:
         while True:

@@ -11,6 +11,7 @@ import msgspec
 
 from mlx_manager.addresses import server_root
 from mlx_manager.mlx_server.errors import ModelNotFound, NotReady, UpstreamError
+from mlx_manager.mlx_server.observability import trace_headers
 from mlx_manager.mlx_server.services.upstreams.bodies import DIALECTS, Request, upstream_body
 from mlx_manager.mlx_server.services.upstreams.checker import UpstreamChecker
 from mlx_manager.mlx_server.services.upstreams.chunks import BadChunk, ChunkReader
@@ -42,6 +43,9 @@ class UpstreamServer:
         self._checking: asyncio.Task[ProviderHealthStatus] | None = None
         self._listed: list[str] | None = settings.models
         self._closed = False
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         key = settings.api_key
         self._http = httpx.AsyncClient(
             base_url=f"{server_root(settings.base_url)}/v1/",
@@ -93,12 +97,15 @@ class UpstreamServer:
         Raises UpstreamError, and what the upstream's own refusal stands for.
         """
         path = "chat/completions" if isinstance(request, ChatRequest) else "completions"
-        body = upstream_body(request, self.settings.kind, await self._own_id(request.model))
         unknown_to_it = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
         reader = ChunkReader(request.sequences, unknown_to_it, request.include_stop)
-        logger.info("Asking upstream %s: %s, model=%s", self.name, request.id, request.model)
-        with self._replies.translated(), self._until_closed():
-            async with self._http.stream("POST", path, content=msgspec.json.encode(body)) as response:
+        with self._counted(), self._replies.translated(), self._until_closed():
+            body = upstream_body(request, self.settings.kind, await self._own_id(request.model))
+            request.record.model, request.record.upstream = request.model, self.name
+            logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, request.model)
+            async with self._http.stream(
+                "POST", path, content=msgspec.json.encode(body), headers=trace_headers()
+            ) as response:
                 await self._replies.check(response)
                 yield Started()
                 async with aclosing(_payloads(response)) as payloads:
@@ -126,6 +133,17 @@ class UpstreamServer:
         return model_id.removeprefix(self.settings.prefix_of_ids)
 
     @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._requests += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            if self._requests == 0:
+                self._idle.set()
+
+    @contextlib.contextmanager
     def _until_closed(self) -> Iterator[None]:
         try:
             yield
@@ -133,6 +151,12 @@ class UpstreamServer:
             if self._closed:
                 raise NotReady(_SHUTTING_DOWN) from exc
             raise
+
+    async def retire(self) -> None:
+        """Closes it once the requests that are under way have ended; there must come no others."""
+        await self._idle.wait()
+        await self.aclose()
+        logger.info("Upstream %s has left", self.name)
 
     async def aclose(self) -> None:
         """Requests that are still under way raise NotReady."""

@@ -1,0 +1,31 @@
+"""Answers a request that goes no further. Middlewares stand outside of the app's error handlers, and use this."""
+
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from mlx_manager.mlx_server.errors import ServerError
+from mlx_manager.mlx_server.protocols.errors import error_body, status_of
+
+
+async def refuse(
+    error: ServerError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None
+) -> None:
+    """The connection ends where a body is still to come, which nobody will read."""
+    scope["state"]["exchange"].error = error
+    sent = dict(headers) if headers is not None else {}
+    if error.retry_after_seconds is not None:
+        sent["retry-after"] = str(error.retry_after_seconds)
+    if has_body(scope):
+        sent["connection"] = "close"
+    await JSONResponse(error_body(error), status_of(error), sent)(scope, receive, send)
+
+
+def has_body(scope: Scope) -> bool:
+    return header(scope, b"content-length") not in (b"", b"0") or header(scope, b"transfer-encoding") != b""
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """The first one of that name; empty without one."""
+    return next((value for key, value in scope["headers"] if key == name), b"")

@@ -1,0 +1,136 @@
+"""The settings of the HTTP edge: who may ask, from where, how much at once. Knows nothing of how that is enforced."""
+
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from mlx_manager.addresses import header_key
+
+_NAMED_KEY = re.compile(r"([\w.-]+)=(.*[^=].*)")
+"""`name=key`; a key that ends in the padding of base64 is no name with an empty key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """`name` is what logs and metrics call its owner."""
+
+    name: str
+    key: SecretStr
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))  # Path.expanduser raises for the home of nobody
+
+
+UserPath = Annotated[Path, AfterValidator(_absolute)]
+"""As a user writes it: `~` is the home folder."""
+
+
+def _entries(value: object) -> object:
+    """A text is comma-separated or a JSON list, as in the environment; anything else is for the type to check."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("["):
+        return json.loads(value)
+    return [entry.strip() for entry in value.split(",") if entry.strip()]
+
+
+def _api_keys(value: object) -> object:
+    entries = _entries(value.get_secret_value() if isinstance(value, SecretStr) else value)
+    if not isinstance(entries, list | tuple):
+        raise ValueError("give a list of keys, each as KEY or NAME=KEY")
+    return _distinct([_api_key(entry, number) for number, entry in enumerate(entries, 1)])
+
+
+def _distinct(keys: list[ApiKey]) -> list[ApiKey]:
+    """Two names for one key would leave it open who asks. Raises ValueError."""
+    names: dict[str, str] = {}
+    for key in keys:
+        other = names.setdefault(key.key.get_secret_value(), key.name)
+        if other != key.name:
+            raise ValueError(f"{other} and {key.name} are the same key: give each its own")
+    return keys
+
+
+def _api_key(entry: object, number: int) -> ApiKey:
+    """Raises ValueError, which does not show the key."""
+    if isinstance(entry, ApiKey):
+        return entry
+    if not isinstance(entry, str):
+        raise ValueError(f"key {number} is no text: give each as KEY or NAME=KEY")
+    named = _NAMED_KEY.fullmatch(entry.strip())
+    name, text = (named[1], named[2]) if named is not None else (f"key-{number}", entry)
+    key = header_key(SecretStr(text))
+    if key is None or " " in key.get_secret_value():
+        raise ValueError(f"key {number} is empty or has a space in it: give each as KEY or NAME=KEY")
+    return ApiKey(name, key)
+
+
+def _readable_keys(path: Path) -> Path:
+    read_keys_file(path)
+    return path
+
+
+def read_keys_file(path: Path) -> list[ApiKey]:
+    """A `key` or `name=key` on each line; `#` begins a comment line. Raises ValueError, which shows no key."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no UTF-8 text"
+        raise ValueError(f"{path} cannot be read: {reason}") from exc
+    entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    if not entries:
+        raise ValueError(f"{path} holds no key: write a KEY or NAME=KEY on each line")
+    return _distinct([_api_key(entry, number) for number, entry in enumerate(entries, 1)])
+
+
+def is_readable_by_all(path: Path) -> bool:
+    return bool(path.stat().st_mode & stat.S_IROTH)
+
+
+Entries = Annotated[list[str], NoDecode, BeforeValidator(_entries)]
+"""Comma-separated in the environment."""
+
+
+class EdgeSettings(BaseModel):
+    """A part of the server's settings."""
+
+    api_keys: Annotated[list[ApiKey], NoDecode, BeforeValidator(_api_keys)] = []
+    """Who may ask: `key` or `name=key`, comma-separated in the environment; without any, everybody may."""
+    api_keys_file: Annotated[UserPath, AfterValidator(_readable_keys)] | None = None
+    """More of them, one on each line."""
+    admin_key: SecretStr | None = Field(default=None, min_length=1)
+    """What `/admin` asks for; it opens all other endpoints too."""
+    insecure_no_auth: bool = False
+    """Whether the server may listen beyond this machine without keys."""
+    allowed_hosts: Entries = []
+    """Names that the Host header may have; else, on a loopback address, those of this machine alone."""
+    cors_origins: Entries = []
+    """Origins of web pages that browsers may let ask; `*` for all. None without it."""
+
+    max_body_mb: float = Field(default=32, gt=0, le=1024)
+    """The largest request body."""
+    max_json_depth: int = Field(default=256, ge=8, le=512)
+    """How deep lists and objects of a body may be nested."""
+    header_timeout_seconds: float = Field(default=10, gt=0, allow_inf_nan=False)
+    """How long the headers of a request may take to arrive."""
+    body_timeout_seconds: float = Field(default=30, gt=0, allow_inf_nan=False)
+    """How long a body may take, and a second more for each 16 KB of it; as long may a client take no answer in."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Open at once; the next are answered with 503."""
+
+    rate_limit_requests_per_minute: int = Field(default=0, ge=0)
+    """Generations that each key may ask for, or each address where there are no keys; 0 for no limit."""
+    rate_limit_tokens_per_minute: int = Field(default=0, ge=0)
+    """Tokens of prompts and answers, likewise."""
+
+    def all_api_keys(self) -> list[ApiKey]:
+        """Those of the file too. Raises ValueError when it has become unreadable."""
+        return [*self.api_keys, *(read_keys_file(self.api_keys_file) if self.api_keys_file is not None else [])]

@@ -1,0 +1,201 @@
+"""The outside of such processes: started when they are needed, asked over a socket, killed when they do not answer."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import mlx_manager
+from mlx_manager.mlx_server.isolation.answering import LENGTH_BYTES, OUT_OF_MEMORY
+
+T = TypeVar("T")
+Ending = Literal["time", "memory", "size", "crash"]
+
+MAX_THREADS = 64
+PATIENCE_SECONDS = 0.1
+"""About what it takes to start a process: most answers come sooner."""
+_ENVIRONMENT = ("PATH", "HOME", "TZ", "LANG", "LC_", "PYTHON", "LD_", "DYLD_", "VIRTUAL_ENV")
+"""What names of variables begin with that a process gets: no key of the server's is among them."""
+
+
+class Broken(Exception):
+    """The process did not answer: what there was too much of, or how else it ended."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
+class ProcessPool:
+    """Processes that run `module`, as many as there are questions at a time. `max_idle` of them wait for the next.
+
+    An answer may take `answer_seconds`, also where the machine is busy: processes bound their CPU time themselves.
+    """
+
+    def __init__(self, module: str, *, max_idle: int, answer_seconds: float, max_answer_bytes: int) -> None:
+        self._module = module
+        self._max_idle = max_idle
+        self._answer_seconds = answer_seconds
+        self._max_answer_bytes = max_answer_bytes
+        self._freed = threading.Condition()
+        self._idle: list[_Process] = []
+        self._busy: set[_Process] = set()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(MAX_THREADS, f"asks-{module.rpartition('.')[2]}")
+
+    def ask(self, question: bytes) -> bytes:
+        """Blocks; from any thread. Raises Broken."""
+        return self._ask(self._take(PATIENCE_SECONDS), question)
+
+    async def answer(self, question: bytes) -> bytes:
+        """As `ask` does; a caller that is cancelled ends the process."""
+        process = self._take(0)
+        asking = asyncio.ensure_future(self.in_thread(lambda: self._ask(process, question)))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            process.kill()
+            await asyncio.gather(asking, return_exceptions=True)
+            raise
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which may ask. A caller that is cancelled waits for its end: no thread is left behind."""
+        working = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await asyncio.gather(working, return_exceptions=True)
+            raise
+
+    def close(self) -> None:
+        """Ends all processes, those at work among them."""
+        with self._freed:
+            self._closed = True
+            processes = [*self._idle, *self._busy]
+            self._idle.clear()
+        for process in processes:
+            process.end()
+        self._threads.shutdown()
+
+    def _take(self, patience_seconds: float) -> "_Process":
+        """An idle process, or a new one, where none gets idle in so many seconds."""
+        with self._freed:
+            if self._busy:
+                self._freed.wait_for(lambda: self._idle or self._closed, patience_seconds)
+            if self._closed:
+                raise Broken("crash")
+            process = next(self._well(), None) or _Process(self._module)
+            self._busy.add(process)
+        return process
+
+    def _well(self) -> Iterator["_Process"]:
+        """Takes idle processes out, but for those that have died: somebody may have killed them."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_alive():
+                yield process
+            else:
+                process.end()
+
+    def _ask(self, process: "_Process", question: bytes) -> bytes:
+        is_well = False
+        try:
+            answer = process.ask(question, self._answer_seconds, self._max_answer_bytes)
+            is_well = True
+        finally:
+            self._give_back(process, is_well)
+        return answer
+
+    def _give_back(self, process: "_Process", is_well: bool) -> None:
+        with self._freed:
+            self._busy.discard(process)
+            stays = is_well and not self._closed and len(self._idle) < self._max_idle
+            if stays:
+                self._idle.append(process)
+                self._freed.notify()
+        if not stays:
+            process.end()
+
+
+class _Process:
+    """One process, in a session of its own, so that Ctrl-C in a terminal does not reach it.
+
+    It ends when its socket does, so none is left behind by a server that was killed.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._socket, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(
+                (sys.executable, "-m", module),
+                env=_environment(),
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+
+    def ask(self, question: bytes, seconds: float, max_answer_bytes: int) -> bytes:
+        """Raises Broken; then the process is dead."""
+        deadline = time.monotonic() + seconds
+        try:
+            self._socket.settimeout(seconds)
+            self._socket.sendall(len(question).to_bytes(LENGTH_BYTES, "big") + question)
+            length = int.from_bytes(self._receive(LENGTH_BYTES, deadline), "big")
+            if length > max_answer_bytes:
+                raise Broken("size")
+            return self._receive(length, deadline)
+        except TimeoutError as exc:
+            raise Broken("time") from exc
+        except (OSError, EOFError) as exc:
+            raise Broken(self._ending()) from exc
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
+    def _receive(self, length: int, deadline: float) -> bytes:
+        answer = bytearray(length)
+        received, view = 0, memoryview(answer)
+        while received < length:
+            self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
+            count = self._socket.recv_into(view[received:])
+            if count == 0:
+                raise EOFError
+            received += count
+        return bytes(answer)
+
+    def _ending(self) -> Ending:
+        """Of a process that has closed its socket, which it does by dying."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(1)
+            endings: dict[int, Ending] = {-signal.SIGPROF: "time", OUT_OF_MEMORY: "memory"}
+            return endings.get(status, "crash")
+        return "crash"
+
+
+def _environment() -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
+    package = str(Path(mlx_manager.__file__).parent.parent)
+    return own | {"PYTHONPATH": os.pathsep.join([package, *filter(None, [own.get("PYTHONPATH")])])}

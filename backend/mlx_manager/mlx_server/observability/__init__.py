@@ -1,0 +1,48 @@
+"""What can be seen of the server: logs, traces, metrics. The only importer of logfire, OpenTelemetry and Prometheus.
+
+Whatever is wrong with any of them, or with who collects, the server runs the same.
+"""
+
+from mlx_manager.mlx_server.observability.access_log import log_access
+from mlx_manager.mlx_server.observability.genai_metrics import record_generation
+from mlx_manager.mlx_server.observability.logs import configure_logging, lines_of, set_log_level
+from mlx_manager.mlx_server.observability.metrics import EvictionReason, Metrics, exposition
+from mlx_manager.mlx_server.observability.readings import ModelReading, ProcessReading, ServerReading
+from mlx_manager.mlx_server.observability.traces import (
+    AttributeValue,
+    PastSpan,
+    Tracing,
+    fail_span,
+    instrument,
+    request_span,
+    start_span,
+    tell_event,
+    tell_past,
+    trace_headers,
+    within_span,
+)
+
+__all__ = [
+    "AttributeValue",
+    "EvictionReason",
+    "Metrics",
+    "ModelReading",
+    "PastSpan",
+    "ProcessReading",
+    "ServerReading",
+    "Tracing",
+    "configure_logging",
+    "exposition",
+    "fail_span",
+    "instrument",
+    "lines_of",
+    "log_access",
+    "record_generation",
+    "request_span",
+    "set_log_level",
+    "start_span",
+    "tell_event",
+    "tell_past",
+    "trace_headers",
+    "within_span",
+]

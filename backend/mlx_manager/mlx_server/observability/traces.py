@@ -1,0 +1,154 @@
+"""Traces, with LogFire and OpenTelemetry.
+
+Whatever is wrong with either, or with who collects the traces, the server runs the same.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from opentelemetry import propagate, trace
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from mlx_manager.mlx_server import __version__
+from mlx_manager.mlx_server.config import MLXServerSettings
+from mlx_manager.mlx_server.records import Exchange
+
+logger = logging.getLogger(__name__)
+
+_tracer = trace.get_tracer("mlx-manager", __version__)
+_propagator = TraceContextTextMapPropagator()
+"""Not OpenTelemetry's global one: that takes baggage too, which LogFire writes onto each span."""
+
+AttributeValue = str | bool | int | float | Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """`enabled` when LogFire is set up, `collected` when LogFire or another collector receives what is traced."""
+
+    enabled: bool
+    collected: bool
+
+
+def instrument(settings: MLXServerSettings) -> Tracing:
+    """Sets LogFire up, if it can. Nothing is sent, and nobody asked, without a token or a collector."""
+    if not settings.logfire_enabled:
+        return Tracing(enabled=False, collected=False)
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds that a dead collector may hold up the exit
+    try:
+        collected = _configure_logfire(settings) or _has_collector()
+        if not collected:
+            _configure_logfire(settings, for_nobody=True)
+    except Exception as exc:  # whatever is wrong with telemetry, requests are served
+        logger.warning("LogFire is enabled but cannot be used, going on without it: %s", exc)
+        return Tracing(enabled=False, collected=False)
+    return Tracing(enabled=True, collected=collected)
+
+
+def _configure_logfire(settings: MLXServerSettings, *, for_nobody: bool = False) -> bool:
+    """Whether it has a token, its own or ours. `for_nobody` makes no spans and no metrics: a span costs 80 us."""
+    import logfire
+
+    configured = logfire.configure(
+        send_to_logfire="if-token-present",
+        token=settings.logfire_token.get_secret_value() if settings.logfire_token is not None else None,
+        distributed_tracing=True,
+        service_name="mlx-manager",
+        service_version=__version__,
+        console=False,
+        inspect_arguments=False,
+        sampling=logfire.SamplingOptions(head=0.0) if for_nobody else None,
+        metrics=False if for_nobody else None,
+    )
+    return configured.config.token is not None
+
+
+def _has_collector() -> bool:
+    return any(name.startswith("OTEL_EXPORTER_OTLP") and name.endswith("ENDPOINT") for name in os.environ)
+
+
+@contextmanager
+def request_span(
+    exchange: Exchange, headers: Mapping[str, str], attributes: Mapping[str, AttributeValue]
+) -> Iterator[None]:
+    """The server's span of an HTTP request, current in the block, below the one that its `traceparent` names."""
+    span = _tracer.start_span(
+        exchange.method,
+        context=_propagator.extract(headers),
+        kind=SpanKind.SERVER,
+        attributes={
+            "http.request.method": exchange.method,
+            "url.path": exchange.path,
+            "mlx_manager.request_id": exchange.request_id,
+            **attributes,
+        },
+    )
+    try:
+        with within_span(span):
+            yield
+    finally:
+        _end_request_span(span, exchange)
+
+
+def _end_request_span(span: Span, exchange: Exchange) -> None:
+    if exchange.endpoint != "other":
+        span.update_name(f"{exchange.method} {exchange.endpoint}")
+        span.set_attribute("http.route", exchange.endpoint)
+    if exchange.status is not None:
+        span.set_attribute("http.response.status_code", exchange.status)
+    failure = exchange.failure
+    if failure is not None and not exchange.refused:
+        fail_span(span, failure)
+    span.end()
+
+
+def start_span(name: str, attributes: Mapping[str, AttributeValue]) -> Span:
+    """A span below the current one, for its owner to end."""
+    return _tracer.start_span(name, attributes=attributes)
+
+
+def within_span(span: Span) -> AbstractContextManager[Span]:
+    """Spans that are started in the block, and in tasks that it starts, are below `span`."""
+    return trace.use_span(span, record_exception=False, set_status_on_exception=False)
+
+
+class PastSpan(NamedTuple):
+    """From one moment of `time.perf_counter` to another."""
+
+    name: str
+    began: float
+    ended: float
+    attributes: Mapping[str, AttributeValue]
+
+
+def tell_past(spans: Sequence[PastSpan]) -> None:
+    """Makes them below the current span."""
+    clock_began = time.time() - time.perf_counter()  # read now: the one goes on while the machine sleeps
+    for name, began, ended, attributes in spans:
+        span = _tracer.start_span(name, attributes=attributes, start_time=int((clock_began + began) * 1e9))
+        span.end(int((clock_began + max(began, ended)) * 1e9))
+
+
+def tell_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:
+    """Something that happened, as a span that takes no time."""
+    start_span(name, attributes).end()
+
+
+def trace_headers() -> dict[str, str]:
+    """What tells another server that its work is a part of the current span's."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
+
+
+def fail_span(span: Span, error: BaseException) -> None:
+    """Marks the span as failed, with what failed."""
+    span.set_attribute("error.type", type(error).__name__)
+    span.record_exception(error)
+    span.set_status(trace.StatusCode.ERROR, str(error))

@@ -1,0 +1,52 @@
+"""How much a request may hold, counted before it is looked into: what is too much is refused at once. Pure."""
+
+from dataclasses import dataclass
+
+from mlx_manager.mlx_server.errors import InvalidRequest
+from mlx_manager.mlx_server.types import CHARACTERS_PER_TOKEN
+
+
+@dataclass(frozen=True, slots=True)
+class SizeLimits:
+    """`prompt_characters` is for all prompts of a request together; a token id counts as several characters."""
+
+    messages: int
+    tools: int
+    prompt_characters: int
+
+
+def check_sizes(body: object, limits: SizeLimits) -> None:
+    """Of a body as it came, before it is validated, which would take long. Raises InvalidRequest, naming the field."""
+    if not isinstance(body, dict):
+        return
+    for name, limit in (("messages", limits.messages), ("tools", limits.tools)):
+        count = len(body[name]) if isinstance(body.get(name), list) else 0
+        if count > limit:
+            raise InvalidRequest(
+                f"There are {count} {name}, and this server takes {limit}: send fewer, or raise "
+                f"MLX_SERVER_MAX_{name.upper()}.",
+                param=name,
+            )
+    characters = _prompt_characters(body.get("prompt"))
+    if characters > limits.prompt_characters:
+        raise too_long("The prompt", characters, limits.prompt_characters, "prompt")
+
+
+def too_long(what: str, characters: int, limit: int, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{what} has {characters} characters, where a token id counts as {CHARACTERS_PER_TOKEN}, and this server takes "
+        f"{limit}: shorten it, or raise MLX_SERVER_MAX_PROMPT_CHARACTERS.",
+        param=param,
+    )
+
+
+def _prompt_characters(prompt: object) -> int:
+    """Of a prompt in any of its shapes; of what is no prompt, any number."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    if not isinstance(prompt, list):
+        return 0
+    if prompt and isinstance(prompt[0], int):
+        return len(prompt) * CHARACTERS_PER_TOKEN
+    texts = sum(len(part) for part in prompt if isinstance(part, str))
+    return texts + CHARACTERS_PER_TOKEN * sum(len(part) for part in prompt if isinstance(part, list))

@@ -1,0 +1,20 @@
+"""How many files and sockets the process may have open."""
+
+import resource
+
+_OTHERS = 512
+"""Of models, workers, upstreams, logs."""
+
+
+def raise_descriptor_limit(connections: int) -> int | None:
+    """Makes room for so many connections, where the system lets it; else how many there is room for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHERS
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return None
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+    except (OSError, ValueError):  # macOS has a limit of its own below the hard one
+        allowed = soft
+    return max(allowed - _OTHERS, 0) if allowed < wanted else None

@@ -1,0 +1,74 @@
+"""What the server's processes hold, once a second, and whether that grows."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import httpx
+import psutil
+
+SECONDS_BETWEEN = 1.0
+MB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Megabytes resident; `workers_mb` by process id. `probe_seconds` is what /health took, None for no answer."""
+
+    at_seconds: float
+    api_mb: float
+    workers_mb: dict[int, float]
+    descriptors: int
+    threads: int
+    probe_seconds: float | None
+
+    @property
+    def all_mb(self) -> float:
+        return self.api_mb + sum(self.workers_mb.values())
+
+
+@dataclass(slots=True)
+class Sampler:
+    base_url: str
+    process: psutil.Process
+    started: float
+    samples: list[Sample] = field(default_factory=list)
+
+    async def run(self) -> None:
+        async with httpx.AsyncClient(base_url=self.base_url, timeout=30) as http:
+            for turn in itertools.count(1):
+                self.samples.append(await self._sample(http))
+                await asyncio.sleep(max(0.0, self.started + turn * SECONDS_BETWEEN - time.monotonic()))
+
+    async def _sample(self, http: httpx.AsyncClient) -> Sample:
+        asked = time.monotonic()
+        try:
+            good = (await http.get("/health")).status_code == 200
+        except httpx.HTTPError:
+            good = False
+        took = time.monotonic() - asked
+        return take_sample(self.process, time.monotonic() - self.started, took if good else None)
+
+
+def take_sample(process: psutil.Process, at_seconds: float, probe_seconds: float | None) -> Sample:
+    workers = {}
+    for child in process.children(recursive=True):
+        try:
+            if "mlx_manager.mlx_server.engine.worker" in child.cmdline():
+                workers[child.pid] = child.memory_info().rss / MB
+        except psutil.Error:  # it has just ended
+            continue
+    with process.oneshot():
+        held = process.memory_info().rss / MB
+        return Sample(at_seconds, held, workers, process.num_fds(), process.num_threads(), probe_seconds)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Theil and Sen's: the median of the slopes between points, which outliers do not move. Per unit of x."""
+    step = max(1, len(points) // 200)  # 20,000 pairs tell as much as millions
+    pairs = itertools.combinations(points[::step], 2)
+    slopes = [(later[1] - earlier[1]) / (later[0] - earlier[0]) for earlier, later in pairs if later[0] > earlier[0]]
+    return median(slopes) if slopes else 0.0

@@ -1,0 +1,116 @@
+"""The server that a soak is about: the demo model and two others, of which one at a time has room beside it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from benchmarks.models import SMALL, make_model
+from benchmarks.processes import BACKEND, ENVIRONMENT, free_port, wait_until_ready
+from benchmarks.soak.faults import write_settings
+from benchmarks.soak.samples import Sample, take_sample
+from benchmarks.soak.traffic import OTHERS
+
+KEEP_ALIVE_SECONDS = 1_000
+QUIET_SECONDS = 20.0
+"""When all clients have left, nothing may be at work any more after so long."""
+SPARE_DESCRIPTORS = 12
+"""For a model more or less, whose worker has a socket and pipes."""
+END_SECONDS = 30.0
+SETTINGS = {
+    "MAX_MODELS": 2,
+    "MAX_QUEUE": 16,
+    "MAX_MEMORY_GB": 1,
+    "PREFIX_CACHE_GB": 0.02,
+    "WORKER_TIMEOUT_SECONDS": 5,
+    "DRAIN_TIMEOUT_SECONDS": 10,
+    "HUB_CACHE": "false",
+}
+
+
+@dataclass(slots=True)
+class Stage:
+    """`complaints` has what went wrong with the server as a whole, the last of it once it has ended."""
+
+    url: str
+    process: psutil.Process
+    log: Path
+    settings_file: Path
+    complaints: list[str] = field(default_factory=list)
+
+    def sample(self) -> Sample:
+        return take_sample(self.process, 0.0, None)
+
+    def check_quiet(self, before: Sample) -> None:
+        """That no generation and no descriptor is left of clients that have all gone, and that it is ready."""
+        deadline = time.monotonic() + QUIET_SECONDS
+        while (fault := self._unrest(before)) is not None:
+            if time.monotonic() > deadline:
+                self.complaints.append(f"{QUIET_SECONDS:g} s after the last client had left, {fault}")
+                return
+            time.sleep(0.2)
+
+    def _unrest(self, before: Sample) -> str | None:
+        ready = httpx.get(f"{self.url}/ready", timeout=QUIET_SECONDS)
+        if ready.status_code != 200:
+            return f"/ready said {ready.text[:200]}"
+        for model in httpx.get(f"{self.url}/admin/pool", timeout=QUIET_SECONDS).json()["models"]:
+            if sum(model["sequences"].values()):
+                return f"{model['id']} was still at work: {model['sequences']}"
+        descriptors = self.sample().descriptors
+        limit = before.descriptors + SPARE_DESCRIPTORS
+        return f"{descriptors} descriptors were open, of {limit} at most" if descriptors > limit else None
+
+
+@contextmanager
+def staged_server(folder: Path) -> Iterator[Stage]:
+    folder.mkdir(parents=True, exist_ok=True)
+    models = [make_model(folder / "models" / name, SMALL) for name in OTHERS]
+    write_settings(folder / "mlx-manager.toml", KEEP_ALIVE_SECONDS)
+    port = free_port()
+    settings = SETTINGS | {"PORT": port, "AVAILABLE_MODELS": ",".join(str(model.resolve()) for model in models)}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MLX_SERVER_", "LOGFIRE_"))}
+    given = {f"MLX_SERVER_{name}": str(value) for name, value in settings.items()}
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlx_manager.mlx_server.main"],
+            env={**own, **ENVIRONMENT, **given, "PYTHONPATH": str(BACKEND)},
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+        )
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}/ready")
+        stage = Stage(f"http://127.0.0.1:{port}", psutil.Process(process.pid), log, folder / "mlx-manager.toml")
+        yield stage
+        stage.complaints += _end(process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _end(process: "subprocess.Popen[bytes]", log: Path) -> list[str]:
+    """SIGTERM; what is wrong with how the server ends."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    try:
+        status = process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return [f"the server was still there {END_SECONDS:g} s after SIGTERM"]
+    complaints = [f"after SIGTERM the server ended with status {status}"] if status else []
+    _, left = psutil.wait_procs(workers, timeout=5)
+    complaints += [f"the server left a process behind: {worker}" for worker in left]
+    text = log.read_text("utf-8", "replace")
+    if "Traceback" in text:
+        begins = text.index("Traceback")
+        complaints.append(f"the server's log has {text.count('Traceback')} tracebacks: {text[begins : begins + 1500]}")
+    return complaints

@@ -1,0 +1,105 @@
+"""Whether a server came through its soak: what failed and no fault excuses, and what grew. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.soak.client import Outcome
+from benchmarks.soak.faults import Window
+from benchmarks.soak.samples import Sample, slope
+
+ALLOWED_API_MB = 32.0
+ALLOWED_WORKER_MB = 64.0
+"""What the API process, and the worker that lived longest, may grow by after the first quarter of their lives."""
+WARM_UP_SHARE = 0.25
+LEAST_JUDGED_SECONDS = 60.0
+"""Memory is not judged over less: what a process takes in its first seconds is no leak."""
+PROBE_SECONDS = 10.0
+"""A server that needs longer for /health, on a machine however busy, stood still."""
+MAX_TOLD = 40
+_BUSY = (429, "server_busy")
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Megabytes that were gained over the time judged, by the slope; None for too short a time."""
+
+    name: str
+    gained_mb: float | None
+    allowed_mb: float
+
+    @property
+    def is_too_much(self) -> bool:
+        return self.gained_mb is not None and self.gained_mb > self.allowed_mb
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    failures: list[str]
+    growths: list[Growth]
+    excused: int
+
+    @property
+    def good(self) -> bool:
+        return not self.failures and not any(growth.is_too_much for growth in self.growths)
+
+
+def judge(
+    outcomes: Sequence[Outcome], windows: Sequence[Window], samples: Sequence[Sample], complaints: Sequence[str]
+) -> Verdict:
+    """`complaints` are failures that others have found."""
+    faulty = [outcome for outcome in outcomes if not is_as_wanted(outcome)]
+    unexcused = [outcome for outcome in faulty if not any(window.excuses(outcome) for window in windows)]
+    failures = [*complaints, *map(told, unexcused[:MAX_TOLD]), *_stalls(samples)]
+    if len(unexcused) > MAX_TOLD:
+        failures.append(f"and {len(unexcused) - MAX_TOLD} requests more")
+    if not any(outcome.end == "answered" for outcome in outcomes):
+        failures.append("no request was answered")
+    return Verdict(failures, growths(samples), len(faulty) - len(unexcused))
+
+
+def is_as_wanted(outcome: Outcome) -> bool:
+    """Whether it needs no excuse. A queue that is full says so to anybody, at any time."""
+    if outcome.end == "left":
+        return outcome.status in (None, outcome.wanted_status) or (outcome.status, outcome.code) == _BUSY
+    if outcome.end == "answered":
+        return outcome.wanted_status == 200 == outcome.status
+    if outcome.end == "refused":
+        return (outcome.status, outcome.code) == _BUSY or (outcome.status == outcome.wanted_status != 200)
+    return False
+
+
+def told(outcome: Outcome) -> str:
+    where = f"{outcome.kind} to {outcome.model} at {outcome.at_seconds:.1f} s"
+    return (
+        f"{where}: {outcome.end} after {outcome.seconds:.1f} s, "
+        f"status {outcome.status} (wanted {outcome.wanted_status}), code {outcome.code}: {outcome.detail} "
+        f"request: {outcome.request}"
+    )
+
+
+def growths(samples: Sequence[Sample]) -> list[Growth]:
+    lives: dict[int, list[tuple[float, float]]] = {}
+    for sample in samples:
+        for pid, held_mb in sample.workers_mb.items():
+            lives.setdefault(pid, []).append((sample.at_seconds, held_mb))
+    longest = max(lives.values(), key=len, default=[])
+    api = [(sample.at_seconds, sample.api_mb) for sample in samples]
+    return [
+        Growth("the API process", _gained(api), ALLOWED_API_MB),
+        Growth("the longest-lived worker", _gained(longest), ALLOWED_WORKER_MB),
+    ]
+
+
+def _gained(points: Sequence[tuple[float, float]]) -> float | None:
+    warm = points[int(len(points) * WARM_UP_SHARE) :]
+    seconds = warm[-1][0] - warm[0][0] if warm else 0.0
+    return seconds * slope(warm) if seconds >= LEAST_JUDGED_SECONDS else None
+
+
+def _stalls(samples: Sequence[Sample]) -> list[str]:
+    return [
+        f"/health at {sample.at_seconds:.0f} s: "
+        + ("no answer" if sample.probe_seconds is None else f"{sample.probe_seconds:.1f} s")
+        for sample in samples
+        if sample.probe_seconds is None or sample.probe_seconds > PROBE_SECONDS
+    ]

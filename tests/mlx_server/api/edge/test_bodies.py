@@ -1,0 +1,152 @@
+"""Bodies that are too long, too deep, too slow, or not what they say, on raw sockets."""
+
+import asyncio
+import json
+import time
+import zlib
+
+import httpx
+import pytest
+
+from tests.mlx_server.api.edge.conftest import ANNA
+from tests.mlx_server.api.edge.raw import Reply, connected, exchange, post, read_to_end, replies, request, send_slowly
+from tests.running_server import RunningServer
+
+KEY = f"x-api-key: {ANNA}"
+PATH = "/v1/completions"
+MB = 2**20
+UNREAD_MODEL = b'"model": "nobody"'
+
+
+def padded(size: int) -> bytes:
+    """A good body of so many bytes, for a model that is not there."""
+    empty = b"{%s, " % UNREAD_MODEL + b'"prompt": ""}'
+    return empty[:-2] + b"x" * (size - len(empty)) + b'"}'
+
+
+def chunked(*chunks: bytes) -> bytes:
+    encoded = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return request("POST", PATH, KEY, "Content-Type: application/json", "Transfer-Encoding: chunked", body=encoded)
+
+
+def posted(server: RunningServer, body: bytes, *headers: str) -> Reply:
+    return exchange(server, post(PATH, body, KEY, *headers))
+
+
+def test_a_body_of_the_limit_is_read_and_one_byte_more_is_not(guarded: RunningServer) -> None:
+    assert posted(guarded, padded(MB)).status == 404
+    refused = posted(guarded, padded(MB + 1))
+    assert (refused.status, refused.code) == (413, "request_too_large")
+    assert refused.headers["connection"] == "close"
+    assert b"MLX_SERVER_MAX_BODY_MB" in refused.body
+
+
+def test_a_body_that_says_that_it_is_too_long_is_refused_before_it_comes(guarded: RunningServer) -> None:
+    head = request("POST", PATH, KEY, "Content-Type: application/json", f"Content-Length: {2**40}")
+    assert exchange(guarded, head).status == 413
+    waiting = request(
+        "POST", PATH, KEY, "Content-Type: application/json", f"Content-Length: {2**40}", "Expect: 100-continue"
+    )
+    assert exchange(guarded, waiting).status == 413
+
+
+def test_a_body_in_chunks_is_cut_where_it_gets_too_long(guarded: RunningServer) -> None:
+    fits = padded(MB)
+    assert exchange(guarded, chunked(fits[:1000], fits[1000:], b"")).status == 404
+    endless = [b"x" * 65_536] * 64
+    assert exchange(guarded, chunked(*endless)).status == 413
+
+
+def test_a_client_that_is_still_sending_is_not_reset_before_it_has_read_why(guarded: RunningServer) -> None:
+    """A reset may take the answer away from it."""
+    with connected(guarded) as connection:
+        connection.sendall(request("POST", PATH, KEY, "Content-Type: application/json", f"Content-Length: {2**40}"))
+        (reply,) = replies(read_to_end(connection))  # the server has ended its side alone
+        for _ in range(4):
+            connection.sendall(b"x" * 65_536)
+            time.sleep(0.1)
+    assert reply.status == 413
+
+
+def test_a_body_that_stops_coming_is_refused(guarded: RunningServer) -> None:
+    started = time.monotonic()
+    head = request("POST", PATH, KEY, "Content-Type: application/json", "Content-Length: 1000")
+    reply = exchange(guarded, head, b'{"model": ')
+    assert (reply.status, reply.code) == (408, "request_timeout")
+    assert time.monotonic() - started < 10
+
+
+def test_a_body_that_trickles_is_refused(guarded: RunningServer) -> None:
+    """Each byte is progress, and the whole would take minutes."""
+    with connected(guarded) as connection:
+        connection.sendall(request("POST", PATH, KEY, "Content-Type: application/json", "Content-Length: 1000"))
+        started = time.monotonic()
+        send_slowly(connection, b" " * 1000, pause_seconds=0.1)
+        assert time.monotonic() - started < 20
+        assert replies(read_to_end(connection))[0].status == 408
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        (b'{"model": "nobody", "prompt": "a\xff"}', b"UTF-8"),
+        (b'{"model": "nobody", "prompt": "a\x00b"}', b"NUL"),
+        ('{"model": "nobody", "prompt": "a"}'.encode("utf-16"), b"NUL"),
+        (b'{"model": "nobody", "model": "demo", "prompt": "a"}', b"two 'model'"),
+        (b'{"model": "nobody", "prompt": "a", "metadata": {"\\ud800": 1, "\\ud800": 2}}', b"two '"),
+        (b'{"model": "nobody", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", b"JSON"),
+        (b'{"model": "nobody", "prompt": "a", "temperature": 1e999}', b"temperature"),
+        (b'{"model": "nobody", "prompt": "a", "temperature": NaN}', b"temperature"),
+        (b'{"model": "nobody", "prompt": "a", "temperature": -Infinity}', b"temperature"),
+        (b"[" * 17 + b"]" * 17, b"nested"),
+        (b'{"a":' * 17 + b"1" + b"}" * 17, b"nested"),
+        (b"[" * 500_000, b"lists"),
+        (b"[" + b"{}," * 200_001 + b"1]", b"lists"),
+    ],
+    ids=lambda value: repr(value[:40]),
+)
+def test_what_is_no_reasonable_json_is_refused(guarded: RunningServer, body: bytes, part: bytes) -> None:
+    reply = posted(guarded, body)
+    assert (reply.status, reply.code) == (422, "validation_error")
+    assert part in reply.body
+
+
+def test_brackets_and_quotes_in_strings_count_for_nothing(guarded: RunningServer) -> None:
+    text = "[{" * 300_000 + '"' * 20_000 + "\\" * 7 + ",]"
+    body = json.dumps({"model": "nobody", "prompt": text[:500_000], "metadata": {"a": '"\\"[' * 20}}).encode()
+    assert posted(guarded, body).status == 404
+
+
+def test_a_compressed_body_is_refused(guarded: RunningServer) -> None:
+    reply = posted(guarded, zlib.compress(b"x" * 10 * MB), "Content-Encoding: gzip")
+    assert (reply.status, reply.code) == (415, "unsupported_encoding")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "multipart/form-data; boundary=x", "application/xml", "\xff\xfe", ";", "json"]
+)
+def test_a_body_that_is_not_called_json_is_refused(guarded: RunningServer, content_type: str) -> None:
+    body = b'{"model": "nobody", "prompt": "a"}'
+    head = request("POST", PATH, KEY, f"Content-Type: {content_type}", f"Content-Length: {len(body)}", body=body)
+    reply = exchange(guarded, head)
+    assert (reply.status, reply.code) == (422, "validation_error")
+
+
+def test_a_large_body_does_not_hold_up_the_others(server: RunningServer) -> None:
+    """The event loop of the server answers others while it reads, checks and parses what is as large as may be."""
+
+    async def longest_wait() -> float:
+        url = f"{server.url}{PATH}"
+        async with httpx.AsyncClient(timeout=60) as client:
+            waits: list[float] = []
+            posting = asyncio.create_task(
+                client.post(url, content=padded(32 * MB), headers={"Content-Type": "application/json"})
+            )
+            while not posting.done():
+                started = time.perf_counter()
+                assert (await client.get(f"{server.url}/health")).status_code == 200
+                waits.append(time.perf_counter() - started)
+            assert (await posting).json()["error"]["param"] == "prompt"  # read, and found too long
+            return max(waits)
+
+    assert asyncio.run(longest_wait()) < 2

@@ -1,0 +1,153 @@
+"""Prompts rendered apart are those that transformers renders, to the letter."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_manager.demo import demo_model_path
+from mlx_manager.mlx_server.models.adapters import get_adapter
+from mlx_manager.mlx_server.models.templating import render_apart
+from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer, template_owner
+from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
+
+TEMPLATES = {
+    "demo": (demo_model_path() / "chat_template.jinja").read_text("utf-8"),
+    **{
+        file.stem: file.read_text("utf-8")
+        for file in sorted((Path(__file__).parents[1] / "models" / "adapters" / "templates").glob("*.jinja"))
+    },
+}
+LOOP = "{% for message in messages %}"
+FEATURES = {
+    "loop controls": LOOP + "{% if loop.index == 2 %}{% continue %}{% endif %}{{ message.content }}{% endfor %}",
+    "generation": LOOP
+    + "{% set n = 1 %}{% generation %}{% set n = 2 %}{{ message }}{{ n }}{% endgeneration %}{{ n }}{% endfor %}",
+    "spaces": "{% if true %}\n    {% for m in messages %}\n  {{ m.content }}\n    {% endfor %}\n{% endif %}\n",
+    "tojson": "{{ tools | tojson }}{{ tools | tojson(indent=2, sort_keys=true) }}",
+    "tojson of messages": "{{ messages | tojson(ensure_ascii=true) }}{{ messages | tojson(separators=(',', ':')) }}",
+    "namespace": "{% set ns = namespace(n=0) %}" + LOOP + "{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "namespace with self": "{% set ns = namespace(self=1) %}{{ ns['self'] }}",
+    "hidden attribute": "{% set ns = namespace(_n=0) %}",
+    "dict": "{{ dict(a=1) }}{{ dict.fromkeys(['a', 'b'], 2) }}",
+    "date": "{{ strftime_now('%Y') }}",
+    "raises": "{{ raise_exception('Only ' ~ messages | length ~ ' messages?') }}",
+    "undefined": "{{ messages[0].nothing.at_all }}",
+    "type error": "{{ messages[0].content + 1 }}",
+    "division": "{{ 1 / 0 }}",
+    "syntax": "{% for message in messages %}",
+    "unknown filter": "{{ messages | unheard_of }}",
+    "special tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ nothing is defined }}",
+    "variables": "{{ documents }}{{ tools }}{{ enable_thinking }}{{ add_generation_prompt }}",
+    "assigns": "{{ messages.append(1) }}",
+    "dunder": "{{ ''.__class__ }}",
+    "includes": "{% include '/etc/passwd' %}",
+    "reasoning": LOOP + "{{ message.reasoning_content }}{{ message.thinking }}{% endfor %}",
+    "named": {"default": "default {{ messages }}", "tool_use": "tools {{ tools }}"},  # the way transformers has several
+    "named without a default": {"rag": "{{ messages }}"},
+}
+
+QUESTION = {"role": "user", "content": "Wie wird's in Zürich? 😀 <b>&amp;</b> "}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "reasoning_content": "They ask for the weather.",
+    "tool_calls": [
+        {"id": "abcdef123", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
+    ],
+}
+SAID_CALL = {**CALL, "content": ""}
+RESULT = {"role": "tool", "tool_call_id": "abcdef123", "name": "weather", "content": '{"sky": "grey"}'}
+ANSWER = {"role": "assistant", "content": "It is grey. ", "reasoning_content": "Grey."}
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"maximum": 10**30}},
+    "required": ["city"],
+}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "The sky", "parameters": SCHEMA}}]
+
+CALLS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "question": ([QUESTION], {}),
+    "system": ([{"role": "system", "content": "Be kind."}, QUESTION], {}),
+    "tools": ([QUESTION], {"tools": TOOLS}),
+    "a call and its result": ([QUESTION, CALL, RESULT], {"tools": TOOLS}),
+    "an answer": ([QUESTION, SAID_CALL, RESULT, ANSWER, QUESTION], {"tools": TOOLS, "enable_thinking": True}),
+    "no generation prompt": ([QUESTION, ANSWER], {"add_generation_prompt": False}),
+    "goes on": ([QUESTION, ANSWER], {"add_generation_prompt": False, "continue_final_message": True}),
+    "goes on with thoughts": (
+        [QUESTION, ANSWER],
+        {"add_generation_prompt": False, "continue_final_message": "reasoning_content"},
+    ),
+    "goes on with nothing": ([QUESTION, CALL], {"add_generation_prompt": False, "continue_final_message": True}),
+    "goes on and begins anew": ([QUESTION, ANSWER], {"continue_final_message": True}),
+    "goes on in parts": (
+        [QUESTION, {"role": "assistant", "content": [{"type": "text", "text": "It is"}, {"type": "image"}]}],
+        {"add_generation_prompt": False, "continue_final_message": True},
+    ),
+    "variables": ([QUESTION], {"enable_thinking": False, "reasoning_effort": "low", "documents": [{"title": "a"}]}),
+    "bos token of the caller's": ([QUESTION], {"bos_token": "<mine>"}),
+    "no messages": ([], {}),
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Tokenizer, Tokenizer]]:
+    """The same tokenizer twice: one that renders here, and one that renders apart."""
+    templates = TemplateRenderer()
+    yield load_tokenizer(demo_model_path()), render_apart(load_tokenizer(demo_model_path()), templates)
+    templates.close()
+
+
+def outcome(tokenizer: Tokenizer, template: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    """The prompt, or what is wrong with it; a chat that transformers quotes whole in its complaint is left out."""
+    tokenizer.chat_template = template
+    try:
+        return get_adapter("nobody/knows-it").apply_chat_template(tokenizer, messages, **options)
+    except Exception as exc:
+        complaint = str(exc).partition("Please verify")[0].partition("compatible")[0]
+        return f"{'TypeError' if isinstance(exc, TypeError) else 'an error'}: {complaint.strip()}"
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("template", [*TEMPLATES, *FEATURES])
+def test_a_prompt_is_the_same_here_and_apart(pair: tuple[Tokenizer, Tokenizer], template: str, call: str) -> None:
+    text = {**TEMPLATES, **FEATURES}[template]
+    here, apart = (outcome(tokenizer, text, *CALLS[call]) for tokenizer in pair)
+    assert apart == here
+
+
+def test_what_is_compared_are_prompts(pair: tuple[Tokenizer, Tokenizer]) -> None:
+    prompts = [outcome(pair[1], text, *CALLS["an answer"]) for text in TEMPLATES.values()]
+    assert [prompt for prompt in prompts if "It is grey." not in prompt] == []
+
+
+def test_tokens_are_the_same_here_and_apart(pair: tuple[Tokenizer, Tokenizer]) -> None:
+    for tokenizer in pair:
+        tokenizer.chat_template = TEMPLATES["demo"]
+    here, apart = (tokenizer.apply_chat_template([QUESTION], add_generation_prompt=True) for tokenizer in pair)
+    assert here == apart
+    owners = [template_owner(tokenizer) for tokenizer in pair]
+    here, apart = (owner.apply_chat_template([QUESTION]) for owner in owners)
+    assert here["input_ids"] == apart["input_ids"]
+
+
+def test_it_is_the_tokenizer_in_all_else(pair: tuple[Tokenizer, Tokenizer]) -> None:
+    here, apart = pair
+    assert len(here) == len(apart)
+    owners = [template_owner(tokenizer) for tokenizer in pair]
+    assert len(owners[0]) == len(owners[1])
+    assert owners[0]("Hi") == owners[1]("Hi")
+    assert here.eos_token_ids == apart.eos_token_ids
+    assert here.decode(apart.encode("Hi")) == apart.decode(here.encode("Hi"))
+
+
+def test_python_code_that_mlx_lm_brings_for_a_model_writes_its_prompts_here() -> None:
+    templates = TemplateRenderer()
+    templates.close()
+    tokenizer = load_tokenizer(demo_model_path())
+    tokenizer._chat_template = lambda messages, **options: json.dumps(messages)
+    assert get_adapter("demo").apply_chat_template(render_apart(tokenizer, templates), [QUESTION]) == json.dumps(
+        [QUESTION]
+    )
