@@ -190,3 +190,12 @@ def test_the_page_names_every_metric_and_no_other(counted: RunningServer) -> Non
     exported = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{counted.url}/metrics").text, re.MULTILINE))
     documented = re.findall(r"^\| `(mlx_server_\w+)` \|", PAGE.read_text("utf-8"), re.MULTILINE)
     assert sorted(exported) == sorted(documented)
+
+
+def test_what_is_refused_before_the_routes_counts_under_its_path(counted: RunningServer) -> None:
+    before = scrape(counted)
+    for path in ("/v1/completions", "/v1/nothing"):
+        stranger = httpx.post(f"{counted.url}{path}", headers={"Host": "evil.example"}, json={})
+        assert stranger.status_code == 421
+    grows(counted, before, "requests_total", 1, endpoint="/v1/completions", model="", status="421")
+    grows(counted, before, "requests_total", 1, endpoint="other", model="", status="421")

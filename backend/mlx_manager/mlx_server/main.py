@@ -100,7 +100,8 @@ class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The exchange is around FastAPI's own middlewares too: the last of them answers when all else has failed."""
         inner = super().build_middleware_stack()
-        return ExchangeMiddleware(inner, self.state.metrics, spans=self.state.tracing.collected)
+        paths = frozenset(self.openapi()["paths"])
+        return ExchangeMiddleware(inner, self.state.metrics, paths, spans=self.state.tracing.collected)
 
 
 def _is_model(app: FastAPI, model_id: str) -> bool:

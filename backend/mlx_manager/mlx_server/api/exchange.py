@@ -5,7 +5,7 @@ import re
 import time
 import urllib.parse
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,10 +26,11 @@ _MAX_SHOWN = 200
 class ExchangeMiddleware:
     """Around all else, what answers a crash of the app among it. The exchange is `scope["state"]["exchange"]`."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, spans: bool) -> None:
-        """`spans` is off where nobody collects them."""
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], *, spans: bool) -> None:
+        """`paths` are those of the routes. `spans` is off where nobody collects them."""
         self._app = app
         self._metrics = metrics
+        self._paths = paths
         self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,11 +58,22 @@ class ExchangeMiddleware:
 
     def _end(self, exchange: Exchange, scope: Scope) -> None:
         exchange.ended = time.perf_counter()
-        exchange.endpoint = _route_template(scope)
+        exchange.endpoint = self._endpoint(scope)
         if exchange.status is None:  # cut off before its answer began
             exchange.status = STATUS_CLIENT_CLOSED_REQUEST
         log_access(exchange)
         self._metrics.exchange_ended(exchange)
+
+    def _endpoint(self, scope: Scope) -> str:
+        """The path of the route that was found; FastAPI notes apart from it the one with its routers' prefixes.
+
+        What was refused before that is told by its own path, where that is a route's.
+        """
+        included = scope.get("fastapi", {}).get("effective_route_context")
+        route = included if included is not None else scope.get("route")
+        if route is None:
+            return scope["path"] if scope["path"] in self._paths else "other"
+        return str(route.path_format)
 
 
 _PARENT = ("traceparent", "tracestate")
@@ -99,13 +111,6 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
 def _shown_path(scope: Scope) -> str:
     """As it stands in a URL, without its query."""
     return urllib.parse.quote(scope["path"], errors="replace")[:_MAX_SHOWN]
-
-
-def _route_template(scope: Scope) -> str:
-    """The path of the route that was found; FastAPI notes apart from it the one with its routers' prefixes."""
-    included = scope.get("fastapi", {}).get("effective_route_context")
-    route = included if included is not None else scope.get("route")
-    return str(getattr(route, "path_format", "other"))
 
 
 def _client_attributes(scope: Scope, headers: dict[bytes, bytes]) -> dict[str, AttributeValue]:
