@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.worker import HEARTBEAT_SECONDS
@@ -105,6 +106,19 @@ async def test_dead_worker_fails_its_sequences_and_is_replaced(babbler: Path) ->
         async with pool.lease("babbler") as replaced:
             assert replaced.engine.pid != model.engine.pid
             assert len(await generate(replaced)) == 5
+
+
+def test_request_to_a_worker_whose_death_nobody_has_noticed_yet_is_told_of_it(babbler: Path) -> None:
+    """On uvloop, as in the server: it raises where asyncio's own loop lets the bytes go."""
+
+    async def ask_the_dead() -> None:
+        async with pool_of(babbler) as pool, pool.lease("babbler") as model:
+            model.engine._worker.writer.transport.abort()  # as uvloop does when a write fails
+            await asyncio.sleep(0)  # it is closed now, and the reader has not run
+            with pytest.raises(EngineFailed):
+                await generate(model)
+
+    uvloop.run(ask_the_dead())
 
 
 async def test_sequence_left_early_is_cancelled_in_the_worker(babbler: Path) -> None:

@@ -211,7 +211,8 @@ class EngineClient:
         self._kill()
 
     def _send(self, message: DownMessage) -> None:
-        if not self._gone:
+        """To a worker that is there; of one that has just died, the reader tells everybody in a moment."""
+        if not self._gone and not self._worker.writer.is_closing():  # uvloop raises for a closed socket
             self._worker.writer.write(encode_down(message))
 
     async def _read_until_death(self) -> None:
