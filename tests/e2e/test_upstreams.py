@@ -211,6 +211,8 @@ def test_fallback_answers_in_place_of_an_upstream_that_cannot(front: RunningServ
     alone = front.post("/v1/completions", completion("babbler"))
     assert answer.json()["choices"] == alone.json()["choices"]
     assert answer.json()["model"] == model
+    assert " babbler prompt=" in access_line(front, answer)
+    assert "upstream=" not in access_line(front, answer)
     with front.stream("/v1/completions", completion(model)) as payloads:
         text = "".join(chunk["choices"][0]["text"] for chunk in chunks_of(payloads))
     assert text == alone.json()["choices"][0]["text"]
@@ -291,6 +293,13 @@ def test_upstream_is_asked_again_and_again_how_it_is_and_what_it_has(tmp_path: P
             assert server.post("/v1/completions", completion("one/new")).status_code == 200
             assert server.post("/v1/completions", completion("one/well")).status_code == 404
             running.close()
+
+
+def access_line(server: RunningServer, answer: httpx.Response) -> str:
+    """What the log says of the request, once it does."""
+    request_id = answer.headers["x-request-id"]
+    server.wait_for_log(f"id={request_id}")
+    return next(line for line in server.log.read_text().splitlines() if f"id={request_id}" in line)
 
 
 def wait_for_upstream(server: RunningServer, status: str, models: list[str]) -> None:

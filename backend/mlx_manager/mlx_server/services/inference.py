@@ -105,7 +105,7 @@ class InferenceService:
 
 def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
     """`asked_at` is in Unix seconds, as the model's times are."""
-    record.model = model.model_id
+    record.model, record.upstream = model.model_id, None  # it may stand in for an upstream's
     record.leased = time.perf_counter()
     if model.loaded_at >= asked_at:
         record.load_seconds = time.time() - asked_at
