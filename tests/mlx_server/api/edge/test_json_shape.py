@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_manager.mlx_server.api.edge.json_shape import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, fault_of_json
+from mlx_manager.mlx_server.api.edge.json_shape import MAX_CONTAINERS, MAX_KEYS, MAX_STRINGS, MAX_VALUES, fault_of_json
 
 TEXT = st.text(alphabet='[]{},:"\\\n\u00e9a', max_size=12)
 VALUES = st.recursive(
@@ -39,6 +39,7 @@ def test_any_bytes_are_judged(text: bytes) -> None:
     [
         (b"[" + b"1," * (MAX_VALUES + 1) + b"1]", "values"),
         (b"[" + b"[]," * MAX_CONTAINERS + b"1]", "lists and objects"),
+        (b"{" + b'"a":1,' * MAX_KEYS + b'"a":1}', "keys"),
         (b"[" + b'"",' * (MAX_STRINGS + 1) + b"1]", "strings"),
     ],
 )
