@@ -1,9 +1,9 @@
 """Prompts that begin alike: what is reused changes no token, and the ledger is what MLX holds."""
 
 import gc
-from collections.abc import Iterator
 import importlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
