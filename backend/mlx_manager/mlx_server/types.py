@@ -73,12 +73,17 @@ class Grammar:
     """What an answer has to look like, asked for by the request's field `param`.
 
     `source` is a JSON schema, a regular expression, a JSON list of strings, or Lark as llguidance speaks it; nothing
-    for a JSON object.
+    for a JSON object. A `strict` schema is refused where it cannot be enforced whole.
     """
 
     kind: GrammarKind
     source: str
     param: str
+    strict: bool = False
+
+
+SCHEMA_LABEL = "x-mlx-manager"
+"""A key of the schemas inside of a Lark grammar: `{"what": a name for messages, "strict": whether it is}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class ToolDefinition:
     description: str | None
     parameters: Mapping[str, object]
     text_length: int
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
