@@ -82,6 +82,8 @@ class Grammar:
     strict: bool = False
 
 
+NO_TOKEN_LIMIT = 2**31 - 1
+"""As the most tokens of an answer: as many as there is room for."""
 SCHEMA_LABEL = "x-mlx-manager"
 """A key of the schemas inside of a Lark grammar: `{"what": a name for messages, "strict": whether it is}`."""
 
