@@ -1,7 +1,7 @@
-"""How well a model fills JSON schemas under different rules for whitespace: `python -m benchmarks.json_layout FOLDER...`
+"""How well models fill JSON schemas under rules for whitespace: `python -m benchmarks.json_layout FOLDER...`
 
-Each prompt states facts and asks for them as JSON, greedily. An answer is valid where it ends and matches its schema; its
-values are those of the expected ones that are equal.
+Each prompt states facts and asks for them as JSON, greedily. An answer is valid if it ends and matches its schema. The
+values counted are those that are equal to the expected ones.
 """
 
 import argparse
