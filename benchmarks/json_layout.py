@@ -15,7 +15,8 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.messages import RequestFinished, Step, Submit
 from mlx_manager.mlx_server.engine.worker import load
-from mlx_manager.mlx_server.grammars.sources import WRITTEN_AS, Question, translate
+from mlx_manager.mlx_server.grammars.sources import WRITTEN_AS, translate
+from mlx_manager.mlx_server.grammars.verdict import Question
 from mlx_manager.mlx_server.types import SamplingParams
 
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,8 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
 from mlx_manager.demo import demo_model_path
-from mlx_manager.mlx_server.grammars.sources import Question, translate
+from mlx_manager.mlx_server.grammars.sources import translate
+from mlx_manager.mlx_server.grammars.verdict import Question
 from mlx_manager.mlx_server.models.tokenization import load_tokenizer
 from tests.mlx_server.engine.json_schemas import SCHEMAS, Schema
 
@@ -115,6 +116,21 @@ CLOSED: dict[str, tuple[Schema, list[object], list[object]]] = {
         [{"one": {"v": 1}, "more": {"v": 1, "next": {"v": 2}, "x": 3}}],
         [{"one": {"x": 1}}, {"more": {"next": {"x": 1}}}, {"more": {"y": 1}}],
     ),
+    "reference to an anchor": (
+        {"$ref": "#thing", "$defs": {"x": {"$anchor": "thing", **keys("a")}}},
+        [{"a": 1}],
+        [{"b": 1}],
+    ),
+    "reference to an id": (
+        {"$id": "T0", "type": "object", "properties": {"next": {"$ref": "T0"}, "more": {"$ref": "#"}}},
+        [{"next": {"next": {}}, "more": {"more": {}}}],
+        [{"x": 1}, {"next": {"x": 1}}],
+    ),
+    "reference into an address": (
+        {"$id": "https://example.com/s", "$ref": "https://example.com/s#/$defs/node", "$defs": {"node": NODE}},
+        [{"v": 1, "next": {"v": 2}}],
+        [{"x": 1}, {"next": {"x": 1}}],
+    ),
     "reference beside properties": (
         {"$ref": "#/$defs/node", "properties": {"x": NUMBER}, "$defs": {"node": NODE}},
         [{"v": 1, "next": {"v": 2}, "x": 3}],
@@ -174,7 +190,6 @@ OPEN: dict[str, tuple[Schema, object]] = {
     "unevaluatedProperties true": (keys("a", unevaluatedProperties=True), {"a": 1, "b": 2}),
     "nothing is listed": ({"type": "object"}, {"b": {"c": 1}}),
     "nothing is said": ({}, {"b": [{"c": 1}]}),
-    "a reference elsewhere": ({"$ref": "#thing", "$defs": {"x": {"$anchor": "thing", **keys("a")}}}, {"a": 1, "b": 2}),
 }
 
 

@@ -19,8 +19,9 @@ from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.grammars.keywords import LEFT_OUT, UNENFORCED
-from mlx_manager.mlx_server.grammars.sources import Question, Refused, translate
+from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.validation import MAX_SOURCE_CHARACTERS, GrammarValidator
+from mlx_manager.mlx_server.grammars.verdict import Question, Refused
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.types import SCHEMA_LABEL, Grammar, GrammarKind, SamplingParams

@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -289,6 +290,31 @@ def test_a_schema_that_the_format_cannot_be_held_to_is_refused_by_name(
     with pytest.raises(UnsupportedToolSchema, match=culprit) as refused:
         output_format.tool_call_grammar((Tool("f", parameters, strict=True),), parallel=False, special_tokens={})
     assert refused.value.param == "tools"
+
+
+@pytest.mark.parametrize(
+    ("output_format", "parameters", "left_out"),
+    [
+        (detect.QWEN_CODER, {"properties": {"a": {"type": "string", "pattern": "x"}}}, "'pattern' at properties.a"),
+        (detect.QWEN_CODER, {"properties": {"a": {"type": ["string", "object"]}}}, "'type' at properties.a"),
+        (detect.GLM, {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}, "'anyOf' at the top level"),
+    ],
+)
+def test_a_keyword_that_the_format_cannot_be_held_to_is_left_out_and_named(
+    vocabulary: LLTokenizer, output_format: OutputFormat, parameters: dict[str, Any], left_out: str
+) -> None:
+    grammar = output_format.tool_call_grammar((Tool("f", parameters),), parallel=False, special_tokens={})
+    assert grammar is not None
+    assert grammar.unenforced == (f"tool 'f': {left_out} is not enforced",)
+    assert LLMatcher.validate_grammar(grammar.lark, vocabulary) == ""
+
+
+@pytest.mark.parametrize("keyword", ["$ref", "allOf"])
+def test_parameters_that_are_not_listed_are_refused_where_they_stand_one_by_one(keyword: str) -> None:
+    tool = Tool("f", {keyword: [] if keyword == "allOf" else "#/$defs/x"})
+    with pytest.raises(UnsupportedToolSchema, match=re.escape(keyword)):
+        detect.GLM.tool_call_grammar((tool,), parallel=False, special_tokens={})
+    assert detect.HERMES.tool_call_grammar((tool,), parallel=False, special_tokens={}) is not None
 
 
 def test_where_no_grammar_is_known_there_is_none() -> None:

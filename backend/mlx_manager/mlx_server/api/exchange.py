@@ -111,7 +111,7 @@ def _noting(exchange: Exchange, send: Send) -> Callable[[Message], Awaitable[Non
 
 
 def _joined(warnings: list[str]) -> bytes:
-    text = "; ".join(warnings)
+    text = "; ".join(dict.fromkeys(warnings))
     return (text if len(text) <= _MAX_WARNING else f"{text[:_MAX_WARNING]}...").encode("ascii", "replace")
 
 

@@ -10,8 +10,8 @@ import re
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from mlx_manager.mlx_server.grammars.sources import Question, Refused, Translation, serialised, translate
-from mlx_manager.mlx_server.grammars.verdict import Verdict
+from mlx_manager.mlx_server.grammars.sources import Translation, serialised, translate
+from mlx_manager.mlx_server.grammars.verdict import Question, Refused, Verdict
 from mlx_manager.mlx_server.isolation.answering import answer_questions
 
 CPU_SECONDS = 2

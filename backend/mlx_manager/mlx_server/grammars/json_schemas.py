@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import unquote
 
 from mlx_manager.mlx_server.grammars.keywords import (
@@ -20,6 +21,7 @@ from mlx_manager.mlx_server.grammars.keywords import (
     is_unenforced,
     says_nothing,
 )
+from mlx_manager.mlx_server.grammars.verdict import Refused
 
 MAX_DEPTH = 100
 MAX_SCHEMAS = 50_000
@@ -27,10 +29,6 @@ MAX_SCHEMAS = 50_000
 
 Path = tuple[str, ...]
 _BRANCHES = ("anyOf", "oneOf")
-
-
-class TooLarge(Exception):
-    """The message says in which way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +79,22 @@ class SchemaRewriter:
         self._listings: dict[int, _Listing] = {}
         self._copies: dict[Hashable, str] = {}
         self._pending: deque[tuple[str, Json, Path, _Around]] = deque()
-        self._has_foreign_references = False
         self._schemas = 0
         self.unenforced: dict[str, None] = {}
 
     def rewrite(self) -> Json:
-        """Raises TooLarge."""
+        """Raises Refused where it is too large."""
         rewritten = self._schema(self._root, (), _ALONE)
         definitions: JsonObject = {}
         while self._pending:
             name, target, path, around = self._pending.popleft()
             definitions[name] = self._schema(target, path, around)
-        if not isinstance(rewritten, dict):
-            return rewritten
-        if self._has_foreign_references:
-            rewritten |= {name: self._root[name] for name in ("$defs", "definitions") if name in self._root}
-        if definitions:
-            rewritten["$defs"] = {**rewritten.get("$defs", {}), **definitions}
-        return rewritten
+        return {**rewritten, "$defs": definitions} if definitions else rewritten
 
     def _schema(self, schema: Json, path: Path, around: _Around) -> Json:
         self._schemas += 1
         if len(path) > MAX_DEPTH or self._schemas > MAX_SCHEMAS:
-            raise TooLarge(
+            raise Refused(
                 f"it is nested more than {MAX_DEPTH} levels deep"
                 if len(path) > MAX_DEPTH
                 else f"it has more than {MAX_SCHEMAS} schemas in it"
@@ -170,8 +161,7 @@ class SchemaRewriter:
 
     def _reference(self, reference: str, around: _Around) -> str:
         path, target = self._target(reference)
-        if path is None:
-            self._has_foreign_references = True
+        if path is None:  # llguidance says so
             return reference
         key = (path, around)
         if key not in self._copies:
@@ -181,18 +171,37 @@ class SchemaRewriter:
 
     def _target(self, reference: str) -> tuple[Path | None, Json]:
         """Where in the root the reference points, and what is there; None where it points elsewhere, or nowhere."""
-        if reference != "#" and not reference.startswith("#/"):
-            return None, None
-        path = tuple(part.replace("~1", "/").replace("~0", "~") for part in unquote(reference).split("/")[1:])
+        base, _, fragment = unquote(reference).partition("#")
+        is_pointer = not fragment or fragment.startswith("/")
+        path: Path | None = ()
         target = self._root
-        for part in path:
+        if base or not is_pointer:
+            path, target = self._named.get(base if is_pointer else f"#{fragment}", (None, None))
+        for part in fragment.split("/")[1:] if is_pointer and path is not None else ():
+            part = part.replace("~1", "/").replace("~0", "~")
             if isinstance(target, dict) and part in target:
                 target = target[part]
             elif isinstance(target, list) and part.isdecimal() and int(part) < len(target):
                 target = target[int(part)]
             else:
                 return None, None
+            path = (*path, part)
         return path, target
+
+    @cached_property
+    def _named(self) -> dict[str, tuple[Path | None, Json]]:
+        """The schemas that have an `$id`, or an `$anchor`, which stands behind a `#`."""
+        named: dict[str, tuple[Path | None, Json]] = {}
+        pending: list[tuple[Path, Json]] = [((), self._root)]
+        while pending:
+            path, value = pending.pop()
+            if isinstance(value, dict):
+                for keyword, mark in (("$id", ""), ("id", ""), ("$anchor", "#")):
+                    if isinstance(name := value.get(keyword), str):
+                        named.setdefault(mark + name.removesuffix("#"), (path, value))
+            parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            pending += [((*path, str(key)), part) for key, part in parts]
+        return named
 
     def _resolve(self, schema: Json) -> Json:
         if isinstance(schema, dict) and isinstance(schema.get("$ref"), str):

@@ -32,9 +32,11 @@ LEFT_OUT = frozenset(
         "$anchor",
         "$defs",
         "$dynamicAnchor",
+        "$id",
         "$recursiveAnchor",
         "definitions",
         "else",
+        "id",
         "maxContains",
         "minContains",
         "then",
@@ -42,7 +44,7 @@ LEFT_OUT = frozenset(
         "x-guidance",
     }
 )
-"""What is copied elsewhere, means nothing without another keyword, or would set llguidance's own options."""
+"""What names what references lead to, means nothing without another keyword, or would set llguidance's own options."""
 
 _UNSUPPORTED_REGEX = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[1-9]|\\k<)")
 _TYPES_OF = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}

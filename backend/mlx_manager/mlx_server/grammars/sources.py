@@ -4,9 +4,10 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from mlx_manager.mlx_server.grammars.json_schemas import SchemaRewriter, TooLarge
+from mlx_manager.mlx_server.grammars.json_schemas import SchemaRewriter
 from mlx_manager.mlx_server.grammars.keywords import Json, JsonObject
-from mlx_manager.mlx_server.types import SCHEMA_LABEL, GrammarKind
+from mlx_manager.mlx_server.grammars.verdict import Question, Refused
+from mlx_manager.mlx_server.types import SCHEMA_LABEL
 
 WRITTEN_AS: JsonObject = {
     "whitespace_flexible": False,
@@ -21,24 +22,6 @@ _OPTIONS = '%llguidance {"no_forcing": true}'
 
 They are special ones in text that looks like them, a stop token among them, which ends the answer.
 """
-
-
-class Refused(Exception):
-    """The grammar cannot be served; the message says why. `unsupported` when it is right and llguidance lacks it."""
-
-    def __init__(self, message: str, unsupported: bool = False) -> None:
-        super().__init__(message)
-        self.unsupported = unsupported
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A grammar to try out. `what` names it in messages. A `strict` one is refused if a keyword cannot be enforced."""
-
-    kind: GrammarKind
-    source: str
-    what: str = ""
-    strict: bool = False
 
 
 @dataclass(slots=True)
@@ -131,8 +114,6 @@ def _expressed(schema: Json, question: Question, without: Collection[str], trans
     rewriter = SchemaRewriter(schema, without)
     try:
         rewritten = rewriter.rewrite()
-    except TooLarge as exc:
-        raise Refused(str(exc)) from exc
     except RecursionError as exc:
         raise Refused("its references lead through too many schemas") from exc
     if isinstance(rewritten, bool):

@@ -12,8 +12,7 @@ from collections import OrderedDict
 import msgspec
 
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
-from mlx_manager.mlx_server.grammars.sources import Question
-from mlx_manager.mlx_server.grammars.verdict import Verdict
+from mlx_manager.mlx_server.grammars.verdict import Question, Verdict
 from mlx_manager.mlx_server.isolation.processes import Broken, ProcessPool
 from mlx_manager.mlx_server.types import Grammar
 
