@@ -84,6 +84,10 @@ class Grammar:
 
 NO_TOKEN_LIMIT = 2**31 - 1
 """As the most tokens of an answer: as many as there is room for."""
+ENFORCED_FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)
+"""The values of a JSON schema's `format` that a grammar enforces. The others are annotations."""
 SCHEMA_LABEL = "x-mlx-manager"
 """A key of the schemas inside of a Lark grammar: `{"what": a name for messages, "strict": whether it is}`."""
 

@@ -11,6 +11,7 @@ from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.verdict import Question
 from mlx_manager.mlx_server.models.tokenization import load_tokenizer
+from mlx_manager.mlx_server.types import ENFORCED_FORMATS
 from tests.mlx_server.engine.json_schemas import SCHEMAS, Schema
 
 NUMBER: Schema = {"type": "integer"}
@@ -204,6 +205,11 @@ def test_an_object_that_lists_its_keys_has_no_others(vocabulary: LLTokenizer, na
 def test_an_object_that_says_what_else_it_may_hold_stays_open(vocabulary: LLTokenizer, name: str) -> None:
     schema, value = OPEN[name]
     assert accepts(vocabulary, schema, json.dumps(value))
+
+
+@pytest.mark.parametrize("name", sorted(ENFORCED_FORMATS))
+def test_a_format_that_is_enforced_is_one_of_llguidances(vocabulary: LLTokenizer, name: str) -> None:
+    assert not accepts(vocabulary, {"type": "string", "format": name}, '"?!"')
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "b": [2, 3]}', '{"a":1,"b":[2,3]}', '{"a": 1, "b": []}'])

@@ -309,6 +309,13 @@ def test_a_keyword_that_the_format_cannot_be_held_to_is_left_out_and_named(
     assert LLMatcher.validate_grammar(grammar.lark, vocabulary) == ""
 
 
+def test_a_format_that_nothing_enforces_is_an_annotation() -> None:
+    tool = Tool("f", {"properties": {"a": {"type": "string", "format": "path"}}}, strict=True)
+    grammar = detect.QWEN_CODER.tool_call_grammar((tool,), parallel=False, special_tokens={})
+    assert grammar is not None
+    assert grammar.unenforced == ()
+
+
 @pytest.mark.parametrize("keyword", ["$ref", "allOf"])
 def test_parameters_that_are_not_listed_are_refused_where_they_stand_one_by_one(keyword: str) -> None:
     tool = Tool("f", {keyword: [] if keyword == "allOf" else "#/$defs/x"})

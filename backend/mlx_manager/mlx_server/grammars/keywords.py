@@ -5,12 +5,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mlx_manager.mlx_server.types import ENFORCED_FORMATS
+
 Json = Any
 """A parsed JSON value: an untyped edge."""
 JsonObject = dict[str, Json]
-
-FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
-"""Those that llguidance enforces. JSON Schema calls any other an annotation."""
 
 UNENFORCED = frozenset(
     {
@@ -59,7 +58,7 @@ def says_nothing(keyword: str, value: Json, schema: JsonObject) -> bool:
     """Whether the schema means the same without the keyword."""
     match keyword:
         case "format":
-            return isinstance(value, str) and value not in FORMATS
+            return isinstance(value, str) and value not in ENFORCED_FORMATS
         case "uniqueItems":
             return value is not True or schema.get("maxItems") in (0, 1)
         case "propertyNames":

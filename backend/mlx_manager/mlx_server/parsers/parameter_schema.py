@@ -6,6 +6,7 @@ from typing import Any
 
 from mlx_manager.mlx_server.parsers.pieces import JsonSchema, Tool, UnsupportedToolSchema
 from mlx_manager.mlx_server.parsers.schema_values import argument_schema, resolve, schema_types
+from mlx_manager.mlx_server.types import ENFORCED_FORMATS
 
 _ROOT_KEYWORDS = {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
 _SHARED_KEYWORDS = ("$defs", "definitions", "x-guidance")
@@ -74,7 +75,8 @@ def _choices(schema: JsonSchema) -> tuple[str, ...]:
 
 
 def _beyond_text(tool: Tool, schema: JsonSchema, types: set[str]) -> Iterator[str]:
-    yield from (keyword for keyword in schema if not _is_known(keyword, _STRING_KEYWORDS))
+    known = _STRING_KEYWORDS if schema.get("format") in ENFORCED_FORMATS else {*_STRING_KEYWORDS, "format"}
+    yield from (keyword for keyword in schema if not _is_known(keyword, known))
     if not types <= _SCALARS:
         yield "type"
     for keyword in ("anyOf", "oneOf"):
