@@ -177,7 +177,9 @@ class SchemaRewriter:
         target = self._root
         if base or not is_pointer:
             path, target = self._named.get(base if is_pointer else f"#{fragment}", (None, None))
-        for part in fragment.split("/")[1:] if is_pointer and path is not None else ():
+        if path is None or not is_pointer:
+            return path, target
+        for part in fragment.split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
             if isinstance(target, dict) and part in target:
                 target = target[part]

@@ -39,12 +39,15 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def token_limit(**limits: int | None) -> int | None:
-    """The one limit that the fields name, which are names of the same. Raises InvalidRequest where they differ."""
-    given = {name: limit for name, limit in limits.items() if limit is not None}
+    """The one limit of fields that are names of the same; one that says "no limit" does not speak against another.
+
+    Raises InvalidRequest where two differ.
+    """
+    given = {name: limit for name, limit in limits.items() if limit is not None and limit != NO_TOKEN_LIMIT}
     if len(set(given.values())) > 1:
-        said = " and ".join(f"{name} is {-1 if limit == NO_TOKEN_LIMIT else limit}" for name, limit in given.items())
+        said = " and ".join(f"{name} is {limit}" for name, limit in given.items())
         raise InvalidRequest(f"{said}, and they are the same limit. Send one of them.", param=list(given)[-1])
-    return next(iter(given.values()), None)
+    return next(iter(given.values()), NO_TOKEN_LIMIT if NO_TOKEN_LIMIT in limits.values() else None)
 
 
 def sampling_overrides(body: GenerationBody) -> SamplingOverrides:
