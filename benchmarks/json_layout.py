@@ -28,7 +28,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "key_separator": ": ?",
         "item_separator": r",( |\n {0,8})?",
     },
-    "breaks": {"whitespace_pattern": r"\n {0,8}", "key_separator": ": ?", "item_separator": ", ?"},
 }
 MAX_TOKENS = 120
 EXAMPLES: list[tuple[str, dict[str, Any]]] = [
