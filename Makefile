@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= demo
 MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
+CLIENTS := .cache/clients
 
-.PHONY: help setup serve test test-llamacpp check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-llamacpp test-clients check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +44,14 @@ test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against lla
 $(LLAMACPP)/.installed: Makefile
 	$(PYTHON) -m venv $(LLAMACPP)
 	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python[server]==0.3.36' gguf==0.19.0
+	@touch $@
+
+test-clients: $(TOOLS) $(CLIENTS)/.installed ## Test the server with instructor and LangChain (installed apart, in a minute)
+	$(BIN)/pytest -rs tests/contract/test_python_clients.py
+
+$(CLIENTS)/.installed: Makefile
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check instructor==1.17.0 langchain-openai==1.7.3
 	@touch $@
 
 fmt: $(TOOLS) ## Format the code and mend what the linter can mend

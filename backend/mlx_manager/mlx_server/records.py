@@ -39,6 +39,8 @@ class GenerationRecord:
     cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    warnings: list[str] = field(default_factory=list)
+    """What of the request has no effect, in sentences of ASCII, for the client to read."""
     finish_reasons: list[str] = field(default_factory=list)
     tool_calls: list[str] = field(default_factory=list)
     """Names of the tools called."""

@@ -73,12 +73,23 @@ class Grammar:
     """What an answer has to look like, asked for by the request's field `param`.
 
     `source` is a JSON schema, a regular expression, a JSON list of strings, or Lark as llguidance speaks it; nothing
-    for a JSON object.
+    for a JSON object. A `strict` schema is refused where it cannot be enforced whole.
     """
 
     kind: GrammarKind
     source: str
     param: str
+    strict: bool = False
+
+
+NO_TOKEN_LIMIT = 2**31 - 1
+"""As the most tokens of an answer: as many as there is room for."""
+ENFORCED_FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)
+"""The values of a JSON schema's `format` that a grammar enforces. The others are annotations."""
+SCHEMA_LABEL = "x-mlx-manager"
+"""A key of the schemas inside of a Lark grammar: `{"what": a name for messages, "strict": whether it is}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +126,7 @@ class ToolDefinition:
     description: str | None
     parameters: Mapping[str, object]
     text_length: int
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,22 @@ JsonSchema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+    """A function that the model may call; `parameters` is the JSON schema of its arguments.
+
+    A `strict` one is refused where a keyword of its schema cannot be enforced.
+    """
 
     name: str
     parameters: JsonSchema
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolGrammar:
+    """llguidance's Lark for calls of tools, and a sentence for each keyword of their schemas that it leaves out."""
+
+    lark: str
+    unenforced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

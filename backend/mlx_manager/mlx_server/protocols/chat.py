@@ -16,6 +16,7 @@ from mlx_manager.mlx_server.protocols.wire import (
     sampling_overrides,
     stop_strings,
     system_fingerprint,
+    token_limit,
     usage_json,
     wants_usage,
 )
@@ -64,7 +65,11 @@ def to_request(
 ) -> ChatRequest:
     """Raises InvalidRequest and UnsupportedParameter, which name the field."""
     check_unused(body.model_extra, reject_unknown)
-    max_tokens = _max_tokens(body)
+    max_tokens = token_limit(
+        num_predict=body.num_predict,
+        max_tokens=body.max_tokens,
+        max_completion_tokens=body.max_completion_tokens,
+    )
     return ChatRequest(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
@@ -90,14 +95,6 @@ def to_request(
         tool_use=tool_use(body, reject_unknown),
         thinking_budget=body.thinking_budget,
     )
-
-
-def _max_tokens(body: openai.ChatCompletionRequest) -> int | None:
-    if body.max_completion_tokens is not None and body.max_tokens is not None:
-        raise InvalidRequest(
-            "max_tokens and max_completion_tokens are the same limit: give one of them.", param="max_completion_tokens"
-        )
-    return body.max_completion_tokens if body.max_tokens is None else body.max_tokens
 
 
 def _logprobs(body: openai.ChatCompletionRequest) -> int | None:

@@ -7,6 +7,7 @@ from mlx_manager.mlx_server.api.edge.rules import rules_of
 
 EXPOSED_HEADERS = (
     "x-request-id",
+    "x-mlx-manager-warning",
     "retry-after",
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 )
