@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.client import EngineClient
+from mlx_manager.mlx_server.engine.client import EngineClient, LoadRaised
 from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.messages import Limits
 from mlx_manager.mlx_server.engine.watchdog import Patience
@@ -18,7 +18,7 @@ from mlx_manager.mlx_server.models.adapters.output import get_output_format, spe
 from mlx_manager.mlx_server.models.adapters.round_trip import check_round_trip
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.defaults import ModelDefaults, read_defaults, with_settings
-from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
+from mlx_manager.mlx_server.models.fitness import explain, explain_tokenizer, why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.templating import render_apart
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
@@ -90,9 +90,9 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
 
     Reads files: call it in a thread.
     """
-    reason = why_it_cannot_load(folder, entry.trust_remote_code)
+    reason = why_it_cannot_load(folder, entry.trust_remote_code, entry.adapter)
     if reason is not None:
-        raise ModelLoadFailed(f"Model {entry.id!r} cannot be loaded: {reason}", param="model")
+        raise _load_failed(entry, reason)
     return weights_size(folder).memory_bytes
 
 
@@ -103,7 +103,7 @@ def worker_options(all_workers: EngineOptions, share: Limits, entry: ModelEntry)
         memory_limit_bytes=share.memory_bytes,
         buffer_limit_bytes=share.buffer_bytes,
         prefix_cache_bytes=share.prefix_cache_bytes,
-        adapter=entry.settings.adapter if entry.settings is not None else None,
+        adapter=entry.adapter,
         trust_remote_code=entry.trust_remote_code,
     )
 
@@ -132,14 +132,21 @@ async def load_model(
     except BaseException as exc:
         await _abort(launching)
         if isinstance(exc, Exception):
-            raise ModelLoadFailed(f"The tokenizer of model {entry.id!r} cannot be loaded: {exc}") from exc
+            raise _load_failed(entry, explain_tokenizer(exc)) from exc
         raise
-    engine = await launching
+    try:
+        engine = await launching
+    except LoadRaised as exc:
+        raise _load_failed(entry, explain(str(exc))) from exc
     try:
         return _loaded_model(entry, folder, language, engine, keep_alive_seconds)
     except BaseException:
         await engine.close()
         raise
+
+
+def _load_failed(entry: ModelEntry, reason: str) -> ModelLoadFailed:
+    return ModelLoadFailed(f"Model {entry.id!r} cannot be loaded: {reason}", param="model")
 
 
 def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer) -> Language:

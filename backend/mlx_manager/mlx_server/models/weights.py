@@ -1,5 +1,6 @@
 """What a model's weights take, read from the headers of its safetensors files. Opens files; loads no weights."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,15 @@ class WeightsSize:
 def weight_files(folder: Path) -> list[Path]:
     """Those that mlx-lm loads."""
     return sorted(folder.glob("model*.safetensors"))
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """The weights that the files hold, as far as they can be read."""
+    names: set[str] = set()
+    for file in weight_files(folder):
+        with contextlib.suppress(BrokenWeights):
+            names.update(_header(file))
+    return names
 
 
 def weights_size(folder: Path) -> WeightsSize:
