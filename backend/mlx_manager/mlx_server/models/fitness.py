@@ -73,7 +73,7 @@ def explain_tokenizer(exc: Exception) -> str:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    return any(any(folder.glob(name)) for name in _TOKENIZERS)
+    return any(file.is_file() for name in _TOKENIZERS for file in folder.glob(name))
 
 
 def quantization_name(config: dict[str, object]) -> str | None:
