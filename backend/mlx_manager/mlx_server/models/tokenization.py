@@ -129,6 +129,8 @@ class StreamingDetokenizer:
             self._window = self._window[-CONTEXT_TOKENS:] if unfinished else self._window[self._context_tokens :]
             self._context_tokens = len(self._window)
             self._sent = max(0, len(self._decode(self._window)) - unfinished)
-        elif not unfinished:
+        elif not unfinished and self._sent:
             del self._window[self._context_tokens :]  # special tokens leave no text
+        elif not unfinished:  # the text's first space may be its tokenizer's own, and then the next one is not
+            self._window, self._context_tokens = self._window[-CONTEXT_TOKENS:], 0
         return piece
