@@ -282,7 +282,9 @@ class ModelPoolManager:
             self._failures.pop(model_id, None)
         else:
             self._restarts.forget(model_id)
-            if isinstance(failure, ModelLoadFailed):  # and not one that found no room: that passes by itself
+            if isinstance(failure, ModelLoadFailed) and self.catalog.knows(
+                model_id
+            ):  # finding no room passes by itself
                 self._failures[model_id] = failure
 
     async def _load(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
