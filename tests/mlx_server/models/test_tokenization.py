@@ -173,7 +173,9 @@ def sentencepiece_like(
     fast = FastTokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     fast.decoder = decoder
     fast.add_special_tokens([SPECIAL])
-    return lambda tokens: str(fast.decode(tokens)), vocabulary | {SPECIAL: fast.token_to_id(SPECIAL)}
+    special = fast.token_to_id(SPECIAL)
+    assert special is not None
+    return lambda tokens: str(fast.decode(tokens)), vocabulary | {SPECIAL: special}
 
 
 WORDS = ["▁", "▁▁", "▁▁▁▁", "▁def", "def", "\n", SPECIAL]
