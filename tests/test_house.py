@@ -42,6 +42,7 @@ WORKER_MODULES = (
     "grammar",
     "kv_cache",
     "logprobs",
+    "model_config",
     "pacing",
     "prefill",
     "prefix_cache",

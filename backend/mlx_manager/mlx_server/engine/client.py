@@ -26,6 +26,7 @@ from mlx_manager.mlx_server.engine.messages import (
     DownMessage,
     Heartbeat,
     Limits,
+    LoadFailed,
     Logprobs,
     Prefilled,
     PromptLogprobs,
@@ -50,6 +51,10 @@ SHUTDOWN_SECONDS = 5.0
 LAST_WORDS_LINES = 20
 LAST_WORDS_SECONDS = 1.0
 STDERR_BYTES = 2**16
+
+
+class LoadRaised(Exception):
+    """What a worker raised when it loaded its model: the exception's name and message."""
 
 
 class EngineClient:
@@ -90,6 +95,7 @@ class EngineClient:
         self._gone = False
         self._abandoned: ServerError | None = None
         self._verdict: str | None = None
+        self._load_failure: str | None = None
         self._watchdog = Watchdog(patience)
         nobodys = contextvars.Context()  # these outlive the request that has the model loaded, and are no part of it
         self._watching = asyncio.create_task(self._kill_when_it_does_not_answer(), context=nobodys)
@@ -105,8 +111,9 @@ class EngineClient:
         on_death: Callable[["EngineClient"], None],
         on_progress: Callable[[int], None] = lambda loaded_bytes: None,
     ) -> "EngineClient":
-        """Starts a worker and waits until its model is loaded. Raises ModelLoadFailed with the worker's last words.
+        """Starts a worker and waits until its model is loaded.
 
+        Raises LoadRaised, or ModelLoadFailed with the worker's last words.
         `on_progress` is told every second how much of the model is in memory.
         """
         limits = Limits(options.memory_limit_bytes, options.buffer_limit_bytes, options.prefix_cache_bytes)
@@ -292,6 +299,8 @@ class EngineClient:
                 self.stats = Stats(active_bytes=message.active_bytes, peak_bytes=message.active_bytes)
                 if not self._loaded.done():  # nobody waits for it any more
                     self._loaded.set_result(None)
+            case LoadFailed(failure):
+                self._load_failure = failure
             case _:
                 assert_never(message)
 
@@ -322,7 +331,8 @@ class EngineClient:
         self.epitaph = f"The worker process of model {self.model_id!r} {self._verdict or ending}{last_words}."
         if not self._loaded.done():
             kind = LoadingCrashed if status < 0 else ModelLoadFailed
-            self._loaded.set_exception(kind(f"Model {self.model_id!r} cannot be loaded. {self.epitaph}"))
+            failure = kind(f"Model {self.model_id!r} cannot be loaded. {self.epitaph}")
+            self._loaded.set_exception(LoadRaised(self._load_failure) if self._load_failure is not None else failure)
         elif not self._closing:
             logger.error("%s %d requests are lost.", self.epitaph, len(self._sequences))
             self._on_death(self)

@@ -136,6 +136,12 @@ class RequestFailed(_Message, frozen=True):
     invalid: bool = False
 
 
+class LoadFailed(_Message, frozen=True):
+    """The worker cannot load the model, and ends. `failure` is the exception's name and message."""
+
+    failure: str
+
+
 class Heartbeat(_Message, frozen=True):
     """Sent every second, however long a step takes: the seconds that the present one has lasted, 0 between steps.
 
@@ -163,6 +169,7 @@ class Stats(_Message, frozen=True):
 DownMessage = Submit | Cancel | Limits | Shutdown
 UpMessage = (
     Ready
+    | LoadFailed
     | Capacity
     | Admitted
     | Prefilled

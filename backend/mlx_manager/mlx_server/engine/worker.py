@@ -18,7 +18,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_config, load_model
 
 from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
 from mlx_manager.mlx_server.engine.messages import (
@@ -28,6 +28,7 @@ from mlx_manager.mlx_server.engine.messages import (
     DownMessage,
     Heartbeat,
     Limits,
+    LoadFailed,
     Ready,
     Shutdown,
     Stats,
@@ -36,6 +37,7 @@ from mlx_manager.mlx_server.engine.messages import (
     decode_down,
     encode_up,
 )
+from mlx_manager.mlx_server.engine.model_config import complete, model_classes
 from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
 
 HEARTBEAT_SECONDS = 1.0
@@ -53,7 +55,11 @@ def main() -> None:
     threading.Thread(target=voice.send_heartbeats, daemon=True).start()
     limits = Limits(arguments.memory_limit_bytes, arguments.buffer_limit_bytes, arguments.prefix_cache_bytes)
     _prepare_device(limits)
-    model = load(arguments.model, arguments.adapter, arguments.trust_remote_code)
+    try:
+        model = load(arguments.model, arguments.adapter, arguments.trust_remote_code)
+    except Exception as exc:  # a model's files may make mlx-lm raise anything
+        voice.send([LoadFailed(f"{type(exc).__name__}: {exc}")])
+        raise
     weights_bytes = mx.get_active_memory()
     core = make_core(model, arguments, _kv_bytes(limits, weights_bytes))
     voice.send([_ready(core)])
@@ -110,7 +116,10 @@ def _computes_on_cpu() -> bool:
 
 def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> nn.Module:
     """The model with its weights in memory; float32 where MLX computes on the CPU, which is slow at 16 bits."""
-    model, _ = load_model(folder, trust_remote_code=trust_remote_code)
+    config = complete(load_config(folder))
+    model, _ = load_model(
+        folder, model_config=config, get_model_classes=model_classes, trust_remote_code=trust_remote_code
+    )
     if adapter is not None:
         model = load_adapters(model, str(adapter)).eval()
         mx.eval(model.parameters())

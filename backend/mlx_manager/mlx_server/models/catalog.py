@@ -56,6 +56,10 @@ class ModelEntry:
     def trust_remote_code(self) -> bool:
         return self.settings is not None and self.settings.trust_remote_code
 
+    @property
+    def adapter(self) -> Path | None:
+        return self.settings.adapter if self.settings is not None else None
+
     def local_folder(self) -> Path | None:
         """Where it lies on this machine; None for one that has to be downloaded first."""
         return self.folder if self.folder is not None else cached_folder(self.repo_id, self.revision)

@@ -282,7 +282,8 @@ class ModelPoolManager:
             self._failures.pop(model_id, None)
         else:
             self._restarts.forget(model_id)
-            if isinstance(failure, ModelLoadFailed):  # and not one that found no room: that passes by itself
+            # One that found no room passes by itself, and an id outside of the catalogue has no state to show.
+            if isinstance(failure, ModelLoadFailed) and self.catalog.knows(model_id):
                 self._failures[model_id] = failure
 
     async def _load(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
