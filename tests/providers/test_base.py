@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[Reply, int | None, str]] = {
     "nothing": (Reply(""), 200, "answered with nothing"),
     "cut JSON": (Reply('{"data": [{"id'), 200, "did not answer with JSON"),
     "cut reply": (Reply(MODELS, missing_bytes=100), None, "broke its reply off"),
-    "no list": (Reply({"data": None}), 200, "did not answer with a list of models: {'data': None}"),
+    "no list": (Reply({"data": 7}), 200, "did not answer with a list of models: {'data': 7}"),
     "a list": (Reply([]), 200, "did not answer with a list of models: []"),
     "no ids": (Reply({"data": [{"name": "x"}]}), 200, "did not answer with a list of models"),
     "error": (Reply({"error": {"message": "no such luck"}}, 500), 500, "answered 500: no such luck"),

@@ -69,9 +69,16 @@ class Provider:
     """Whether an entry of the list is the loaded model, where the server shows it."""
     profile: "OpenAIModelProfile"
     empty_reply_hint: str = ""
+    has_health: bool = True
+    """OpenAI's API has no `/health`: what is there on such a server may be somebody else's."""
+    setting_prefix: str | None = None
+    """Before the names of settings in remedies, where the settings are not read from the environment."""
 
-    def variable(self, name: str) -> str:
-        return f"{self.settings.model_config['env_prefix']}{name}"
+    def setting(self, name: str) -> str:
+        """What remedies call a setting."""
+        if self.setting_prefix is not None:
+            return f"{self.setting_prefix}{name}"
+        return f"{self.settings.model_config['env_prefix']}{name.upper()}"
 
     def read_settings(self, given: ProviderSettings | None = None, /, **values: Any) -> ProviderSettings:
         """`given`, or else `values` over the environment's. Raises ModelError for values that cannot be used."""
@@ -167,7 +174,7 @@ class ProviderClient:
             logger.warning(
                 "%s lists several models, not which is loaded: taking the first; %s chooses another model=%s listed=%d",
                 title,
-                self.provider.variable("MODEL_NAME"),
+                self.provider.setting("model_name"),
                 choice.model_id,
                 len(choice.listed),
             )
@@ -175,6 +182,8 @@ class ProviderClient:
 
     async def read_health(self) -> str | None:
         """What `/health` says, None where there is none. Raises ModelError unless the server is well, or loading."""
+        if not self.provider.has_health:
+            return None
         response = await self._get("/health")
         if response.status_code == 404:
             return None
@@ -184,11 +193,16 @@ class ProviderClient:
         return _status_text(response)
 
     async def fetch_models(self) -> list[ListedModel]:
-        """The entries of `/v1/models`. Raises ModelError."""
+        """The entries of `/v1/models`, without those that name no model. Raises ModelError."""
         reply = await self.fetch_json("/v1/models")
-        models = reply.get("data") if isinstance(reply, dict) else None
-        if not isinstance(models, list) or not all(_is_listed_model(model) for model in models):
+        entries = reply.get("data", "") if isinstance(reply, dict) else ""
+        if entries is None:  # Ollama has no model
+            return []
+        models = [entry for entry in entries if _names_a_model(entry)] if isinstance(entries, list) else []
+        if not isinstance(entries, list) or (entries and not models):
             raise self.unexpected("/v1/models", "a list of models", reply)
+        if len(models) < len(entries):
+            logger.debug("%s lists entries without an id url=%s", self.provider.title, self.root)
         return models
 
     async def fetch_json(self, path: str) -> object:
@@ -225,10 +239,11 @@ class ProviderClient:
             async with asyncio.timeout(seconds):
                 return await self._http.get(self.root + path)
         except (TimeoutError, httpx.TimeoutException) as exc:
-            remedy = f"it may be busy, or {provider.variable('TIMEOUT')} too short"
+            remedy = f"it may be busy, or {provider.setting('timeout')} too short"
             raise self._error(path, f"did not answer within {seconds:g} s: {remedy}") from exc
         except httpx.ConnectError as exc:
-            remedy = f"start it with `{provider.start}`, or set {provider.variable('BASE_URL')}"
+            command = f" with `{provider.start}`" if provider.start else ""
+            remedy = f"start it{command}, or set {provider.setting('base_url')}"
             raise self._error(path, f"cannot be reached ({exc}): {remedy}") from exc
         except (httpx.RemoteProtocolError, httpx.ReadError) as exc:
             raise self._error(path, f"broke its reply off ({exc})") from exc
@@ -239,10 +254,10 @@ class ProviderClient:
         path, status = response.url.path, response.status_code
         if response.has_redirect_location:
             target = response.headers["location"]
-            remedy = f"set {self.provider.variable('BASE_URL')} to the server itself"
+            remedy = f"set {self.provider.setting('base_url')} to the server itself"
             raise self._error(path, f"answered {status}, a redirect to {target}: {remedy}", status)
         if not response.is_success:
-            remedy = f" (set {self.provider.variable('API_KEY')})" if status in (401, 403) else ""
+            remedy = f" (set {self.provider.setting('api_key')})" if status in (401, 403) else ""
             raise self._error(path, f"answered {status}: {_reason(response)}{remedy}", status)
 
     def _error(self, path: str, what: str, status: int | None = None) -> ModelError:
@@ -312,8 +327,10 @@ async def create_model_async(
     return create_model(provider, model_name, settings)
 
 
-def _is_listed_model(model: object) -> bool:
-    return isinstance(model, dict) and isinstance(model.get("id"), str)
+def _names_a_model(entry: object) -> bool:
+    """What cannot be printed is no id either: half a surrogate pair, say, fits no JSON of ours."""
+    model_id = entry.get("id") if isinstance(entry, dict) else None
+    return isinstance(model_id, str) and model_id != "" and model_id.isprintable()
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The straight line of every request: lease the model, render and tokenise, compile the grammar, generate, events.
 
-Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves: awaited first,
-each gives an async iterator of OpenAI's chunks as dicts when `stream`, else one response; they raise `ServerError`
-where the HTTP endpoints answer with a status.
+Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves. They use its
+service, so upstreams, fallbacks, deadline and limits are those of the HTTP endpoints. Awaited first, each gives an
+async iterator of OpenAI's chunks as dicts when `stream`, else one response; they raise `ServerError` where the HTTP
+endpoints answer with a status.
 """
 
 import logging
@@ -14,8 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlx_manager.mlx_server.engine.sequences import Sequence
-from mlx_manager.mlx_server.errors import InvalidRequest
-from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
+from mlx_manager.mlx_server.errors import InvalidRequest, NotReady
+from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.records import GenerationRecord
@@ -39,6 +40,9 @@ from mlx_manager.mlx_server.types import (
 logger = logging.getLogger(__name__)
 
 Answer = JsonObject | AsyncIterator[JsonObject]
+
+DEFAULT_MAX_TOKENS = 4096
+_running_service: "InferenceService | None" = None
 
 
 class InferenceService:
@@ -125,46 +129,63 @@ def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[Se
     record.broken_calls = sum(run.broken_calls for run in runs)
 
 
+def set_running_service(service: InferenceService | None) -> None:
+    """For the lifespan alone."""
+    global _running_service
+    _running_service = service
+
+
+def _get_running_service() -> InferenceService:
+    if _running_service is None:
+        raise NotReady("No server is running: enter the app's lifespan first.")
+    return _running_service
+
+
 async def generate_chat_completion(
     model_id: str,
     messages: list[dict[str, Any]],
-    max_tokens: int = 4096,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: str | list[str] | None = None,
     stream: bool = False,
 ) -> Answer:
-    """One chat completion of `messages`, each a dict with "role" and "content"."""
-    fields = {"messages": messages, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
+    """One chat completion of `messages`, each a dict with "role" and "content".
+
+    The default `max_tokens` is cut to what the model's context has room for; any other has to fit.
+    """
+    limit = None if max_tokens == DEFAULT_MAX_TOKENS else max_tokens
+    fields = {"messages": messages, "max_tokens": limit, "temperature": temperature, "top_p": top_p, "stop": stop}
     try:
         body = openai.ChatCompletionRequest.model_validate({"model": model_id, **fields})
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
-    request = chat.to_request(body, max_tokens)
+    request = chat.to_request(body, DEFAULT_MAX_TOKENS)
     request.record.streamed = stream
-    events = InferenceService(get_model_pool()).generate(request)
+    events = _get_running_service().generate(request)
     return await _answer(events, chat.ChatBuilder(request), stream)
 
 
 async def generate_completion(
     model_id: str,
     prompt: str,
-    max_tokens: int = 16,
+    max_tokens: int = completions.DEFAULT_MAX_TOKENS,
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: str | list[str] | None = None,
     echo: bool = False,
     stream: bool = False,
 ) -> Answer:
-    """One completion that goes on from `prompt`."""
-    fields = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
+    """One completion that goes on from `prompt`. Of `max_tokens`, the same holds as for a chat completion."""
+    limit = None if max_tokens == completions.DEFAULT_MAX_TOKENS else max_tokens
+    fields = {"prompt": prompt, "max_tokens": limit, "temperature": temperature, "top_p": top_p, "stop": stop}
     try:
         body = openai.CompletionRequest.model_validate({"model": model_id, "echo": echo, **fields})
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
     request = completions.to_request(body)
     request.record.streamed = stream
-    events = InferenceService(get_model_pool()).generate(request)
+    events = _get_running_service().generate(request)
     return await _answer(events, completions.CompletionBuilder(request), stream)
 
 

@@ -1,0 +1,159 @@
+"""The chunks of an OpenAI stream, of chats and of completions, as upstreams really write them."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+
+from mlx_manager.mlx_server.services.upstreams.failures import is_error
+
+_EXCERPT_CHARACTERS = 100
+
+
+class BadChunk(Exception):
+    """What an upstream did wrong, to go behind its name."""
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: msgspec.Raw = msgspec.Raw()
+
+
+class CallPiece(msgspec.Struct):
+    """A piece of a tool call. Its arguments are text, or an object that is whole."""
+
+    index: int | float | str | None = None
+    id: str | int | None = None
+    function: _Function | None = None
+
+    @property
+    def call_id(self) -> str:
+        return str(self.id) if self.id is not None else ""
+
+    @property
+    def name(self) -> str:
+        return (self.function.name or "") if self.function is not None else ""
+
+    @property
+    def arguments(self) -> msgspec.Raw:
+        return self.function.arguments if self.function is not None else msgspec.Raw()
+
+
+class Delta(msgspec.Struct):
+    """Text and thoughts are a text, or parts of one."""
+
+    content: object = None
+    reasoning_content: object = None
+    reasoning: object = None
+    thinking: object = None
+    refusal: str | None = None
+    tool_calls: list[CallPiece] | None = None
+    function_call: _Function | None = None
+
+    @property
+    def call_pieces(self) -> list[CallPiece]:
+        pieces = self.tool_calls or []
+        return pieces if self.function_call is None else [*pieces, CallPiece(function=self.function_call)]
+
+
+class TopToken(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, msgspec.Meta(ge=0, le=255)]] | None = None
+
+
+class Token(TopToken):
+    top_logprobs: list[TopToken] | None = None
+
+
+class LogprobColumns(msgspec.Struct):
+    """Those of chats are a list of tokens, those of completions are columns."""
+
+    content: list[Token] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+    text_offset: list[int] | None = None
+
+
+class ChoiceChunk(msgspec.Struct):
+    """Of a stream, it has a `delta` or `text`; of an answer that is not streamed, it has a `message` or `text`."""
+
+    index: int | None = None
+    delta: Delta | None = None
+    message: Delta | None = None
+    text: object = None
+    logprobs: LogprobColumns | None = None
+    finish_reason: object = None
+    error: object = None
+
+
+class Chunk(msgspec.Struct):
+    choices: list[ChoiceChunk] | None = None
+    usage: object = None
+    error: object = None
+    message: object = None
+    detail: object = None
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it tells of an error, in one of the shapes that servers have for it."""
+        if any(map(is_error, (self.error, *(choice.error for choice in self.choices or ())))):
+            return True
+        return self.choices is None and (isinstance(self.message, str) or is_error(self.detail))
+
+
+_decoder = msgspec.json.Decoder(Chunk)
+
+
+def read_chunk(payload: bytes) -> Chunk:
+    """Raises BadChunk."""
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:  # a ValidationError is a DecodeError
+        raise BadChunk(f"sent what is no chunk of an answer: {exc}") from exc
+
+
+Kind = Literal["text", "thoughts", "refusal"]
+_KINDS: dict[object, Kind] = {
+    None: "text",
+    "text": "text",
+    "output_text": "text",
+    "thinking": "thoughts",
+    "reasoning": "thoughts",
+    "reasoning_content": "thoughts",
+    "reasoning_text": "thoughts",
+    "refusal": "refusal",
+}
+"""Of the parts that content may be made of, by their type."""
+
+
+def words_of(delta: Delta) -> dict[Kind, str]:
+    """What is said, by its kind. Thoughts that are sent under several names are taken once. Raises BadChunk."""
+    words: dict[Kind, str] = {"text": "", "thoughts": "", "refusal": delta.refusal or ""}
+    thoughts = (delta.reasoning_content, delta.reasoning, delta.thinking)
+    for kind, text in _parts(next(filter(None, thoughts), None), "thoughts"):
+        words[kind] += text
+    for kind, text in _parts(delta.content):
+        words[kind] += text
+    return words
+
+
+def _parts(content: object, kind: Kind = "text") -> Iterator[tuple[Kind, str]]:
+    match content:
+        case None:
+            pass
+        case str():
+            yield kind, content
+        case list():
+            for part in content:
+                yield from _parts(part, kind)
+        case dict():
+            part_kind = _KINDS.get(content.get("type"))
+            names = (content.get("type"), "text", "content")
+            inner = next((content[name] for name in names if name in content), None)
+            if part_kind is None or inner is None:
+                raise BadChunk(f"sent a part of content that is not text: {str(content)[:_EXCERPT_CHARACTERS]}")
+            yield from _parts(inner, kind if part_kind == "text" else part_kind)
+        case _:
+            raise BadChunk(f"sent content that is not text: {str(content)[:_EXCERPT_CHARACTERS]}")
