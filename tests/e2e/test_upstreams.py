@@ -56,7 +56,7 @@ BROKEN_OFF: dict[str, tuple[Answer, int, str, str]] = {
     "ended-early": (Answer((HALF,)), 502, "upstream_error", "ended its answer"),
     "no-finish": (Answer((HALF, DONE)), 502, "upstream_error", "before choice 0 had an end"),
     "other-choice": (Answer((HALF, piece("x", index=1), DONE)), 502, "upstream_error", "sent choice 1"),
-    "endless-line": (Answer((HALF, b"data: " + b"x" * 2**25)), 502, "upstream_error", "a line of more than"),
+    "endless-line": (Answer((HALF, b"data: " + b"x" * 2**25)), 502, "upstream_error", "an event of more than"),
     "stalled": (Answer((HALF,), hangs=True), 504, "upstream_timeout", "said nothing for 1 s"),
 }
 """Faults behind the first piece of text."""

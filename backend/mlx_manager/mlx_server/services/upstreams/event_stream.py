@@ -52,9 +52,11 @@ class EventStreamDecoder:
             yield from self._read(line.rstrip(b"\r\n"))
 
     def flush(self) -> Iterator[ServerSentEvent]:
+        """What is left, without an event that breaks off."""
         rest, self._rest = self._rest.rstrip(b"\r\n"), b""
-        yield from self._read(rest)
-        yield from self._dispatch()
+        for event in (*self._read(rest), *self._dispatch()):
+            if event.is_error or _is_whole(event.payload):
+                yield event
 
     def _read(self, line: bytes) -> Iterator[ServerSentEvent]:
         if self._at_start:
