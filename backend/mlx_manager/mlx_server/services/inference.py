@@ -41,7 +41,13 @@ logger = logging.getLogger(__name__)
 
 Answer = JsonObject | AsyncIterator[JsonObject]
 
-DEFAULT_MAX_TOKENS = 4096
+
+class _Unasked(int):
+    """A limit that the caller did not ask for: the model's own comes before it, and it is cut to what fits."""
+
+
+DEFAULT_MAX_TOKENS = _Unasked(4096)
+DEFAULT_COMPLETION_TOKENS = _Unasked(completions.DEFAULT_MAX_TOKENS)
 _running_service: "InferenceService | None" = None
 
 
@@ -51,18 +57,18 @@ class InferenceService:
     def __init__(
         self,
         pool: ModelPoolManager,
-        timeout_seconds: float = 0,
-        routing: Routing | None = None,
+        timeout_seconds: float,
+        routing: Routing,
         *,
-        max_prompt_characters: int = 0,
-        trace_content: bool = False,
+        max_prompt_characters: int,
+        trace_content: bool,
     ) -> None:
-        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's.
+        """A request may take `timeout_seconds`; 0 for as long as it takes.
 
         Prompts over `max_prompt_characters` are refused; 0 for none.
         """
         self._pool = pool
-        self.routing = routing if routing is not None else Routing(pool)
+        self.routing = routing
         self.timeout_seconds = timeout_seconds
         self.max_prompt_characters = max_prompt_characters
         self.trace_content = trace_content
@@ -150,12 +156,14 @@ async def generate_chat_completion(
     stop: str | list[str] | None = None,
     stream: bool = False,
 ) -> Answer:
-    """One chat completion of `messages`, each a dict with "role" and "content".
-
-    The default `max_tokens` is cut to what the model's context has room for; any other has to fit.
-    """
-    limit = None if max_tokens == DEFAULT_MAX_TOKENS else max_tokens
-    fields = {"messages": messages, "max_tokens": limit, "temperature": temperature, "top_p": top_p, "stop": stop}
+    """One chat completion of `messages`, each a dict with "role" and "content"."""
+    fields = {
+        "messages": messages,
+        "max_tokens": _asked(max_tokens),
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": stop,
+    }
     try:
         body = openai.ChatCompletionRequest.model_validate({"model": model_id, **fields})
     except ValidationError as exc:
@@ -169,16 +177,21 @@ async def generate_chat_completion(
 async def generate_completion(
     model_id: str,
     prompt: str,
-    max_tokens: int = completions.DEFAULT_MAX_TOKENS,
+    max_tokens: int = DEFAULT_COMPLETION_TOKENS,
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: str | list[str] | None = None,
     echo: bool = False,
     stream: bool = False,
 ) -> Answer:
-    """One completion that goes on from `prompt`. Of `max_tokens`, the same holds as for a chat completion."""
-    limit = None if max_tokens == completions.DEFAULT_MAX_TOKENS else max_tokens
-    fields = {"prompt": prompt, "max_tokens": limit, "temperature": temperature, "top_p": top_p, "stop": stop}
+    """One completion that goes on from `prompt`."""
+    fields = {
+        "prompt": prompt,
+        "max_tokens": _asked(max_tokens),
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": stop,
+    }
     try:
         body = openai.CompletionRequest.model_validate({"model": model_id, "echo": echo, **fields})
     except ValidationError as exc:
@@ -187,6 +200,10 @@ async def generate_completion(
     request.record.streamed = stream
     events = _get_running_service().generate(request)
     return await _answer(events, completions.CompletionBuilder(request), stream)
+
+
+def _asked(max_tokens: int) -> int | None:
+    return None if isinstance(max_tokens, _Unasked) else max_tokens
 
 
 async def _answer(

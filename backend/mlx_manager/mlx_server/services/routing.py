@@ -33,13 +33,13 @@ class Routing:
     def __init__(
         self,
         pool: ModelPoolManager,
-        upstreams: Upstreams | None = None,
-        fallbacks: Mapping[str, Sequence[str]] | None = None,
+        upstreams: Upstreams,
+        fallbacks: Mapping[str, Sequence[str]],
     ) -> None:
         """`fallbacks` are for models of this machine; upstreams have their own."""
         self._pool = pool
-        self._upstreams = upstreams if upstreams is not None else Upstreams()
-        self.fallbacks = fallbacks if fallbacks is not None else {}
+        self._upstreams = upstreams
+        self.fallbacks = fallbacks
 
     async def events(self, request: Request, local: Backend) -> GenerationEvents:
         """Of the first model that can answer, of the request's and its fallbacks, chosen before the first token.
