@@ -168,7 +168,7 @@ async def generate_chat_completion(
         body = openai.ChatCompletionRequest.model_validate({"model": model_id, **fields})
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
-    request = chat.to_request(body, DEFAULT_MAX_TOKENS)
+    request = chat.to_request(body, int(DEFAULT_MAX_TOKENS))
     request.record.streamed = stream
     events = _get_running_service().generate(request)
     return await _answer(events, chat.ChatBuilder(request), stream)
