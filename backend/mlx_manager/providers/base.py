@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ LOADING = "loading model"
 """What a health check says of a server that is there and cannot answer yet."""
 _EXCERPT_CHARACTERS = 200
 
+S = TypeVar("S", bound=ProviderSettings)
 ListedModel = dict[str, Any]
 """An entry of `/v1/models`: it has an `id`, and what else the server tells."""
 
@@ -54,15 +55,15 @@ class ProviderHealthStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Provider:
-    """What tells one kind of server from another."""
+class Provider(Generic[S]):
+    """What tells one kind of server from another, and what can be done with all of them."""
 
     name: str
     """As `provider_type` of a health status."""
     title: str
     start: str
     """The command that starts one."""
-    settings: type[ProviderSettings]
+    settings: type[S]
     default_model: str
     """A name by which the server knows whatever it has loaded."""
     is_loaded: Callable[[ListedModel], bool]
@@ -80,7 +81,7 @@ class Provider:
             return f"{self.setting_prefix}{name}"
         return f"{self.settings.model_config['env_prefix']}{name.upper()}"
 
-    def read_settings(self, given: ProviderSettings | None = None, /, **values: Any) -> ProviderSettings:
+    def read_settings(self, given: S | None = None, /, **values: Any) -> S:
         """`given`, or else `values` over the environment's. Raises ModelError for values that cannot be used."""
         if given is not None:
             return given
@@ -91,6 +92,60 @@ class Provider:
             raise ModelError(
                 f"The settings of {self.title} cannot be used: {wrong}", details={"url": None, "status": None}
             ) from exc
+
+    async def detect_model(self, base_url: str, timeout: float = 10) -> str | None:  # noqa: ASYNC109
+        """The id of the model to use: the configured one if it is listed, else the loaded one, else the first.
+
+        None, and a warning, when the server lists none. Raises ModelError.
+        """
+        async with ProviderClient(self, self.read_settings(base_url=base_url, timeout=timeout)) as client:
+            return await client.detect()
+
+    async def check_health(self, settings: S | None = None) -> ProviderHealthStatus:
+        """Raises nothing: what went wrong is in `error`."""
+        try:
+            settings = self.read_settings(settings)
+            async with ProviderClient(self, settings) as client:
+                return await client.check()
+        except ModelError as exc:  # settings that cannot be used
+            base_url = addresses.without_credentials(settings.base_url) if settings is not None else ""
+            return ProviderHealthStatus(False, False, None, base_url, self.name, error=exc.message)
+
+    def create_model(self, model_name: str | None = None, settings: S | None = None) -> "OpenAIChatModel":
+        """Asks no server. Without a name anywhere, the model is whatever the server has loaded."""
+        settings = self.read_settings(settings)
+        try:
+            from mlx_manager.providers import chat_model
+        except ImportError as exc:
+            raise ImportError(
+                f"Making a model needs Pydantic AI ({exc}): pip install 'mlx-manager[pydantic-ai]'"
+            ) from exc
+        names = (model_name, settings.model_name, self.default_model)
+        return chat_model.build(
+            next(name for name in names if name is not None),
+            provider_name=self.name,
+            base_url=f"{server_root(settings.base_url)}/v1",
+            api_key=settings.api_key,
+            profile=self.profile,
+        )
+
+    async def create_model_async(
+        self,
+        model_name: str | None = None,
+        settings: S | None = None,
+        auto_detect: bool = True,
+        test_connection: bool = True,
+    ) -> "OpenAIChatModel":
+        """Raises ModelError when the server cannot be reached, or its models cannot be listed."""
+        settings = self.read_settings(settings)
+        if model_name is not None:
+            settings = settings.model_copy(update={"model_name": model_name})
+        async with ProviderClient(self, settings) as client:
+            if test_connection:
+                await client.reach()
+            if auto_detect and model_name is None:
+                model_name = await client.detect()
+        return self.create_model(model_name, settings)
 
 
 def server_root(base_url: str) -> str:
@@ -104,7 +159,7 @@ def server_root(base_url: str) -> str:
 class ProviderClient:
     """One server over one pool of connections, used from one event loop. Close it, or use it with `async with`."""
 
-    def __init__(self, provider: Provider, settings: ProviderSettings) -> None:
+    def __init__(self, provider: Provider[S], settings: S) -> None:
         self.provider = provider
         self.settings = settings
         self.root = server_root(settings.base_url)
@@ -273,58 +328,6 @@ class Choice:
     selected: str
     """Why it is this one: `configured`, `loaded`, `only one listed` or `first listed`; or `none listed`."""
     listed: list[str]
-
-
-async def detect_model(provider: Provider, settings: ProviderSettings) -> str | None:
-    async with ProviderClient(provider, settings) as client:
-        return await client.detect()
-
-
-async def check_health(provider: Provider, settings: ProviderSettings | None) -> ProviderHealthStatus:
-    try:
-        settings = provider.read_settings(settings)
-        async with ProviderClient(provider, settings) as client:
-            return await client.check()
-    except ModelError as exc:  # settings that cannot be used
-        base_url = addresses.without_credentials(settings.base_url) if settings is not None else ""
-        return ProviderHealthStatus(False, False, None, base_url, provider.name, error=exc.message)
-
-
-def create_model(provider: Provider, model_name: str | None, settings: ProviderSettings | None) -> "OpenAIChatModel":
-    """Asks no server. Without a name anywhere, the model is whatever the server has loaded."""
-    settings = provider.read_settings(settings)
-    try:
-        from mlx_manager.providers import chat_model
-    except ImportError as exc:
-        raise ImportError(f"Making a model needs Pydantic AI ({exc}): pip install 'mlx-manager[pydantic-ai]'") from exc
-    names = (model_name, settings.model_name, provider.default_model)
-    return chat_model.build(
-        next(name for name in names if name is not None),
-        provider_name=provider.name,
-        base_url=f"{server_root(settings.base_url)}/v1",
-        api_key=settings.api_key,
-        profile=provider.profile,
-    )
-
-
-async def create_model_async(
-    provider: Provider,
-    model_name: str | None,
-    settings: ProviderSettings | None,
-    *,
-    auto_detect: bool,
-    test_connection: bool,
-) -> "OpenAIChatModel":
-    """Raises ModelError when the server cannot be reached, or its models cannot be listed."""
-    settings = provider.read_settings(settings)
-    if model_name is not None:
-        settings = settings.model_copy(update={"model_name": model_name})
-    async with ProviderClient(provider, settings) as client:
-        if test_connection:
-            await client.reach()
-        if auto_detect and model_name is None:
-            model_name = await client.detect()
-    return create_model(provider, model_name, settings)
 
 
 def _names_a_model(entry: object) -> bool:

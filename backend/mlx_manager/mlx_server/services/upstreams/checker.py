@@ -1,6 +1,7 @@
 """Health checks and model lists of upstreams, as `mlx_manager.providers` makes them, in the words of the settings."""
 
 from dataclasses import replace
+from typing import Any
 
 from mlx_manager.mlx_server.upstream_settings import UpstreamKind, UpstreamSettings
 from mlx_manager.providers.base import Provider, ProviderClient
@@ -20,7 +21,7 @@ _OPENAI = Provider(
     profile={},
     has_health=False,
 )
-_PROVIDERS: dict[UpstreamKind, Provider] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": _OPENAI}
+_PROVIDERS: dict[UpstreamKind, Provider[Any]] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": _OPENAI}
 
 
 def upstream_checker(upstream: UpstreamSettings) -> ProviderClient:
