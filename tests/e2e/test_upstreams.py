@@ -90,7 +90,7 @@ ANSWERS = {
     "well": WELL,
     "well-typed-otherwise": Answer(WELL.body, headers={"Content-Type": "TEXT/Event-Stream; charset=UTF-8"}),
     "whole": Answer((json.dumps(WHOLE).encode(),), headers=JSON),
-    "ends-without-a-word": Answer((piece("Hello"), piece(" you", finish_reason="stop").rstrip())),
+    "no-done": Answer((piece("Hello"), piece(" you", finish_reason="stop").rstrip())),
     "cut-behind-its-end": Answer((piece("Hello"), piece(" you", finish_reason="stop")), missing_bytes=9),
     "hangs-behind-its-end": Answer((piece("Hello you"), piece("", finish_reason="stop")), hangs=True),
     "kept": Answer(WELL.body, keeps=True),
@@ -171,7 +171,7 @@ def test_answer_that_breaks_off_is_a_status_or_ends_the_stream_with_the_error(fr
 
 
 @pytest.mark.parametrize(
-    "model", ["well-typed-otherwise", "whole", "ends-without-a-word", "cut-behind-its-end", "hangs-behind-its-end"]
+    "model", ["well-typed-otherwise", "whole", "no-done", "cut-behind-its-end", "hangs-behind-its-end"]
 )
 def test_answer_that_is_whole_is_delivered_whole(front: RunningServer, model: str) -> None:
     choices = front.post("/v1/completions", completion(model)).json()["choices"]

@@ -22,6 +22,7 @@ from mlx_manager.providers import (
     llamacpp_health_check,
     mlxlm_health_check,
 )
+from tests.faulty_upstream import NO_MODELS
 from tests.providers.stand_in import HEALTHY, LOADING, MODELS, Drip, Reply, Route, Silence, stand_in
 
 pytestmark = pytest.mark.anyio
@@ -119,6 +120,29 @@ async def test_health_check_does_not_raise_for_an_environment_of_nonsense(
     status = await kind.health_check()
     assert not status.connected
     assert status.error is not None
+
+
+@both
+async def test_connection_that_the_server_dropped_is_made_anew(kind: Kind) -> None:
+    with stand_in(WELL, drops_kept=True) as server:
+        status = await kind.health_check(kind.settings(base_url=server.url))
+    assert (status.model_id, status.error) == (MODEL_ID, None)
+    assert len(server.connections) == 2
+
+
+@both
+async def test_entries_that_name_no_model_are_left_out(kind: Kind) -> None:
+    entries = [*NO_MODELS, *MODELS["data"]]
+    with stand_in({"/v1/models": Reply({"data": entries})}) as server:
+        status = await kind.health_check(kind.settings(base_url=server.url))
+    assert (status.metadata["models"], status.error) == ([MODEL_ID], None)
+
+
+@both
+async def test_list_of_null_is_a_server_without_models(kind: Kind) -> None:
+    with stand_in({"/v1/models": Reply({"object": "list", "data": None})}) as server:
+        status = await kind.health_check(kind.settings(base_url=server.url))
+    assert (status.connected, status.metadata["selected"], status.error) == (True, "none listed", None)
 
 
 FAULTS: dict[str, tuple[Reply, int | None, str]] = {

@@ -292,7 +292,11 @@ class ProviderClient:
         try:
             # httpx bounds each wait for a byte; this bounds all of them together.
             async with asyncio.timeout(seconds):
-                return await self._http.get(self.root + path)
+                try:
+                    return await self._http.get(self.root + path)
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    # It may have been a kept connection that the server had closed; asking twice changes nothing.
+                    return await self._http.get(self.root + path)
         except (TimeoutError, httpx.TimeoutException) as exc:
             remedy = f"it may be busy, or {provider.setting('timeout')} too short"
             raise self._error(path, f"did not answer within {seconds:g} s: {remedy}") from exc

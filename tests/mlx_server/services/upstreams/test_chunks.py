@@ -70,7 +70,10 @@ def test_thoughts_are_read_under_all_of_their_names_once(delta: dict[str, Any]) 
     assert events_of(chat(delta, {"content": "Yes"})) == [ReasoningDelta(0, "Hm"), TextDelta(0, "Yes")]
 
 
-@pytest.mark.parametrize("content", [[HM], ["H", "m"], HM, [{"type": "output_text", "text": "Hm"}], [{"text": "Hm"}]])
+@pytest.mark.parametrize(
+    "content",
+    [[HM], ["H", "m"], HM, [{"type": "output_text", "text": "Hm"}], [{"text": "Hm"}, {"type": "text", "text": None}]],
+)
 def test_content_in_parts_is_its_text(content: object) -> None:
     assert events_of(chat({"content": content})) == [TextDelta(0, "Hm")]
 
@@ -179,6 +182,10 @@ def test_logprobs_of_a_completion_are_read_from_their_columns() -> None:
     ]
 
 
+def test_empty_list_of_logprobs_is_none() -> None:
+    assert events_of(chat({"content": "a"}, logprobs=[])) == [TextDelta(0, "a")]
+
+
 def test_columns_of_different_lengths_are_a_bad_chunk() -> None:
     chunk = {"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": []}}]}
     with pytest.raises(BadChunk, match="one length"):
@@ -234,7 +241,7 @@ def test_error_of_any_shape_keeps_its_message(chunk: dict[str, Any], words: str)
 
 
 @pytest.mark.parametrize("error", [None, False, "", {}])
-def test_error_that_says_nothing_is_none(error: object) -> None:
+def test_empty_error_is_ignored(error: object) -> None:
     assert events_of([{"error": error, **chat({"content": "a"})[0]}]) == [TextDelta(0, "a")]
 
 

@@ -20,7 +20,7 @@ def test_reasons_become_those_that_clients_know(theirs: str, ours: str) -> None:
 
 
 @pytest.mark.parametrize("said", [None, "", " ", "null", "None", False, "FINISH_REASON_UNSPECIFIED"])
-def test_reason_that_says_nothing_ends_nothing(said: object) -> None:
+def test_empty_reason_does_not_end_a_choice(said: object) -> None:
     assert read_finish_reason(said) is None
 
 

@@ -112,7 +112,7 @@ class _ChoiceReader:
         if delta.content is None:
             delta.content = choice.text
         words = words_of(delta)
-        logprobs = self._logprobs(choice.logprobs) if choice.logprobs is not None else ()
+        logprobs = self._logprobs(choice.logprobs) if isinstance(choice.logprobs, LogprobColumns) else ()
         if words["thoughts"]:
             self.pieces += 1
             yield ReasoningDelta(self._index, words["thoughts"], logprobs if not words["text"] else ())

@@ -83,7 +83,8 @@ class ChoiceChunk(msgspec.Struct):
     delta: Delta | None = None
     message: Delta | None = None
     text: object = None
-    logprobs: LogprobColumns | None = None
+    logprobs: LogprobColumns | list[object] | None = None
+    """A list is what some servers send where there are none."""
     finish_reason: object = None
     error: object = None
 
@@ -149,11 +150,11 @@ def _parts(content: object, kind: Kind = "text") -> Iterator[tuple[Kind, str]]:
             for part in content:
                 yield from _parts(part, kind)
         case dict():
-            part_kind = _KINDS.get(content.get("type"))
-            names = (content.get("type"), "text", "content")
-            inner = next((content[name] for name in names if name in content), None)
-            if part_kind is None or inner is None:
+            part_type = content.get("type")
+            part_kind = _KINDS.get(part_type)
+            name = next((name for name in (part_type, "text", "content") if name in content), None)
+            if part_kind is None or name is None:
                 raise BadChunk(f"sent a part of content that is not text: {str(content)[:_EXCERPT_CHARACTERS]}")
-            yield from _parts(inner, kind if part_kind == "text" else part_kind)
+            yield from _parts(content[name], kind if part_kind == "text" else part_kind)
         case _:
             raise BadChunk(f"sent content that is not text: {str(content)[:_EXCERPT_CHARACTERS]}")
