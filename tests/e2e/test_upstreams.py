@@ -76,6 +76,14 @@ BROKEN_OFF: dict[str, tuple[Answer, int, str, str]] = {
         "upstream_error",
         "slot",
     ),
+    "deep-json": (
+        Answer((HALF, sse(b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), DONE)),
+        *(502, "upstream_error", "nested too deeply"),
+    ),
+    "deep-error": (
+        Answer((HALF, sse(b'{"error": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), DONE)),
+        *(502, "upstream_error", "nested too deeply"),
+    ),
     "error-event": (Answer((HALF, sse({"error": {"message": "out of memory"}}))), 502, "upstream_error", "of memory"),
     "cut": (Answer((HALF,), missing_bytes=9), 502, "upstream_error", "broke the connection off"),
     "ended-early": (Answer((HALF,)), 502, "upstream_error", "ended its answer"),

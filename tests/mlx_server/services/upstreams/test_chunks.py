@@ -84,7 +84,8 @@ def test_refusal_stays_a_refusal(delta: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [([{"type": "image_url", "image_url": {"url": "x"}}], "image_url"), (7, "7"), ([7], "7")]
+    ("content", "words"),
+    [([{"type": "image_url", "image_url": {"url": "x"}}], "image_url"), (7, "7"), ([7], "7"), ({"type": []}, "type")],
 )
 def test_content_that_is_not_text_is_told(content: object, words: str) -> None:
     with pytest.raises(BadChunk, match=f"not text: .*{words}"):

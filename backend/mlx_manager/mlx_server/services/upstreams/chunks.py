@@ -124,11 +124,12 @@ class _ChoiceReader:
             text = self._stop.feed(words["text"])
             if text or logprobs:
                 yield TextDelta(self._index, text, logprobs)
-        for piece in delta.call_pieces:
+        pieces = delta.call_pieces
+        for piece in pieces:
             self.pieces += 1
             yield from self._calls.add(piece)
         self._note_reason(choice.finish_reason)
-        self.rests = self.reason is not None and not any(words.values()) and not delta.call_pieces
+        self.rests = self.reason is not None and not any(words.values()) and not pieces
 
     def _note_reason(self, said: object) -> None:
         """Some servers give a reason with every chunk, so the choice goes on: "stop" gives way to any other."""

@@ -5,7 +5,6 @@ servers send and the standard does not have: events without a blank line between
 error` (llama.cpp), and a line that is JSON by itself (Ollama's errors).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -41,61 +40,52 @@ class EventStreamDecoder:
         self._bytes = 0
         self._at_start = True
 
-    def feed(self, piece: bytes) -> Iterator[ServerSentEvent]:
+    def feed(self, piece: bytes) -> list[ServerSentEvent]:
         """Raises EventTooLong."""
         lines = (self._rest + piece).splitlines(keepends=True)  # of bytes: at CR, LF and CRLF, and at no U+2028
         # A CR at the end may be the first half of a line break.
         self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
         if len(self._rest) > MAX_EVENT_BYTES:
             raise EventTooLong
-        for line in lines:
-            yield from self._read(line.rstrip(b"\r\n"))
+        events = (self._read(line.rstrip(b"\r\n")) for line in lines)
+        return [event for event in events if event is not None]
 
-    def flush(self) -> Iterator[ServerSentEvent]:
+    def flush(self) -> list[ServerSentEvent]:
         """What is left, without an event that breaks off."""
         rest, self._rest = self._rest.rstrip(b"\r\n"), b""
-        for event in (*self._read(rest), *self._dispatch()):
-            if event.is_error or _is_whole(event.payload):
-                yield event
+        events = (self._read(rest), self._dispatch())
+        return [event for event in events if event is not None and (event.is_error or _is_whole(event.payload))]
 
-    def _read(self, line: bytes) -> Iterator[ServerSentEvent]:
+    def _read(self, line: bytes) -> ServerSentEvent | None:
         if self._at_start:
             self._at_start = False
             line = line.removeprefix(_BYTE_ORDER_MARK)
         if not line:
-            yield from self._dispatch()
-        elif line.startswith(b"{") and not self._data:
-            yield ServerSentEvent(line)
-        else:
-            yield from self._read_field(*_field(line))
+            return self._dispatch()
+        if line.startswith(b"{") and not self._data:
+            return ServerSentEvent(line)
+        name, _, value = line.partition(b":")  # a comment has no name
+        return self._read_field(name, value.removeprefix(b" "))
 
-    def _read_field(self, name: bytes, value: bytes) -> Iterator[ServerSentEvent]:
+    def _read_field(self, name: bytes, value: bytes) -> ServerSentEvent | None:
         if name == b"event":
             self._name = value
-        elif name in (b"data", b"error"):
+        elif name in (b"data", b"error") and (value.strip() or self._data):
             if name == b"error":
                 self._name = name
-            if not value.strip() and not self._data:
-                return
             self._data.append(value)
             self._bytes += len(value)
             if self._bytes > MAX_EVENT_BYTES:
                 raise EventTooLong
             if len(self._data) == 1 and _is_whole(value):  # does not wait for the blank line, which may not come
-                yield from self._dispatch()
+                return self._dispatch()
+        return None
 
-    def _dispatch(self) -> Iterator[ServerSentEvent]:
+    def _dispatch(self) -> ServerSentEvent | None:
         payload = b"\n".join(self._data).strip()
         is_error = self._name == b"error"
         self._data, self._bytes, self._name = [], 0, b""
-        if payload:
-            yield ServerSentEvent(payload, is_error)
-
-
-def _field(line: bytes) -> tuple[bytes, bytes]:
-    """A comment has no name."""
-    name, _, value = line.partition(b":")
-    return name, value.removeprefix(b" ")
+        return ServerSentEvent(payload, is_error) if payload else None
 
 
 def _is_whole(value: bytes) -> bool:

@@ -55,6 +55,8 @@ class Replies:
             raise self._failure(exc.error) from exc
         except BadChunk as exc:
             raise UpstreamError(self._without_key(f"{self._who} {exc}.")) from exc
+        except RecursionError as exc:
+            raise UpstreamError(f"{self._who} sent JSON that is nested too deeply.") from exc
         except httpx.TimeoutException as exc:
             seconds = self._settings.timeout_seconds
             what = "took no connection" if isinstance(exc, httpx.ConnectTimeout) else f"said nothing for {seconds:g} s"

@@ -99,9 +99,9 @@ class Chunk(msgspec.Struct):
     @property
     def is_failure(self) -> bool:
         """Whether it tells of an error, in one of the shapes that servers have for it."""
-        if any(map(is_error, (self.error, *(choice.error for choice in self.choices or ())))):
-            return True
-        return self.choices is None and (isinstance(self.message, str) or is_error(self.detail))
+        if self.choices is None:
+            return is_error(self.error) or isinstance(self.message, str) or is_error(self.detail)
+        return is_error(self.error) or any(is_error(choice.error) for choice in self.choices)
 
 
 _decoder = msgspec.json.Decoder(Chunk)
@@ -116,8 +116,7 @@ def read_chunk(payload: bytes) -> Chunk:
 
 
 Kind = Literal["text", "thoughts", "refusal"]
-_KINDS: dict[object, Kind] = {
-    None: "text",
+_KINDS: dict[str, Kind] = {
     "text": "text",
     "output_text": "text",
     "thinking": "thoughts",
@@ -132,15 +131,18 @@ _KINDS: dict[object, Kind] = {
 def words_of(delta: Delta) -> dict[Kind, str]:
     """What is said, by its kind. Thoughts that are sent under several names are taken once. Raises BadChunk."""
     words: dict[Kind, str] = {"text": "", "thoughts": "", "refusal": delta.refusal or ""}
-    thoughts = (delta.reasoning_content, delta.reasoning, delta.thinking)
-    for kind, text in _parts(next(filter(None, thoughts), None), "thoughts"):
-        words[kind] += text
-    for kind, text in _parts(delta.content):
-        words[kind] += text
+    thoughts = delta.reasoning_content or delta.reasoning or delta.thinking
+    said: tuple[tuple[object, Kind], ...] = ((thoughts, "thoughts"), (delta.content, "text"))
+    for content, kind in said:
+        if isinstance(content, str):
+            words[kind] += content
+        elif content is not None:
+            for part_kind, text in _parts(content, kind):
+                words[part_kind] += text
     return words
 
 
-def _parts(content: object, kind: Kind = "text") -> Iterator[tuple[Kind, str]]:
+def _parts(content: object, kind: Kind) -> Iterator[tuple[Kind, str]]:
     match content:
         case None:
             pass
@@ -150,9 +152,10 @@ def _parts(content: object, kind: Kind = "text") -> Iterator[tuple[Kind, str]]:
             for part in content:
                 yield from _parts(part, kind)
         case dict():
-            part_type = content.get("type")
-            part_kind = _KINDS.get(part_type)
-            name = next((name for name in (part_type, "text", "content") if name in content), None)
+            part_type = content.get("type", "text")
+            part_kind = _KINDS.get(part_type) if isinstance(part_type, str) else None
+            names = (name for name in (part_type, "text", "content") if part_kind is not None and name in content)
+            name = next(names, None)
             if part_kind is None or name is None:
                 raise BadChunk(f"sent a part of content that is not text: {str(content)[:_EXCERPT_CHARACTERS]}")
             yield from _parts(content[name], kind if part_kind == "text" else part_kind)
