@@ -45,7 +45,7 @@ from mlx_manager.mlx_server.engine.watchdog import Patience
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
-from mlx_manager.mlx_server.services.inference import InferenceService
+from mlx_manager.mlx_server.services.inference import InferenceService, set_running_service
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
@@ -135,12 +135,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
     app.state.reloader = Reloader(app)
     set_running_pool(pool)
+    set_running_service(inference)
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
         pool.preload(model_id)
     upstreams.start()
     try:
         yield
     finally:
+        set_running_service(None)
         set_running_pool(None)
         app.state.server = None
         await upstreams.aclose()

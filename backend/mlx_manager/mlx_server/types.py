@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, assert_never
 
 from mlx_manager.mlx_server.records import GenerationRecord
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 CHARACTERS_PER_TOKEN = 4
 """About as many in English text."""
 
@@ -281,6 +281,14 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusalDelta:
+    """What an upstream's model says in place of an answer that it may not give."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallStarted:
     """`call` counts the calls of the choice from 0; the deltas of its arguments follow under the same number."""
 
@@ -311,7 +319,8 @@ class Completed:
     usage: Usage
 
 
-GenerationEvent = Started | TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta | ChoiceFinished | Completed
+Delta = TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta
+GenerationEvent = Started | Delta | ChoiceFinished | Completed
 GenerationEvents = AsyncGenerator[GenerationEvent, None]
 
 
@@ -323,6 +332,7 @@ class Choice:
     logprobs: Logprobs = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +351,7 @@ async def fold(events: GenerationEvents) -> Generation:
             match event:
                 case Started():
                     pass
-                case TextDelta() | ReasoningDelta() | ToolCallStarted() | ToolCallDelta():
+                case TextDelta() | ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
                     parts[event.index].add(event)
                 case ChoiceFinished(index, reason):
                     choices.append(parts[index].choice(index, reason))
@@ -359,9 +369,10 @@ class ChoiceParts:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._refusal: list[str] = []
         self._calls: dict[int, tuple[ToolCallStarted, list[str]]] = {}
 
-    def add(self, event: TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta) -> None:
+    def add(self, event: Delta) -> None:
         match event:
             case TextDelta(_, text, logprobs):
                 self._text.append(text)
@@ -369,6 +380,8 @@ class ChoiceParts:
             case ReasoningDelta(_, text, logprobs):
                 self._reasoning.append(text)
                 self._logprobs += logprobs
+            case RefusalDelta(_, text):
+                self._refusal.append(text)
             case ToolCallStarted():
                 self._calls[event.call] = (event, [])
             case ToolCallDelta():
@@ -378,5 +391,5 @@ class ChoiceParts:
 
     def choice(self, index: int, reason: FinishReason) -> Choice:
         calls = (ToolCall(call.id, call.name, "".join(arguments)) for call, arguments in self._calls.values())
-        reasoning = "".join(self._reasoning)
-        return Choice(index, "".join(self._text), reason, tuple(self._logprobs), reasoning, tuple(calls))
+        text, reasoning, refusal = map("".join, (self._text, self._reasoning, self._refusal))
+        return Choice(index, text, reason, tuple(self._logprobs), reasoning, tuple(calls), refusal)

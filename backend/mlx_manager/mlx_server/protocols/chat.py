@@ -30,6 +30,7 @@ from mlx_manager.mlx_server.types import (
     GenerationEvent,
     Logprobs,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     ToolCall,
@@ -153,6 +154,8 @@ class ChatBuilder:
                 return [self._chunk(index, {"content": text}, logprobs)]
             case ReasoningDelta(index, text, logprobs):
                 return [self._chunk(index, _reasoning(text), logprobs)]
+            case RefusalDelta(index, text):
+                return [self._chunk(index, {"refusal": text})]
             case ToolCallStarted():
                 call: JsonObject = {
                     "id": event.id,
@@ -208,9 +211,9 @@ class ChatBuilder:
 
 
 def _message(choice: Choice) -> JsonObject:
-    """Content is null where the answer is tool calls alone."""
-    content = choice.text if choice.text or not choice.tool_calls else None
-    message: JsonObject = {"role": "assistant", "content": content, "refusal": None}
+    """Content is null where the answer is tool calls or a refusal alone."""
+    content = choice.text if choice.text or not (choice.tool_calls or choice.refusal) else None
+    message: JsonObject = {"role": "assistant", "content": content, "refusal": choice.refusal or None}
     if choice.reasoning:
         message |= _reasoning(choice.reasoning)
     if choice.tool_calls:

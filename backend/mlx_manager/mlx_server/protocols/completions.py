@@ -27,6 +27,7 @@ from mlx_manager.mlx_server.types import (
     GenerationEvent,
     Logprobs,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     ToolCallDelta,
@@ -120,7 +121,7 @@ class CompletionBuilder:
                 return []
             case TextDelta(index, text, logprobs):
                 return [self._chunk(index, text, logprobs)]
-            case ReasoningDelta() | ToolCallStarted() | ToolCallDelta():
+            case ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
                 return []  # a completion has text alone
             case ChoiceFinished(index, reason):
                 return [self._chunk(index, "", (), reason)]

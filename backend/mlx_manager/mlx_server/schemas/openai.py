@@ -18,7 +18,7 @@ from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Switch = Annotated[bool, Field(strict=True), BeforeValidator(lambda value: False if value is None else value)]
 """A bool that clients also send as null."""
 LogitBias = Annotated[float, Field(ge=-100, le=100, strict=True)]
@@ -279,7 +279,7 @@ class ToolCall(BaseModel):
 class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
-    refusal: None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -317,6 +317,7 @@ class ToolCallDelta(BaseModel):
 class ChatCompletionChunkDelta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[ToolCallDelta] | None = None

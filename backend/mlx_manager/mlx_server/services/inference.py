@@ -1,8 +1,9 @@
 """The straight line of every request: lease the model, render and tokenise, compile the grammar, generate, events.
 
-Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves: awaited first,
-each gives an async iterator of OpenAI's chunks as dicts when `stream`, else one response; they raise `ServerError`
-where the HTTP endpoints answer with a status.
+Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves. They use its
+service, so upstreams, fallbacks, deadline and limits are those of the HTTP endpoints. Awaited first, each gives an
+async iterator of OpenAI's chunks as dicts when `stream`, else one response; they raise `ServerError` where the HTTP
+endpoints answer with a status.
 """
 
 import logging
@@ -14,8 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlx_manager.mlx_server.engine.sequences import Sequence
-from mlx_manager.mlx_server.errors import InvalidRequest
-from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
+from mlx_manager.mlx_server.errors import InvalidRequest, NotReady
+from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.records import GenerationRecord
@@ -41,24 +42,33 @@ logger = logging.getLogger(__name__)
 Answer = JsonObject | AsyncIterator[JsonObject]
 
 
+class _Unasked(int):
+    """A limit that the caller did not ask for: the model's own comes before it, and it is cut to what fits."""
+
+
+DEFAULT_MAX_TOKENS = _Unasked(4096)
+DEFAULT_COMPLETION_TOKENS = _Unasked(completions.DEFAULT_MAX_TOKENS)
+_running_service: "InferenceService | None" = None
+
+
 class InferenceService:
     """Turns requests into events, over the models of a pool and those of upstreams."""
 
     def __init__(
         self,
         pool: ModelPoolManager,
-        timeout_seconds: float = 0,
-        routing: Routing | None = None,
+        timeout_seconds: float,
+        routing: Routing,
         *,
-        max_prompt_characters: int = 0,
-        trace_content: bool = False,
+        max_prompt_characters: int,
+        trace_content: bool,
     ) -> None:
-        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's.
+        """A request may take `timeout_seconds`; 0 for as long as it takes.
 
         Prompts over `max_prompt_characters` are refused; 0 for none.
         """
         self._pool = pool
-        self.routing = routing if routing is not None else Routing(pool)
+        self.routing = routing
         self.timeout_seconds = timeout_seconds
         self.max_prompt_characters = max_prompt_characters
         self.trace_content = trace_content
@@ -125,31 +135,49 @@ def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[Se
     record.broken_calls = sum(run.broken_calls for run in runs)
 
 
+def set_running_service(service: InferenceService | None) -> None:
+    """For the lifespan alone."""
+    global _running_service
+    _running_service = service
+
+
+def _get_running_service() -> InferenceService:
+    if _running_service is None:
+        raise NotReady("No server is running: enter the app's lifespan first.")
+    return _running_service
+
+
 async def generate_chat_completion(
     model_id: str,
     messages: list[dict[str, Any]],
-    max_tokens: int = 4096,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: str | list[str] | None = None,
     stream: bool = False,
 ) -> Answer:
     """One chat completion of `messages`, each a dict with "role" and "content"."""
-    fields = {"messages": messages, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
+    fields = {
+        "messages": messages,
+        "max_tokens": _asked(max_tokens),
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": stop,
+    }
     try:
         body = openai.ChatCompletionRequest.model_validate({"model": model_id, **fields})
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
-    request = chat.to_request(body, max_tokens)
+    request = chat.to_request(body, int(DEFAULT_MAX_TOKENS))
     request.record.streamed = stream
-    events = InferenceService(get_model_pool()).generate(request)
+    events = _get_running_service().generate(request)
     return await _answer(events, chat.ChatBuilder(request), stream)
 
 
 async def generate_completion(
     model_id: str,
     prompt: str,
-    max_tokens: int = 16,
+    max_tokens: int = DEFAULT_COMPLETION_TOKENS,
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: str | list[str] | None = None,
@@ -157,15 +185,25 @@ async def generate_completion(
     stream: bool = False,
 ) -> Answer:
     """One completion that goes on from `prompt`."""
-    fields = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
+    fields = {
+        "prompt": prompt,
+        "max_tokens": _asked(max_tokens),
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": stop,
+    }
     try:
         body = openai.CompletionRequest.model_validate({"model": model_id, "echo": echo, **fields})
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
     request = completions.to_request(body)
     request.record.streamed = stream
-    events = InferenceService(get_model_pool()).generate(request)
+    events = _get_running_service().generate(request)
     return await _answer(events, completions.CompletionBuilder(request), stream)
+
+
+def _asked(max_tokens: int) -> int | None:
+    return None if isinstance(max_tokens, _Unasked) else max_tokens
 
 
 async def _answer(

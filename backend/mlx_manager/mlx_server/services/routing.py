@@ -8,7 +8,6 @@ from dataclasses import replace
 from mlx_manager.mlx_server.errors import (
     InsufficientMemory,
     ModelLoadFailed,
-    ModelNotFound,
     NotReady,
     ServerBusy,
     ServerError,
@@ -34,13 +33,13 @@ class Routing:
     def __init__(
         self,
         pool: ModelPoolManager,
-        upstreams: Upstreams | None = None,
-        fallbacks: Mapping[str, Sequence[str]] | None = None,
+        upstreams: Upstreams,
+        fallbacks: Mapping[str, Sequence[str]],
     ) -> None:
         """`fallbacks` are for models of this machine; upstreams have their own."""
         self._pool = pool
-        self._upstreams = upstreams if upstreams is not None else Upstreams()
-        self.fallbacks = fallbacks if fallbacks is not None else {}
+        self._upstreams = upstreams
+        self.fallbacks = fallbacks
 
     async def events(self, request: Request, local: Backend) -> GenerationEvents:
         """Of the first model that can answer, of the request's and its fallbacks, chosen before the first token.
@@ -76,12 +75,11 @@ class Routing:
         return local(request) if upstream is None else upstream.generate(request)
 
     def _upstream(self, model_id: str) -> UpstreamServer | None:
-        """None for a model of this machine, and for one that nobody has."""
-        try:
-            self._pool.catalog.resolve(model_id)
-        except ModelNotFound:
-            return self._upstreams.find(model_id)
-        return None
+        """None for a model of this machine, and for an id that no upstream has either.
+
+        The catalogue may still have an answer to such an id: a download, or the default model.
+        """
+        return None if self._pool.catalog.knows(model_id) else self._upstreams.find(model_id)
 
     def _fallbacks_of(self, model_id: str, upstream: UpstreamServer | None) -> Sequence[str]:
         if upstream is not None:

@@ -28,13 +28,14 @@ from mlx_manager.mlx_server.types import (
     GenerationEvent,
     GenerationEvents,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
 )
 
-_DELTAS = (TextDelta, ReasoningDelta, ToolCallStarted, ToolCallDelta)
+_DELTAS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallStarted, ToolCallDelta)
 
 Attributes = dict[str, AttributeValue]
 

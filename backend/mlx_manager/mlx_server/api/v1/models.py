@@ -6,7 +6,6 @@ from dataclasses import asdict
 from fastapi import APIRouter
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
-from mlx_manager.mlx_server.errors import ModelNotFound
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import read_facts
 from mlx_manager.mlx_server.schemas.openai import ModelInfo, ModelListResponse
@@ -26,14 +25,11 @@ async def list_models(state: State) -> ModelListResponse:
 @router.get("/models/{model_id:path}")
 async def retrieve_model(model_id: str, state: State) -> ModelInfo:
     server = require(state)
-    found = next((model for model in _of_upstreams(server, set()) if model.id == model_id), None)
-    try:
-        entry = await server.pool.find(model_id)
-    except ModelNotFound:
-        if found is None:
-            raise
-        return found
-    return await asyncio.to_thread(_describe, server, entry)
+    if not server.pool.catalog.knows(model_id):  # as the routing of a request goes
+        found = next((model for model in _of_upstreams(server, set()) if model.id == model_id), None)
+        if found is not None:
+            return found
+    return await asyncio.to_thread(_describe, server, await server.pool.find(model_id))
 
 
 def _of_upstreams(server: ServerState, local_ids: set[str]) -> list[ModelInfo]:
