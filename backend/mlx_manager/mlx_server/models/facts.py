@@ -1,8 +1,10 @@
 """What a model's files tell of it without loading it: size, context, quantisation, family, what it can do."""
 
 import functools
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
@@ -11,11 +13,16 @@ from mlx_manager.mlx_server.models.fitness import quantization_name
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import detect_format
 
+_TOOLS = re.compile(r"(?<![.\w'\"])tools\b(?!['\"])")
+"""The variable of that name in a template, and no member of a message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
+    """`tools` is False for a model that cannot chat."""
+
     chat: bool
-    tools: bool
+    tools: Literal["native", "prompted", False]
     reasoning: bool
     structured_output: bool
 
@@ -71,10 +78,14 @@ def _capabilities(family: str, folder: Path, template: Path | None) -> Capabilit
     output = detect_format(family, text, _special_tokens(tokenizer_config))
     return Capabilities(
         chat=bool(text),
-        tools="tools" in text and output.name != "plain",
+        tools=_tools(text, output.name) if text else False,
         reasoning=bool(text) and output.reasoning is not None,
         structured_output=(folder / "tokenizer.json").is_file(),
     )
+
+
+def _tools(template: str, output_format: str) -> Literal["native", "prompted"]:
+    return "native" if _TOOLS.search(template) and output_format != "plain" else "prompted"
 
 
 def _template_text(folder: Path, own: Path | None, tokenizer_config: dict[str, object]) -> str:
