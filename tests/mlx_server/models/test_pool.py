@@ -1,8 +1,8 @@
 """The pool with real workers."""
 
 import asyncio
-import logging
 import json
+import logging
 from pathlib import Path
 
 import psutil

@@ -26,7 +26,10 @@ You are provided with function signatures within <tools></tools> XML tags:
 For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
 <tool_call>
 {{"name": <function-name>, "arguments": <args-json-object>}}
-</tool_call>"""
+</tool_call>
+
+The results of the calls are given within <tool_response></tool_response> XML tags. Answer the user from them in your \
+own words."""
 _RESULT = "<tool_response>\n{text}\n</tool_response>"
 
 
