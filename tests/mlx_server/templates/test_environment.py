@@ -119,7 +119,7 @@ def test_a_prompt_is_the_same_here_and_apart(pair: tuple[Tokenizer, Tokenizer], 
 
 def test_a_template_sees_that_a_content_is_null(pair: tuple[Tokenizer, Tokenizer]) -> None:
     template = "{% for m in messages %}{{ m.content is none }} {{ m.name is defined }} {% endfor %}"
-    messages = [{**CALL, "content": None, "name": None}, CALL]
+    messages: list[dict[str, Any]] = [{**CALL, "content": None, "name": None}, CALL]
     assert outcome(pair[1], template, messages, {}) == "True False False False "
 
 
