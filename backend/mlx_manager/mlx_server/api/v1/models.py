@@ -66,9 +66,7 @@ def _describe(server: ServerState, entry: ModelEntry) -> ModelInfo:
 
 def _served(server: ServerState, entry: ModelEntry, told: Capabilities) -> Capabilities:
     """What a loaded model's template was found to accept goes before what its files tell."""
-    model, tools = server.pool.loaded(entry.id), told.tools
-    if tools and model is not None:
-        tools = "native" if model.language.traits.native_tools else "prompted"
-    if tools == "prompted" and not server.inference.prompt_rules.tool_prompt:
-        tools = False
-    return replace(told, tools=tools)
+    model = server.pool.loaded(entry.id)
+    if told.tools and model is not None:
+        told = replace(told, tools="native" if model.language.traits.native_tools else "prompted")
+    return told.with_tool_prompt(server.inference.prompt_rules.tool_prompt)
