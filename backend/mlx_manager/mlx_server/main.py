@@ -46,6 +46,7 @@ from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_defau
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
 from mlx_manager.mlx_server.services.inference import InferenceService, set_running_service
+from mlx_manager.mlx_server.services.prompts import prompt_rules
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
@@ -129,7 +130,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool,
         settings.request_timeout_seconds,
         routing,
-        max_prompt_characters=settings.max_prompt_characters,
+        prompt_rules=prompt_rules(settings),
         trace_content=settings.trace_content,
     )
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))

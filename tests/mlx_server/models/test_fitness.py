@@ -180,7 +180,7 @@ def test_facts_of_the_demo() -> None:
     assert facts is not None
     assert (facts.family, facts.quantization) == ("llama", None)
     assert facts.context_length == 8192
-    assert facts.capabilities == Capabilities(chat=True, tools=True, reasoning=True, structured_output=True)
+    assert facts.capabilities == Capabilities(chat=True, tools="native", reasoning=True, structured_output=True)
 
 
 def test_model_without_a_chat_template_cannot_chat_and_the_user_may_give_one(folder: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_model_without_a_chat_template_cannot_chat_and_the_user_may_give_one(fol
     settings = ModelSettings(id="model", path=folder, chat_template=template, context_length=100)
     facts = read_facts(ModelEntry("model", folder, settings=settings))
     assert facts is not None
-    assert (facts.capabilities.chat, facts.capabilities.tools, facts.context_length) == (True, False, 100)
+    assert (facts.capabilities.chat, facts.capabilities.tools, facts.context_length) == (True, "prompted", 100)
 
 
 def test_nothing_is_known_of_a_model_that_is_not_here() -> None:

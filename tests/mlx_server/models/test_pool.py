@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 
 import psutil
@@ -204,13 +205,15 @@ def test_there_is_no_running_pool_outside_of_a_lifespan() -> None:
         get_model_pool()
 
 
-async def test_model_whose_template_does_not_take_tools_is_warned_of_when_it_is_loaded(
+async def test_a_model_that_needs_a_prompt_for_its_tools_is_named_when_it_is_loaded(
     tmp_path: Path, babbler: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     toolless = make_random_llama(tmp_path / "toolless")
     (toolless / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    caplog.set_level(logging.INFO)
     async with pool_of(toolless, babbler) as pool:
         await pool.get_model("babbler")
         assert "Tool calls" not in caplog.text
+        assert "by a prompt" not in caplog.text
         await pool.get_model("toolless")
-    assert "Tool calls of model toolless may fail: the chat template does not show tools to the model" in caplog.text
+    assert "Model toolless is shown tools by a prompt: the chat template does not show tools" in caplog.text

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
@@ -13,13 +15,22 @@ from mlx_manager.mlx_server.models.fitness import quantization_name
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import detect_format
 
+_TOOLS = re.compile(r"(?<![.\w'\"])tools\b(?!['\"])")
+"""The variable of that name in a template, and no member of a message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
+    """`tools` is False for a model that cannot chat."""
+
     chat: bool
-    tools: bool
+    tools: Literal["native", "prompted", False]
     reasoning: bool
     structured_output: bool
+
+    def with_tool_prompt(self, is_on: bool) -> "Capabilities":
+        """As a server has them that shows tools by a prompt, or does not."""
+        return self if is_on or self.tools != "prompted" else replace(self, tools=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +82,17 @@ def _read_facts(model_id: str, folder: Path, template: Path | None, changed_at: 
 def _capabilities(family: str, folder: Path, template: Path | None) -> Capabilities:
     text = "\n".join(read_chat_templates(folder, template).values())
     output = detect_format(family, text, _added_tokens(folder))
+    can_chat = bool(text) or "chat_template_type" in read_json(folder / "tokenizer_config.json")
     return Capabilities(
-        chat=bool(text) or "chat_template_type" in read_json(folder / "tokenizer_config.json"),
-        tools="tools" in text and output.name != "plain",
+        chat=can_chat,
+        tools=_tools(text, output.name) if can_chat else False,
         reasoning=bool(text) and output.reasoning is not None,
         structured_output=(folder / "tokenizer.json").is_file(),
     )
+
+
+def _tools(template: str, output_format: str) -> Literal["native", "prompted"]:
+    return "native" if _TOOLS.search(template) and output_format != "plain" else "prompted"
 
 
 def _added_tokens(folder: Path) -> set[str]:

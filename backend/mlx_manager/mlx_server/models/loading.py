@@ -15,7 +15,7 @@ from mlx_manager.mlx_server.engine.watchdog import Patience
 from mlx_manager.mlx_server.errors import LoadingCrashed, ModelLoadFailed
 from mlx_manager.mlx_server.models.adapters import ModelAdapter, get_adapter
 from mlx_manager.mlx_server.models.adapters.output import get_output_format, special_tokens
-from mlx_manager.mlx_server.models.adapters.round_trip import check_round_trip
+from mlx_manager.mlx_server.models.adapters.traits import TemplateTraits, probe_template
 from mlx_manager.mlx_server.models.adapters.turn_ends import turn_end_tokens
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import read_chat_templates
@@ -25,6 +25,7 @@ from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.templating import render_apart
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.models.weights import weights_size
+from mlx_manager.mlx_server.parsers.detect import prompted_format
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
@@ -47,6 +48,7 @@ class Language:
     turn_ends: list[int]
     """Tokens with which its chat template ends the assistant's turn."""
     templates: TemplateRenderer
+    traits: TemplateTraits
     rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RENDERING))
     """So that a model whose template takes long holds up no other."""
 
@@ -154,18 +156,21 @@ def _load_failed(entry: ModelEntry, reason: str) -> ModelLoadFailed:
 
 
 def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer) -> Language:
-    """Blocks for the files, and for rendering the template that checks the model's tool calls."""
+    """Blocks for the files, and for rendering the chats that show what the template accepts."""
     own = entry.settings.chat_template if entry.settings is not None else None
     chat_templates = read_chat_templates(folder, own)
     tokenizer = load_tokenizer(folder, chat_templates=chat_templates, trust_remote_code=entry.trust_remote_code)
     tokenizer = render_apart(tokenizer, templates)
     adapter = get_adapter(entry.id, folder)
     output_format = get_output_format(adapter, tokenizer)
-    fault = check_round_trip(tokenizer, adapter, output_format)
-    if fault is not None:
+    traits, fault = probe_template(tokenizer, adapter, output_format)
+    if not traits.native_tools:
+        output_format = prompted_format(output_format)
+        logger.info("Model %s is shown tools by a prompt: %s", entry.id, fault)
+    elif fault is not None:
         logger.warning("Tool calls of model %s may fail: %s", entry.id, fault)
     turn_ends = turn_end_tokens(tokenizer, adapter, output_format)
-    return Language(tokenizer, adapter, output_format, special_tokens(tokenizer), turn_ends, templates)
+    return Language(tokenizer, adapter, output_format, special_tokens(tokenizer), turn_ends, templates, traits)
 
 
 def _loaded_model(

@@ -65,6 +65,7 @@ class TaggedFormat:
     def make_parser(self, tools: Sequence[Tool], *, opened_reasoning: bool) -> OutputParser:
         return OutputParser(
             lambda source: parse_output(source, self.calls, tuple(tools), self.reasoning, opened_reasoning),
+            tools,
             opened_reasoning,
         )
 
@@ -93,7 +94,7 @@ class HarmonyFormat:
         return False
 
     def make_parser(self, tools: Sequence[Tool], *, opened_reasoning: bool) -> OutputParser:
-        return OutputParser(parse_harmony)
+        return OutputParser(parse_harmony, tools)
 
     def tool_call_grammar(
         self, tools: Sequence[Tool], *, parallel: bool, special_tokens: Mapping[str, int]

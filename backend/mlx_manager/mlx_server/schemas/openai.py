@@ -369,8 +369,10 @@ class CompletionResponse(BaseModel):
 
 
 class ModelCapabilities(BaseModel):
+    """`tools` is `prompted` where the chat template does not show tools, and the server's own prompt does."""
+
     chat: bool
-    tools: bool
+    tools: Literal["native", "prompted", False]
     reasoning: bool
     structured_output: bool
 

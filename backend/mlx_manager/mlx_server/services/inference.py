@@ -24,7 +24,7 @@ from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.deadline import within
-from mlx_manager.mlx_server.services.prompts import check_length, read_prompts
+from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.tracing import traced
 from mlx_manager.mlx_server.types import (
@@ -60,17 +60,14 @@ class InferenceService:
         timeout_seconds: float,
         routing: Routing,
         *,
-        max_prompt_characters: int,
+        prompt_rules: PromptRules,
         trace_content: bool,
     ) -> None:
-        """A request may take `timeout_seconds`; 0 for as long as it takes.
-
-        Prompts over `max_prompt_characters` are refused; 0 for none.
-        """
+        """A request may take `timeout_seconds`; 0 for as long as it takes."""
         self._pool = pool
         self.routing = routing
         self.timeout_seconds = timeout_seconds
-        self.max_prompt_characters = max_prompt_characters
+        self.prompt_rules = prompt_rules
         self.trace_content = trace_content
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
@@ -81,11 +78,11 @@ class InferenceService:
         return traced(events, request, self.trace_content)
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
-        check_length(request, self.max_prompt_characters)
+        check_length(request, self.prompt_rules.max_characters)
         record, asked_at = request.record, time.time()
         async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
             _note_lease(record, model, asked_at)
-            prompts = await read_prompts(model, request, self.max_prompt_characters)
+            prompts = await read_prompts(model, request, self.prompt_rules)
             record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self._pool.grammars, model, request)
             planned = plan_choices(model, request, prompts, grammar)

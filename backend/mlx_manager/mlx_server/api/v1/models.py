@@ -1,13 +1,13 @@
 """GET /v1/models and /v1/models/{id}: what is loaded and what can be."""
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from fastapi import APIRouter
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
 from mlx_manager.mlx_server.models.catalog import ModelEntry
-from mlx_manager.mlx_server.models.facts import read_facts
+from mlx_manager.mlx_server.models.facts import Capabilities, read_facts
 from mlx_manager.mlx_server.schemas.openai import ModelInfo, ModelListResponse
 
 router = APIRouter(tags=["models"])
@@ -49,6 +49,8 @@ def _describe_all(server: ServerState) -> list[ModelInfo]:
 
 def _describe(server: ServerState, entry: ModelEntry) -> ModelInfo:
     facts = read_facts(entry)
+    if facts is not None:
+        facts = replace(facts, capabilities=_served(server, entry, facts.capabilities))
     return ModelInfo(
         id=entry.id,
         created=server.started_at,
@@ -56,3 +58,11 @@ def _describe(server: ServerState, entry: ModelEntry) -> ModelInfo:
         aliases=entry.aliases,
         **(asdict(facts) if facts is not None else {}),
     )
+
+
+def _served(server: ServerState, entry: ModelEntry, told: Capabilities) -> Capabilities:
+    """What a loaded model's template was found to accept goes before what its files tell."""
+    model = server.pool.loaded(entry.id)
+    if told.tools and model is not None:
+        told = replace(told, tools="native" if model.language.traits.native_tools else "prompted")
+    return told.with_tool_prompt(server.inference.prompt_rules.tool_prompt)
