@@ -163,6 +163,8 @@ def test_the_logfire_token_is_not_shown_when_another_setting_is_wrong(monkeypatc
         ("keep_alive", "soon"),
         ("models_dir", "/no/such/folder"),
         ("admin_key", ""),
+        ("cors_origins", "chat.example"),
+        ("cors_origins", "https://chat.example/page"),
         ("logfire_enabled", "perhaps"),
     ],
 )

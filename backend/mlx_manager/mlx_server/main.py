@@ -27,9 +27,8 @@ from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
 from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
 from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, GuardedProtocol, protocol_with
-from mlx_manager.mlx_server.api.edge.cors import Cors
 from mlx_manager.mlx_server.api.edge.exposure import addresses_of, warn_of_openness, why_too_open
-from mlx_manager.mlx_server.api.edge.hosts import HostCheck
+from mlx_manager.mlx_server.api.edge.guard import Guard
 from mlx_manager.mlx_server.api.edge.keys import KeyCheck
 from mlx_manager.mlx_server.api.edge.rate_limits import RateLimits
 from mlx_manager.mlx_server.api.edge.rules import edge_rules
@@ -92,8 +91,7 @@ def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
     )
     app.add_middleware(RateLimits)
     app.add_middleware(KeyCheck)
-    app.add_middleware(Cors)
-    app.add_middleware(HostCheck)
+    app.add_middleware(Guard)
 
 
 class _App(FastAPI):
