@@ -9,7 +9,7 @@ MODEL ?= demo
 MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 
-.PHONY: help setup serve test test-llamacpp check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-browser test-llamacpp check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-browser: $(TOOLS) ## Test in headless Chromium what a foreign web page can do to the server
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { echo "Chromium is needed (apt-get install chromium)"; exit 1; }
+	$(BIN)/pytest -rs tests/browser
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers

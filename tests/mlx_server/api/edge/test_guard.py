@@ -91,7 +91,9 @@ def test_a_foreign_page_changes_nothing(server: RunningServer, origin: str) -> N
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE"])
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/health", "/nowhere", "//admin/reload", "/docs"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/models", "/health", "/nowhere", "//admin/reload", "/docs"]
+)
 def test_no_route_takes_an_unsafe_method_of_a_foreign_page(server: RunningServer, method: str, path: str) -> None:
     reply = exchange(server, request(method, path, "Origin: https://evil.example", host="localhost"))
     assert (reply.status, reply.code) == (403, "origin_not_allowed")
