@@ -1,7 +1,8 @@
 """Where a request comes from: the name that it calls the server by (Host), and the web page that sends it (Origin).
 
-Any page that a browser shows can send requests to a server on loopback. The Host header stops pages whose own name points
-to 127.0.0.1 (DNS rebinding). The Origin header stops all others from changing anything, and CORS from reading answers.
+Any page that a browser shows can send requests to a server on loopback. The Host header stops pages whose own name
+points to 127.0.0.1 (DNS rebinding), the Origin header stops all others from changing anything, and without CORS headers
+the browser lets them read no answer.
 """
 
 import re
@@ -61,7 +62,7 @@ def _with_cors(app: ASGIApp, origins: re.Pattern[str] | None) -> ASGIApp:
 
 
 def _fault_of_origin(rules: EdgeRules, scope: Scope) -> ServerError | None:
-    """Browsers send Origin with every unsafe method, and Sec-Fetch-Site where they leave it out; programs send neither."""
+    """A browser sends Origin with every unsafe method, or else Sec-Fetch-Site. Programs send neither."""
     if scope["method"] in SAFE_METHODS:
         return None
     origins, hosts = _values(scope, b"origin"), _values(scope, b"host")
