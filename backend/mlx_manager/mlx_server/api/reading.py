@@ -28,8 +28,9 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         original = super().get_route_handler()
-        assert self.body_field is not None
-        model: type[BaseModel] = self.body_field.field_info.annotation
+        model = self.body_field.field_info.annotation if self.body_field is not None else None
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
 
         async def handler(request: Request) -> Response:
             body = await request.body()
