@@ -95,8 +95,22 @@ def is_readable_by_all(path: Path) -> bool:
     return bool(path.stat().st_mode & stat.S_IROTH)
 
 
+_ORIGIN = re.compile(r"(?P<origin>[a-z][a-z0-9+.-]*://[^/\s,]*)/?", re.IGNORECASE)
+
+
+def _origin(entry: str) -> str:
+    """As browsers write it: without the port that is its scheme's own. Raises ValueError."""
+    if entry in ("*", "null"):
+        return entry
+    written = _ORIGIN.fullmatch(entry)
+    if written is None:
+        raise ValueError(f"{entry[:100]!r} is not an origin: give one like https://chat.example:8443, null, or *")
+    return re.sub(r"^(http://.+):80$|^(https://.+):443$", r"\1\2", written["origin"].lower())
+
+
 Entries = Annotated[list[str], NoDecode, BeforeValidator(_entries)]
 """Comma-separated in the environment."""
+Origins = Annotated[Entries, AfterValidator(lambda entries: [_origin(entry) for entry in entries])]
 
 
 class EdgeSettings(BaseModel):
@@ -112,8 +126,8 @@ class EdgeSettings(BaseModel):
     """Whether the server may listen beyond this machine without keys."""
     allowed_hosts: Entries = []
     """Names that the Host header may have; else, on a loopback address, those of this machine alone."""
-    cors_origins: Entries = []
-    """Origins of web pages that browsers may let ask; `*` for all. None without it."""
+    cors_origins: Origins = []
+    """Origins of web pages that may use the server; `*` stands for any text in one."""
 
     max_body_mb: float = Field(default=32, gt=0, le=1024)
     """The largest request body."""

@@ -10,6 +10,7 @@ ServerError
 ├── NotAuthorized              the key that the endpoint asks for is missing or wrong
 ├── AdminClosed                there is no key that would open the admin endpoints
 ├── HostNotAllowed             the request is addressed to a name that is not this server's
+├── OriginNotAllowed           a web page that the settings do not name sent the request
 ├── RequestTooLarge            the body is longer than the server reads
 ├── RequestTooSlow             the body does not arrive
 ├── UnsupportedEncoding        the body is compressed
@@ -74,6 +75,10 @@ class AdminClosed(ServerError):
 
 
 class HostNotAllowed(ServerError):
+    pass
+
+
+class OriginNotAllowed(ServerError):
     pass
 
 

@@ -22,7 +22,8 @@ def template(words: int) -> str:
 PLAIN = template(20)
 TOOL_USE = (
     "{{ tools | tojson }}{% for message in messages %}{{ message.content or '' }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "{% endfor %}"
 ) + " word" * 40
 
 

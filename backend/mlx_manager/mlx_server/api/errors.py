@@ -7,13 +7,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mlx_manager.mlx_server.api.edge.json_route import BodyRefused
 from mlx_manager.mlx_server.api.exchange import exchange_of
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.protocols.errors import ErrorKind, broken_body, envelope, error_body, status_of
 
 _MAX_FAULTS_NAMED = 3
 _NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
+
+_WHERE_ENDPOINTS_ARE = (
+    "The base URL of the OpenAI API ends with /v1, as in http://127.0.0.1:8000/v1; GET /docs lists all endpoints."
+)
 
 
 def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
@@ -27,14 +30,12 @@ def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
         return JSONResponse(envelope(broken, named, faults[0][0] or None), broken.status)
 
     async def http_error(request: Request, exc: Exception) -> JSONResponse:
-        """Unknown paths and methods; and bodies that FastAPI cannot parse, which break the schema too."""
+        """Unknown paths and methods."""
         assert isinstance(exc, HTTPException)
-        if isinstance(exc, BodyRefused):
-            return JSONResponse(envelope(broken, exc.detail, exc.param), broken.status)
-        if exc.status_code == 400:
-            return JSONResponse(envelope(broken, _NO_JSON, None), broken.status)
         kind = ErrorKind(exc.status_code, "invalid_request_error", exc.detail.lower().replace(" ", "_"))
         message = f"{exc.detail}: {request.method} {request.url.path}"
+        if exc.status_code == 404:
+            message += f". {_WHERE_ENDPOINTS_ARE}"
         return JSONResponse(envelope(kind, message, None), exc.status_code, headers=exc.headers)
 
     app.add_exception_handler(RequestValidationError, validation_error)

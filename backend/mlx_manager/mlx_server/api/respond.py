@@ -57,6 +57,7 @@ class _EventStream(EventSourceResponse):
 
     def __init__(self, events: GenerationEvents, content: AsyncGenerator[bytes, None]) -> None:
         super().__init__(content, sep="\n", ping=KEEP_ALIVE_SECONDS)
+        del self.headers["connection"]  # whether it stays open is for the server to say
         self._events = events
         self._content = content
         self._is_complete = False

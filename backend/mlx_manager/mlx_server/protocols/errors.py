@@ -23,6 +23,7 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.NotAuthorized: ErrorKind(401, "invalid_request_error", "invalid_api_key"),
     errors.AdminClosed: ErrorKind(403, "permission_error", "admin_closed"),
     errors.HostNotAllowed: ErrorKind(421, "invalid_request_error", "host_not_allowed"),
+    errors.OriginNotAllowed: ErrorKind(403, "permission_error", "origin_not_allowed"),
     errors.RequestTooLarge: ErrorKind(413, "invalid_request_error", "request_too_large"),
     errors.RequestTooSlow: ErrorKind(408, "invalid_request_error", "request_timeout"),
     errors.UnsupportedEncoding: ErrorKind(415, "invalid_request_error", "unsupported_encoding"),

@@ -101,6 +101,84 @@ def test_an_upgrade_is_not_granted(server: RunningServer, upgrade: bytes) -> Non
         assert connection.recv(2**16).startswith(b"HTTP/1.1 404")
 
 
+CHAT = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "Count to 3"}], "temperature": 0}).encode()
+OFFER = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUA\r\n"
+)
+
+
+def offering(body: bytes, framing: bytes, offer: bytes = OFFER) -> bytes:
+    """A chat as Java's HttpClient sends it."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return head + offer + framing + b"\r\n\r\n" + body
+
+
+WITH_LENGTH = offering(CHAT, b"Content-Length: %d" % len(CHAT))
+IN_CHUNKS = offering(b"%x\r\n%s\r\n0\r\n\r\n" % (len(CHAT), CHAT), b"Transfer-Encoding: chunked")
+
+
+@pytest.mark.parametrize("sent", [WITH_LENGTH, IN_CHUNKS], ids=["length", "chunks"])
+@pytest.mark.parametrize("piece", [1, 7, 200, 10_000])
+def test_the_body_of_a_request_that_offers_http2_is_read(server: RunningServer, sent: bytes, piece: int) -> None:
+    """However it arrives; and the connection serves the next requests."""
+    pieces = [sent[at : at + piece] for at in range(0, len(sent), piece)]
+    with connected(server) as connection:
+        for part in pieces:
+            connection.sendall(part)
+        connection.sendall(sent + HEALTH + LAST_HEALTH)
+        chats = replies(read_to_end(connection))
+    assert [reply.status for reply in chats] == [200] * 4
+    assert "1, 2, 3" in json.loads(chats[0].body)["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [b"Connection: close, Upgrade\r\nUpgrade: h2c\r\n",
+     b"Upgrade: websocket\r\nConnection: UPGRADE\r\nConnection: close\r\n"],
+)  # fmt: skip
+def test_what_else_the_client_says_of_the_connection_counts(server: RunningServer, offer: bytes) -> None:
+    (reply,) = replies(exchange_to_end(server, offering(CHAT, b"Content-Length: %d" % len(CHAT), offer)))
+    assert (reply.status, reply.headers["connection"]) == (200, "close")
+
+
+def test_two_lengths_are_refused_behind_an_offer_too(server: RunningServer) -> None:
+    reply = exchange(server, offering(b"", b"Content-Length: 5\r\nContent-Length: 6"))
+    assert (reply.status, reply.code) == (400, "invalid_http")
+
+
+def exchange_to_end(server: RunningServer, sent: bytes) -> bytes:
+    with connected(server) as connection:
+        connection.sendall(sent)
+        return read_to_end(connection)
+
+
+@pytest.mark.parametrize("keep_alive", [b"", b"Connection: keep-alive\r\n"])
+def test_a_stream_to_a_client_of_http_1_0_has_no_chunks(server: RunningServer, keep_alive: bytes) -> None:
+    body = json.dumps(json.loads(CHAT) | {"stream": True}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+    answer = exchange_to_end(server, head + keep_alive + b"\r\n" + body)
+    answered, _, stream = answer.partition(b"\r\n\r\n")
+    fields = [line.partition(b":")[0].lower() for line in answered.split(b"\r\n")[1:]]
+    assert b"transfer-encoding" not in fields
+    assert b"\r\nconnection: close" in answered
+    assert fields.count(b"connection") == 1
+    events = stream.split(b"\n\n")
+    assert events[-2:] == [b"data: [DONE]", b""]
+    assert all(event.startswith(b"data: {") for event in events[:-2])
+
+
+def test_an_answer_to_a_client_of_http_1_0_has_its_length(server: RunningServer) -> None:
+    for path in (b"/health", b"/v1/models", b"/nowhere", b"/docs"):
+        (reply,) = replies(exchange_to_end(server, b"GET %s HTTP/1.0\r\n\r\n" % path))
+        assert reply.headers["connection"] == "close"
+
+
+def test_a_stream_says_once_that_the_connection_ends(server: RunningServer) -> None:
+    body = json.dumps(json.loads(CHAT) | {"stream": True}).encode()
+    answered = exchange_to_end(server, post("/v1/chat/completions", body)).partition(b"\r\n\r\n")[0].lower()
+    assert answered.count(b"\r\nconnection:") == answered.count(b"\r\nconnection: close") == 1
+
+
 def test_garbage_behind_a_request_does_not_cost_its_answer(server: RunningServer) -> None:
     with connected(server) as connection:
         connection.sendall(HEALTH + b"\x00garbage\r\n\r\n" * 100)

@@ -6,10 +6,13 @@ any more: it is answered in raw bytes, and no middleware sees it.
 
 import asyncio
 import json
+from array import array
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mlx_manager.mlx_server.api.edge.closing import ClosingTransport
@@ -65,6 +68,8 @@ class GuardedProtocol(HttpToolsProtocol):
     limits: ClassVar[ConnectionLimits]
 
     _refusal = _NO_HTTP
+    _offering_head: bytes | None = None
+    """The head of a request that offers another protocol, without the offer, until the parser gets it."""
     _is_deaf = False
     """Whether what comes is of no interest any more."""
     _in_headers = False
@@ -73,6 +78,10 @@ class GuardedProtocol(HttpToolsProtocol):
     _running: RequestResponseCycle | None = None
     _header_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.parser = _Parser(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         closing = ClosingTransport(transport, self._should_linger, self.limits.stall_seconds)
@@ -135,6 +144,9 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            self._offering_head = self._head_without_offer()
+            return
         self._stop_timing_headers()
         self._in_headers = False
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -147,8 +159,25 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_body = True
 
     def on_message_complete(self) -> None:
+        if self._offering_head is not None:
+            return
         super().on_message_complete()
         self._in_body = False
+
+    def take_head_without_offer(self) -> bytes:
+        head, self._offering_head = self._offering_head, None
+        assert head is not None  # the parser has come to the end of the headers
+        return head
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if method == b"CONNECT":
+            raise _Broken
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
+        for name, value in self.headers:
+            tokens = [token for token in value.split(b",") if token.strip().lower() != b"upgrade"]
+            lines.append(name + b": " + (b",".join(tokens) if name == b"connection" else value))
+        return b"\r\n".join([*lines, b"", b""])
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -183,7 +212,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        answering: Any = _until_close(app, cycle) if cycle.scope["http_version"] == "1.0" else app
+        super()._start_asgi_task(cycle, answering)
 
     def _let_go_of_request(self) -> None:
         """The app reads that the client has left. uvicorn tells the last of pipelined requests alone, which waits."""
@@ -202,6 +232,40 @@ class GuardedProtocol(HttpToolsProtocol):
         """Whether the client is still sending: it would read of a reset before it could read the answer."""
         self._is_deaf = True
         return self._in_headers or self._in_body
+
+
+class _Parser(httptools.HttpRequestParser):
+    """Parses a request that offers another protocol (h2c, websocket) as HTTP/1.1, as HTTP lets a server do.
+
+    httptools takes what follows the headers for the other protocol. So a new parser gets the same headers without the
+    offer, and what followed them.
+    """
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        super().__init__(protocol)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._protocol = protocol
+
+    def feed_data(self, data: "bytes | bytearray | memoryview[int] | array[int]") -> None:
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._protocol.parser = _Parser(self._protocol)
+            self._protocol.parser.feed_data(self._protocol.take_head_without_offer() + bytes(data)[offer.args[0] :])
+
+
+def _until_close(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+    """For a client of HTTP/1.0, which knows no chunks: the end of the connection ends an answer without a length."""
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        cycle.chunked_encoding = False
+        await app(scope, receive, sending)
+
+    return answering
 
 
 def protocol_with(limits: ConnectionLimits) -> type[GuardedProtocol]:

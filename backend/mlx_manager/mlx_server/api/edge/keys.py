@@ -61,17 +61,28 @@ async def require_admin(request: Request) -> None:
     raise AdminClosed("An API key does not open this endpoint: set MLX_SERVER_ADMIN_KEY, and send that key.")
 
 
+def has_known_key(rules: EdgeRules, scope: Scope) -> bool:
+    return _by_key(rules, list(_offered(scope))) is not None
+
+
 def _access(rules: EdgeRules, scope: Scope, offered: list[bytes]) -> tuple[Access, str | None]:
+    known = _by_key(rules, offered)
+    if known is not None:
+        return known
+    if rules.keys:
+        return Access.NONE, None
+    is_open = rules.admin_digest is None and (rules.insecure_no_auth or not _from_elsewhere(scope))
+    return Access.ADMIN if is_open else Access.USER, None
+
+
+def _by_key(rules: EdgeRules, offered: list[bytes]) -> tuple[Access, str] | None:
     """All keys are compared, whichever fits: the time it takes tells nothing."""
     digests = [digest_of(key) for key in offered]
     is_admin = _fits(rules.admin_digest, digests) if rules.admin_digest is not None else False
     names = [key.name for key in rules.keys if _fits(key.digest, digests)]
     if is_admin:
         return Access.ADMIN, "admin"
-    if rules.keys:
-        return (Access.USER, names[0]) if names else (Access.NONE, None)
-    is_open = rules.admin_digest is None and (rules.insecure_no_auth or not _from_elsewhere(scope))
-    return Access.ADMIN if is_open else Access.USER, None
+    return (Access.USER, names[0]) if names else None
 
 
 def _fits(digest: bytes, offered: list[bytes]) -> bool:

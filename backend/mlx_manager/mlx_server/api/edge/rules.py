@@ -2,6 +2,8 @@
 
 import hashlib
 import ipaddress
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.types import Scope
@@ -23,7 +25,8 @@ class EdgeRules:
     admin_digest: bytes | None
     insecure_no_auth: bool
     allowed_hosts: frozenset[str]
-    cors_origins: tuple[str, ...]
+    cors_origins: re.Pattern[str] | None
+    """Of the web pages that may ask."""
     requests_per_minute: int
     tokens_per_minute: int
 
@@ -38,10 +41,15 @@ def edge_rules(settings: MLXServerSettings) -> EdgeRules:
         admin_digest=digest_of(admin_key.get_secret_value().encode()) if admin_key is not None else None,
         insecure_no_auth=settings.insecure_no_auth,
         allowed_hosts=frozenset(host.lower() for host in settings.allowed_hosts),
-        cors_origins=tuple(settings.cors_origins),
+        cors_origins=_origins_pattern(settings.cors_origins),
         requests_per_minute=settings.rate_limit_requests_per_minute,
         tokens_per_minute=settings.rate_limit_tokens_per_minute,
     )
+
+
+def _origins_pattern(entries: Sequence[str]) -> re.Pattern[str] | None:
+    patterns = [re.escape(entry).replace(r"\*", ".*") for entry in entries]
+    return re.compile("|".join(patterns), re.IGNORECASE) if patterns else None
 
 
 def rules_of(scope: Scope) -> EdgeRules:

@@ -17,6 +17,7 @@ from mlx_manager.mlx_server.services.upstreams.event_stream import (
 )
 from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
+from mlx_manager.proxies import client_for
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +68,11 @@ class Connections:
 
 
 def _client(settings: UpstreamSettings, kept_connections: int, verify: ssl.SSLContext) -> httpx.AsyncClient:
-    key = settings.api_key
-    return httpx.AsyncClient(
-        base_url=f"{server_root(settings.base_url)}/v1/",
+    key, root = settings.api_key, server_root(settings.base_url)
+    return client_for(
+        root,
+        httpx.AsyncClient,
+        base_url=f"{root}/v1/",
         headers={
             "Accept": "text/event-stream",
             "Accept-Encoding": "identity",
