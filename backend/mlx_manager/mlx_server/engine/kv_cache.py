@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map
-from mlx_lm.models.cache import BatchKVCache, CacheList, KVCache, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 Cache = list[Any]
 """mlx-lm's caches of all layers, for one row or for a batch of rows."""
@@ -60,14 +59,25 @@ class RowCache:
         return owned_copy(layer.keys[row, :, first:last]), owned_copy(layer.values[row, :, first:last])
 
     def snapshot(self, layer: Any) -> Any:
-        single = layer.extract(self.row) if self.is_batch else copy.deepcopy(layer)
-        single.state = tree_map(lambda part: owned_copy(part) if isinstance(part, mx.array) else part, single.state)
-        return single
+        return _with_owned_copies(layer.extract(self.row) if self.is_batch else copy.deepcopy(layer))
 
 
 def owned_copy(part: mx.array) -> mx.array:
     """Not a view: that would keep alive whatever it is a part of."""
     return mx.contiguous(part)
+
+
+def _with_owned_copies(part: Any) -> Any:
+    """A cache, or a part of one, whose arrays are no views any more."""
+    match part:
+        case mx.array():
+            return owned_copy(part)
+        case list() | tuple():
+            return type(part)(map(_with_owned_copies, part))
+        case _ if hasattr(part, "__dict__"):
+            for name, value in vars(part).items():
+                setattr(part, name, _with_owned_copies(value))
+    return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +111,26 @@ class KvMemory:
 
 
 def _token_bytes(layer: Any) -> int:
-    if type(layer) is CacheList:
-        return sum(_token_bytes(part) for part in layer.caches)
-    return int(layer.nbytes // layer.keys.shape[2]) if type(layer) is KVCache else 0
+    match layer:
+        case CacheList():
+            return sum(map(_token_bytes, layer.caches))
+        case KVCache():
+            return int(layer.nbytes // layer.keys.shape[2])
+        case ArraysCache() | RotatingKVCache() | ChunkedKVCache():
+            return 0
+        case _:  # an architecture's own: it has seen one token, and may grow by as much with each
+            return int(layer.nbytes)
 
 
 def _row_bytes(layer: Any) -> int:
     match layer:
         case CacheList():
             return sum(map(_row_bytes, layer.caches))
-        case KVCache():
-            return 0
+        case ArraysCache():
+            return int(layer.nbytes)
         case RotatingKVCache():
             return int(layer.nbytes // layer.keys.shape[2] * layer.max_size)
+        case ChunkedKVCache():
+            return int(layer.nbytes // layer.keys.shape[2] * (layer.chunk_size + STEP_TOKENS))
         case _:
-            return int(layer.nbytes)
+            return 0

@@ -11,12 +11,14 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import msgspec
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 
@@ -40,6 +42,8 @@ from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
 
 HEARTBEAT_SECONDS = 1.0
 GATHER_SECONDS = 0.002
+RELEASE_SECONDS = 60.0
+"""An engine that has been idle for so long gives the buffers back that MLX keeps for reuse."""
 
 
 def main() -> None:
@@ -145,10 +149,13 @@ def _ready(core: EngineCore) -> Ready:
 def run(core: EngineCore, inbox: "queue.SimpleQueue[DownMessage]", voice: Voice, weights_bytes: int) -> None:
     """Steps the engine until a Shutdown. Messages are read between steps: a cancel waits for one step at most."""
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
+    busy_at = time.monotonic()
     while True:
         messages = _take_messages(inbox, idle=len(core) == 0, gather=core.busiest > 1)
         voice.step_begins()
-        if not messages and len(core) == 0 and mx.get_cache_memory() > 0:
+        if messages or len(core) > 0:
+            busy_at = time.monotonic()
+        elif time.monotonic() - busy_at >= RELEASE_SECONDS and mx.get_cache_memory() > 0:
             core.release_memory()
         events: list[UpMessage] = []
         for message in messages:
@@ -205,11 +212,20 @@ def _stats(core: EngineCore) -> Stats:
 
 
 def _read_messages(connection: socket.socket, inbox: "queue.SimpleQueue[DownMessage]") -> None:
-    """Runs on the reader thread until the API closes the socket or dies; then the process ends at once."""
+    """Runs on the reader thread until the API closes the socket or dies, and ends the process then.
+
+    A frame that cannot be decoded ends it, too: no message would be read after it.
+    """
     stream = connection.makefile("rb")
-    while len(length := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
-        inbox.put(decode_down(stream.read(int.from_bytes(length, "big"))))
-    os._exit(0)
+    status = 1
+    try:
+        while len(length := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
+            inbox.put(decode_down(stream.read(int.from_bytes(length, "big"))))
+        status = 0
+    except msgspec.MsgspecError as exc:
+        print(f"The API process sent a message that this worker cannot read: {exc}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
 
 
 def _parse_arguments() -> argparse.Namespace:
