@@ -106,7 +106,7 @@ class _Trial:
         if max(distances) <= LOUD and min(distances[1:]) <= self._tolerance:
             return None
         apart = " ".join(f"{distance:.2f}" for distance in distances)
-        return f"with mlx-lm's {type(self._model).__module__} a batch changes its rows' logits (by {apart} of their spread)"
+        return f"with {type(self._model).__module__} a batch changes the logits of its rows by {apart} of their spread"
 
     def decoded(self) -> mx.array:
         """Of rows that were prefilled alone."""

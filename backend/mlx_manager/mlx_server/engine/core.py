@@ -94,7 +94,16 @@ class EngineCore:
         """Admits the sequence, or refuses it; the next `step` tells which."""
         refusal = self._refusal(message)
         if refusal is not None:
-            self._pending.append(RequestFailed(message.sequence, refusal))
+            self._pending.append(RequestFailed(message.sequence, refusal, invalid=True))
+            return
+        if message.thinking is not None and not self._knows(message.thinking):
+            self._pending.append(
+                RequestFailed(
+                    message.sequence,
+                    "the tokens that mark the model's thinking lie outside of its vocabulary of "
+                    f"{self.vocabulary_size}",
+                )
+            )
             return
         row = Row(
             sequence=message.sequence,
@@ -253,17 +262,18 @@ class EngineCore:
 
     def _refusal(self, message: Submit) -> str | None:
         """Why the sequence must not reach MLX, where an index beyond the vocabulary is not checked again."""
-        if not message.prompt_tokens:
-            return "the prompt has no tokens"
-        if max(message.prompt_tokens) >= self.vocabulary_size or min(message.prompt_tokens) < 0:
-            return f"the prompt has token ids outside of the model's vocabulary of {self.vocabulary_size}"
+        prompt, largest = message.prompt_tokens, self.memory.largest_sequence_tokens
+        if not prompt:
+            return "The prompt has no tokens."
+        if max(prompt) >= self.vocabulary_size or min(prompt) < 0:
+            return f"The prompt has token ids outside of the model's vocabulary of {self.vocabulary_size}."
         if message.max_tokens < 1:
-            return f"max_tokens is {message.max_tokens}"
-        if len(message.prompt_tokens) + message.max_tokens > self.memory.largest_sequence_tokens:
-            return f"its {len(message.prompt_tokens) + message.max_tokens} tokens do not fit into memory"
-        if message.thinking is not None and not self._knows(message.thinking):
+            return f"max_tokens is {message.max_tokens}. It must be 1 or more."
+        if len(prompt) + message.max_tokens > largest:
             return (
-                f"thinking is set apart by tokens that the model's vocabulary of {self.vocabulary_size} does not have"
+                f"The request needs {len(prompt) + message.max_tokens} tokens (prompt {len(prompt)} + completion "
+                f"{message.max_tokens}), but only {largest} fit in memory now. Reduce max_tokens or the prompt, or "
+                "raise MLX_SERVER_MAX_MEMORY_GB."
             )
         return None
 

@@ -20,7 +20,7 @@ from mlx_manager.mlx_server.engine.batching import Batching, prefill_together
 from mlx_manager.mlx_server.engine.kv_cache import Cache, RowCache, merge
 from mlx_manager.mlx_server.engine.logprobs import score_prompt
 from mlx_manager.mlx_server.engine.messages import PromptLogprobs
-from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, common_length
+from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, Tokens, common_length, token_array
 
 MAX_GROUP_ROWS = 16
 SCORED_CHUNK_TOKENS = 128
@@ -55,6 +55,11 @@ class _Prompt:
     done: int = 0
     is_awaited: bool = False
     added_at: float = field(default_factory=time.perf_counter)
+    compared: Tokens = field(init=False)
+    """Its tokens: prompts that wait are compared with each other, and with the prefix cache, before every chunk."""
+
+    def __post_init__(self) -> None:
+        self.compared = token_array(self.row.tokens)
 
     @property
     def tokens(self) -> list[int]:
@@ -141,14 +146,14 @@ class PrefillQueue:
         begun = [prompt for prompt in seen if prompt.cache is not None]
         for prompt in seen:
             if prompt.cache is None and not prompt.is_scored:
-                prompt.match = self._prefixes.match(prompt.tokens)
+                prompt.match = self._prefixes.match(prompt.compared)
         return [prompt for prompt in seen if prompt.cache is not None or not self._should_await(prompt, begun)]
 
     def _should_await(self, prompt: _Prompt, others: list[_Prompt]) -> bool:
         if self._prefixes.limit_bytes <= 0 or prompt.is_scored:
             return False
         for other in others:
-            shared = min(common_length(prompt.tokens, other.tokens), len(prompt.tokens) - 1)
+            shared = min(common_length(prompt.compared, other.compared), len(prompt.tokens) - 1)
             if shared - prompt.match.length >= WORTH_WAITING_TOKENS:
                 other.is_awaited = True
                 return True

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,7 +57,7 @@ def main() -> None:
     voice = Voice(connection)
     threading.Thread(target=voice.send_heartbeats, daemon=True).start()
     limits = Limits(arguments.memory_limit_bytes, arguments.buffer_limit_bytes, arguments.prefix_cache_bytes)
-    _prepare_device(limits)
+    _prepare_device(limits, arguments.wire_memory)
     model = load(arguments.model, arguments.adapter, arguments.trust_remote_code)
     weights_bytes = mx.get_active_memory()
     core = make_core(model, arguments, _kv_bytes(limits, weights_bytes))
@@ -92,20 +93,20 @@ class Voice:
                 time.sleep(HEARTBEAT_SECONDS)
 
 
-def _prepare_device(limits: Limits) -> None:
+def _prepare_device(limits: Limits, wire_memory: bool) -> None:
     """On the CPU, MLX would compile fused kernels with the system's C++ compiler while the first request waits."""
     if _computes_on_cpu():
         mx.disable_compile()
     _set_limits(limits)
+    recommended_bytes = mx.device_info().get("max_recommended_working_set_size")
+    if wire_memory and recommended_bytes is not None:
+        mx.set_wired_limit(int(recommended_bytes))
 
 
 def _set_limits(limits: Limits) -> None:
-    """Bounds what MLX takes and keeps, and keeps that much in a GPU's memory: MLX's limits are this process's alone."""
+    """Bounds what MLX takes and keeps: MLX's limits are this process's alone."""
     mx.set_memory_limit(limits.memory_bytes)
     mx.set_cache_limit(limits.buffer_bytes)
-    recommended_bytes = mx.device_info().get("max_recommended_working_set_size")
-    if recommended_bytes is not None:
-        mx.set_wired_limit(min(limits.memory_bytes, int(recommended_bytes)))
 
 
 def _computes_on_cpu() -> bool:
@@ -115,6 +116,7 @@ def _computes_on_cpu() -> bool:
 def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> nn.Module:
     """The model with its weights in memory; float32 where MLX computes on the CPU, which is slow at 16 bits."""
     model, _ = load_model(folder, trust_remote_code=trust_remote_code)
+    _keep_masked_tokens_in_vocabulary(model)
     if adapter is not None:
         model = load_adapters(model, str(adapter)).eval()
         mx.eval(model.parameters())
@@ -122,6 +124,14 @@ def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = Fa
         model.set_dtype(mx.float32)
         mx.eval(model.parameters())
     return model
+
+
+def _keep_masked_tokens_in_vocabulary(model: nn.Module) -> None:
+    """mlx-lm's phi3small masks 91 token ids of its first model. In a smaller vocabulary, that writes out of bounds."""
+    masked = getattr(model, "_dummy_tokenizer_ids", None)
+    if masked is not None:
+        ids: Any = masked.tolist()
+        model._dummy_tokenizer_ids = mx.array([token for token in ids if token < model.args.vocab_size], mx.int32)
 
 
 def _kv_bytes(limits: Limits, weights_bytes: int) -> int:
@@ -167,7 +177,7 @@ def run(core: EngineCore, inbox: "queue.SimpleQueue[DownMessage]", voice: Voice,
                 case Limits():
                     _set_limits(message)
                     core.limit(_kv_bytes(message, weights_bytes), message.prefix_cache_bytes)
-                    events.append(Capacity(core.memory.largest_sequence_tokens))
+                    events.append(Capacity(core.memory.largest_sequence_tokens, message.memory_bytes))
                 case Shutdown():
                     return
         events += core.step()
@@ -237,6 +247,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prefix-cache-bytes", type=int, required=True, help="0 turns the prefix cache off")
     parser.add_argument("--inter-token-latency-ms", type=int, required=True)
     parser.add_argument("--adapter", type=Path, help="folder of a LoRA adapter for the model")
+    parser.add_argument("--wire-memory", action="store_true", help="keep the model wired in a Mac's memory")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model's folder brings")
     return parser.parse_args()
 

@@ -35,6 +35,8 @@ __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "s
 
 logger = logging.getLogger(__name__)
 
+MAX_FAILURES = 256
+"""Failed loads that are remembered for `state`: where any model may be downloaded, requests choose the ids."""
 _SHUTTING_DOWN = "The server is shutting down. Send the request again later."
 _UNLOADED = "Model %r was unloaded while it was being loaded. Send the request again to load it."
 
@@ -284,6 +286,8 @@ class ModelPoolManager:
             self._restarts.forget(model_id)
             if isinstance(failure, ModelLoadFailed):  # and not one that found no room: that passes by itself
                 self._failures[model_id] = failure
+                if len(self._failures) > MAX_FAILURES:
+                    del self._failures[next(iter(self._failures))]
 
     async def _load(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
         with self._reports.load(entry.id):
