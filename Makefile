@@ -9,7 +9,7 @@ MODEL ?= demo
 MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 
-.PHONY: help setup serve test test-llamacpp check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-architectures test-llamacpp check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-architectures: $(TOOLS) ## Compare the engine with mlx-lm on every architecture that mlx-lm has (about 10 minutes)
+	$(BIN)/pytest -n 2 -rs tests/architectures
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
