@@ -38,6 +38,7 @@ NEIGHBOURS = {
 
 WORKER_MODULES = (
     "batch",
+    "batching",
     "core",
     "grammar",
     "kv_cache",

@@ -77,7 +77,8 @@ def _filled(model_type: str) -> Config:
     arguments = [part for part in vars(module).values() if isinstance(part, type) and dataclasses.is_dataclass(part)]
     names = {field.name for part in arguments for field in dataclasses.fields(part)}
     common = {name: value for name, value in _CONFIGS["common"].items() if name in names}
-    return common | {"model_type": model_type} | _CONFIGS["own"].get(model_type, {})
+    own: Config = _CONFIGS["own"].get(model_type, {})
+    return common | {"model_type": model_type} | own
 
 
 def _random(path: str, part: mx.array, long_memory: bool) -> mx.array:
@@ -89,4 +90,5 @@ def _random(path: str, part: mx.array, long_memory: bool) -> mx.array:
         return part
     if part.ndim == 1:
         return part + 0.1 * mx.random.normal(part.shape)
-    return mx.random.normal(part.shape) * (1.4 / part.shape[-1] ** 0.5)
+    drawn: mx.array = mx.random.normal(part.shape) * (1.4 / part.shape[-1] ** 0.5)
+    return drawn

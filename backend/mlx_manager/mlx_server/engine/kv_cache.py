@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 Cache = list[Any]
@@ -59,7 +60,13 @@ class RowCache:
         return owned_copy(layer.keys[row, :, first:last]), owned_copy(layer.values[row, :, first:last])
 
     def snapshot(self, layer: Any) -> Any:
-        return _with_owned_copies(layer.extract(self.row) if self.is_batch else copy.deepcopy(layer))
+        single = layer.extract(self.row) if self.is_batch else copy.deepcopy(layer)
+        if type(single).state.fset is None:  # an architecture's own cache, which does not take a state
+            for name, part in vars(single).items():
+                setattr(single, name, _owned(part))
+        else:
+            single.state = tree_map(_owned, single.state)
+        return single
 
 
 def owned_copy(part: mx.array) -> mx.array:
@@ -67,17 +74,8 @@ def owned_copy(part: mx.array) -> mx.array:
     return mx.contiguous(part)
 
 
-def _with_owned_copies(part: Any) -> Any:
-    """A cache, or a part of one, whose arrays are no views any more."""
-    match part:
-        case mx.array():
-            return owned_copy(part)
-        case list() | tuple():
-            return type(part)(map(_with_owned_copies, part))
-        case _ if hasattr(part, "__dict__"):
-            for name, value in vars(part).items():
-                setattr(part, name, _with_owned_copies(value))
-    return part
+def _owned(part: Any) -> Any:
+    return owned_copy(part) if isinstance(part, mx.array) else part
 
 
 @dataclass(frozen=True, slots=True)
