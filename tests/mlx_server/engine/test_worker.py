@@ -1,6 +1,7 @@
 """Worker processes: what they are started with, what ends them, and models that would."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,9 +18,9 @@ from tests.pools import GREEDY, generate, pool_of
 
 
 def test_memory_is_wired_only_where_a_setting_asks_for_it() -> None:
-    options = {"memory_limit_bytes": 2**30, "prefix_cache_bytes": 0}
-    assert "--wire-memory" not in worker_command(0, Path("model"), EngineOptions(**options))
-    assert "--wire-memory" in worker_command(0, Path("model"), EngineOptions(**options, wire_memory=True))
+    options = EngineOptions(memory_limit_bytes=2**30, prefix_cache_bytes=0)
+    assert "--wire-memory" not in worker_command(0, Path("model"), options)
+    assert "--wire-memory" in worker_command(0, Path("model"), replace(options, wire_memory=True))
 
 
 async def test_frame_that_cannot_be_decoded_ends_the_worker_and_the_next_request_gets_another(babbler: Path) -> None:
@@ -45,8 +46,7 @@ async def test_sequence_that_does_not_fit_into_memory_is_the_clients_fault(babbl
 def test_phi3small_with_a_small_vocabulary_masks_no_token_beyond_it(tmp_path: Path) -> None:
     """mlx-lm masks the ids that the first model of the family leaves out, up to 100,351."""
     config = config_of("phi3small")
-    mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(build("phi3small").parameters())))
-    weights = mx.load(str(tmp_path / "model.safetensors"))
+    weights: dict[str, mx.array] = dict(tree_flatten(build("phi3small").parameters()))
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:4096]
     mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 4096}))
