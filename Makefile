@@ -12,7 +12,7 @@ LLAMACPP := .cache/llamacpp
 CLIENTS := .cache/clients
 SMOLLM2 := .cache/models/smollm2
 
-.PHONY: help setup serve test test-browser test-clients test-llamacpp test-models test-oldest check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-architectures: $(TOOLS) ## Compare the engine with mlx-lm on every architecture that mlx-lm has (about 10 minutes)
+	$(BIN)/pytest -n 2 -rs tests/architectures
 
 test-browser: $(TOOLS) ## Test in headless Chromium what a foreign web page can do to the server
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { echo "Chromium is needed (apt-get install chromium)"; exit 1; }

@@ -44,6 +44,7 @@ NEIGHBOURS = {
 
 WORKER_MODULES = (
     "batch",
+    "batching",
     "core",
     "grammar",
     "kv_cache",

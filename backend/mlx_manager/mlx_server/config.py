@@ -169,6 +169,8 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     """Weights and KV caches of all loaded models together."""
     prefix_cache_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.1), ge=0)
     """KV caches that all models together keep of past prompts, for prompts that begin alike; 0 turns this off."""
+    wire_memory: bool = False
+    """Whether macOS must not page out a model's memory, by `mx.set_wired_limit`. It has crashed machines."""
     inter_token_latency_ms: int = Field(default=100, ge=10)
     """How long running streams may wait for a part of somebody's long prompt to be taken in."""
 

@@ -179,6 +179,7 @@ def _engine_options(settings: MLXServerSettings, max_memory_gb: float) -> Engine
         memory_limit_bytes=int(max_memory_gb * BYTES_PER_GB),
         prefix_cache_bytes=int(settings.prefix_cache_gb * BYTES_PER_GB),
         inter_token_latency_ms=settings.inter_token_latency_ms,
+        wire_memory=settings.wire_memory,
     )
 
 

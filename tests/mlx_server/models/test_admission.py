@@ -29,9 +29,9 @@ def test_sequences_of_one_request_are_let_in_together_or_not_at_all() -> None:
             pass
 
 
-def test_models_that_were_asked_for_once_leave_nothing_behind() -> None:
+def test_models_that_were_asked_for_once_are_forgotten() -> None:
     admission = Admission(max_queue=0)
-    for number in range(100):
-        with admission.admit(f"model-{number}", 1):
-            assert admission.admitted(f"model-{number}") == 1
-    assert len(admission._admitted) == 0
+    for number in range(1000):
+        with admission.admit(f"model{number}", 1):
+            pass
+    assert not admission._admitted

@@ -291,7 +291,8 @@ class EngineClient:
                 self._measure_rate()
                 self.stats = message
             case Capacity():
-                self.largest_sequence_tokens = message.largest_sequence_tokens
+                if message.memory_bytes == self.limits.memory_bytes:  # else it answers limits that others have replaced
+                    self.largest_sequence_tokens = message.largest_sequence_tokens
             case Ready():
                 self.vocabulary_size = message.vocabulary_size
                 self.largest_sequence_tokens = message.largest_sequence_tokens

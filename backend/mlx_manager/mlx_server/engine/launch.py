@@ -30,6 +30,7 @@ class EngineOptions:
     prefix_cache_bytes: int
     buffer_limit_bytes: int = 2**29
     inter_token_latency_ms: int = 100
+    wire_memory: bool = False
     adapter: Path | None = None
     trust_remote_code: bool = False
 

@@ -71,9 +71,10 @@ class Ready(_Message, frozen=True):
 
 
 class Capacity(_Message, frozen=True):
-    """The longest sequence, prompt and answer, that fits into the worker's memory now when it runs alone."""
+    """The longest sequence, prompt and answer, that fits into `memory_bytes`, the last Limits', when it runs alone."""
 
     largest_sequence_tokens: int
+    memory_bytes: int
 
 
 class Admitted(_Message, frozen=True):
@@ -129,7 +130,7 @@ class RequestFinished(_Message, frozen=True):
 
 
 class RequestFailed(_Message, frozen=True):
-    """`invalid` says that the fault is the request's, and then it was never admitted."""
+    """`invalid` says that the fault is the request's, or that it is too large: then it was never admitted."""
 
     sequence: int
     message: str

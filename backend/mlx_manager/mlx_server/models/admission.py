@@ -48,4 +48,4 @@ class Admission:
         finally:
             self._admitted[model_id] -= sequences
             if not self._admitted[model_id]:
-                del self._admitted[model_id]
+                del self._admitted[model_id]  # requests choose the ids

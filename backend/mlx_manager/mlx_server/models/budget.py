@@ -8,8 +8,9 @@ from mlx_manager.mlx_server.utils.memory import bytes_text
 
 ROOM_TO_WORK = 10
 """A model needs a part in so many of its weights' size beside them, for KV caches and a step's own arrays."""
-BUFFER_BYTES = 2**29
-"""Freed memory that MLX may keep for reuse, in all workers together."""
+BUFFER_PART = 16
+"""All workers together may keep freed memory for reuse of a part in so many of the budget, or `LEAST_BUFFER_BYTES`."""
+LEAST_BUFFER_BYTES = 2**29
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,9 @@ class Budget:
         """Everybody gets what it must have, and the same part of the rest."""
         holders = list(holdings)
         count = max(1, len(holders))
+        buffer_bytes = max(LEAST_BUFFER_BYTES, self.limit_bytes // BUFFER_PART)
         rest = max(0, self.limit_bytes - sum(holding.nbytes for holding in holders)) // count
         return {
-            holding.model_id: Limits(holding.nbytes + rest, BUFFER_BYTES // count, self.prefix_cache_bytes // count)
+            holding.model_id: Limits(holding.nbytes + rest, buffer_bytes // count, self.prefix_cache_bytes // count)
             for holding in holders
         }

@@ -35,6 +35,8 @@ __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "s
 
 logger = logging.getLogger(__name__)
 
+MAX_FAILURES = 256
+"""Failed loads that are remembered for `state`: where any model may be downloaded, requests choose the ids."""
 _SHUTTING_DOWN = "The server is shutting down. Send the request again later."
 _UNLOADED = "Model %r was unloaded while it was being loaded. Send the request again to load it."
 
@@ -285,6 +287,8 @@ class ModelPoolManager:
             # One that found no room passes by itself, and an id outside of the catalogue has no state to show.
             if isinstance(failure, ModelLoadFailed) and self.catalog.knows(model_id):
                 self._failures[model_id] = failure
+                if len(self._failures) > MAX_FAILURES:
+                    del self._failures[next(iter(self._failures))]
 
     async def _load(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
         with self._reports.load(entry.id):
