@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from mlx_manager.command_line.connection import Server, key_of_settings
-from mlx_manager.command_line.console import CommandFailed
+from mlx_manager.command_line.console import USAGE, CommandFailed
 
 POLL_SECONDS = 0.1
 END_SECONDS = 15
@@ -62,6 +62,8 @@ def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: P
                 raise CommandFailed(str(readiness.get("error", "The model cannot be loaded.")))
             time.sleep(POLL_SECONDS)
     last_words = "\n".join(log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:])
+    if process.returncode == USAGE:  # its lines say why it cannot start
+        raise CommandFailed(last_words)
     raise CommandFailed(f"The server ended while it started, with status {process.returncode}:\n{last_words}")
 
 

@@ -17,14 +17,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load_model
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
     Cancel,
     Capacity,
+    Device,
     DownMessage,
     Heartbeat,
     Limits,
@@ -36,7 +34,14 @@ from mlx_manager.mlx_server.engine.messages import (
     decode_down,
     encode_up,
 )
-from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
+from mlx_manager.mlx_server.utils.descriptors import own_descriptor_limit
+
+with own_descriptor_limit():
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model
+
+    from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+    from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
 
 HEARTBEAT_SECONDS = 1.0
 GATHER_SECONDS = 0.002
@@ -53,6 +58,7 @@ def main() -> None:
     threading.Thread(target=voice.send_heartbeats, daemon=True).start()
     limits = Limits(arguments.memory_limit_bytes, arguments.buffer_limit_bytes, arguments.prefix_cache_bytes)
     _prepare_device(limits)
+    voice.send([_device()])
     model = load(arguments.model, arguments.adapter, arguments.trust_remote_code)
     weights_bytes = mx.get_active_memory()
     core = make_core(model, arguments, _kv_bytes(limits, weights_bytes))
@@ -93,6 +99,15 @@ def _prepare_device(limits: Limits) -> None:
     if _computes_on_cpu():
         mx.disable_compile()
     _set_limits(limits)
+
+
+def _device() -> Device:
+    info = mx.device_info()
+    if "max_recommended_working_set_size" in info:
+        return Device("metal", int(info["max_recommended_working_set_size"]))
+    if "total_memory" in info:
+        return Device("cuda", int(info["total_memory"]))
+    return Device("cpu", None)
 
 
 def _set_limits(limits: Limits) -> None:

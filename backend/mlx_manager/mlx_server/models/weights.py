@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.launch import computes_on_cpu
+from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 
 MAX_HEADER_BYTES = 100 * 2**20
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
