@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import resource
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 
 from mlx_manager.command_line.check import Check
 from mlx_manager.command_line.console import format_bytes
+from mlx_manager.mlx_server import machine
 from mlx_manager.mlx_server.utils import mlx_backend
 
 PROBE_SECONDS = 120
@@ -21,7 +21,6 @@ WANTED_FILES = 1024
 """A connection takes a descriptor, and so do workers and their sockets."""
 CRITICAL_BYTES = 1024**3
 PACKAGES = ("mlx-manager", "mlx", "mlx-lm", "transformers", "huggingface-hub")
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def checks() -> Iterator[Check]:
@@ -123,24 +122,11 @@ def _blas(on_cpu: bool, probe: dict[str, Any]) -> Check:
 
 
 def _memory() -> Check:
-    total, available = _machine_bytes(), _available_bytes()
+    total, available = machine.memory_bytes(), _available_bytes()
     found = f"{format_bytes(total)}" + (f", {format_bytes(available)} available" if available is not None else "")
     if available is not None and available < CRITICAL_BYTES:
         return Check("memory", "warning", found, "end other programs, or choose a small model")
     return Check("memory", "ok", found)
-
-
-def _machine_bytes() -> int:
-    """Of the machine, or of the container where that has less."""
-    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), container_limit_bytes() or sys.maxsize)
-
-
-def container_limit_bytes() -> int | None:
-    try:
-        limit = _CGROUP_LIMIT.read_text("utf-8").strip()
-    except OSError:
-        return None
-    return int(limit) if limit.isdigit() else None
 
 
 def _available_bytes() -> int | None:

@@ -36,6 +36,7 @@ from pydantic_settings import (
 )
 
 from mlx_manager.demo import DEMO_MODEL_ID
+from mlx_manager.mlx_server import machine
 from mlx_manager.mlx_server.edge_settings import EdgeSettings, UserPath
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
 
@@ -47,7 +48,7 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
 
 
 def _share_of_memory_gb(share: float) -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * share / 1024**3
+    return machine.memory_bytes() * share / 1024**3
 
 
 def duration_seconds(value: object) -> float:

@@ -53,7 +53,7 @@ async def test_model_waits_until_a_leased_one_can_make_room(babbler: Path, other
     async with pool_of(babbler, other, max_models=1) as pool:
         async with pool.lease("babbler") as leased:
             waiting = asyncio.create_task(pool.get_model("other"))
-            while not pool.line.places.has_claim("other"):
+            while not pool.line.places.has_claim("other"):  # noqa: ASYNC110  the line has no event for it
                 await asyncio.sleep(0.01)
             assert pool.state("other").status == "loading"
             assert len(await generate(leased)) == 5
@@ -63,10 +63,10 @@ async def test_model_waits_until_a_leased_one_can_make_room(babbler: Path, other
 
 async def test_wait_for_a_place_ends_after_half_of_the_time_of_a_request(babbler: Path, other: Path) -> None:
     async with pool_of(babbler, other, max_models=1, request_timeout_seconds=0.2) as pool, pool.lease("babbler"):
-        with pytest.raises(InsufficientMemory, match="within 0.1 s. Models in use: babbler") as refused:
+        with pytest.raises(InsufficientMemory, match=r"within 0\.1 s\. Models in use: babbler") as refused:
             await pool.get_model("other")
         assert refused.value.retry_after_seconds == 2
-        while pool.state("other").status == "loading":  # its load ends with the last one that waited for it
+        while pool.state("other").status == "loading":  # noqa: ASYNC110  its load ends with the last that waited
             await asyncio.sleep(0)
         assert pool.state("other").status == "ready"
 
