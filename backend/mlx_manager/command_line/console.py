@@ -3,9 +3,14 @@
 In a terminal there is colour; in a pipe, plain columns as wide as what stands in them.
 """
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+from mlx_manager.mlx_server.utf8 import is_utf8
+from mlx_manager.mlx_server.utils.streams import open_closed_streams
 
 ABSENT = "-"
 FAILURE = 1
@@ -30,6 +35,29 @@ def run(command: Callable[[], None]) -> None:
     except CommandFailed as exc:
         print(f"Error: {exc}", file=sys.stderr)
         raise SystemExit(exc.exit_code) from exc
+
+
+@contextlib.contextmanager
+def whole_output() -> Iterator[None]:
+    """Around a command: checks its arguments, and writes out what it has printed as long as there is a reader.
+
+    Ends the process with status 2 for arguments that are not UTF-8, and with 1 where the output cannot be written.
+    """
+    open_closed_streams()
+    for number, argument in enumerate(sys.argv[1:], 1):
+        if not is_utf8(argument):
+            print(f"Error: argument {number} is not UTF-8: {argument!r}", file=sys.stderr)
+            raise SystemExit(USAGE)
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError as exc:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
+            if not isinstance(exc, BrokenPipeError):
+                print(f"Error: the output cannot be written: {exc.strerror}", file=sys.stderr)
+            raise SystemExit(FAILURE) from exc
 
 
 def note(text: str) -> None:

@@ -60,7 +60,7 @@ def _hub_cache() -> Check:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    existing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         return Check("model folder", "broken", f"{existing} cannot be written", "set HF_HOME to a folder of your own")
     free = shutil.disk_usage(existing).free

@@ -12,7 +12,7 @@ def memory_bytes() -> int:
 
 
 def container_limit_bytes(root: Path = Path("/")) -> int | None:
-    """The smallest memory limit of the process's control groups (v1 and v2) and of those around them; None for no limit.
+    """The smallest memory limit of the process's control groups (v1, v2) and of those around them; None for no limit.
 
     A limit above what the machine has is no limit: that is how v1 writes it.
     """
@@ -34,7 +34,7 @@ def _limit_files(root: Path) -> Iterator[Path]:
 
 def _groups(root: Path) -> dict[str, str]:
     """The process's group for each controller of v1, and for v2 under the name of none."""
-    groups = {}
+    groups: dict[str, str] = {}
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         groups |= dict.fromkeys(controllers.split(","), group)

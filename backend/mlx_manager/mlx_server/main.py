@@ -52,6 +52,7 @@ from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 from mlx_manager.mlx_server.utils.mlx_backend import why_builds_conflict, why_mlx_cannot_run
+from mlx_manager.mlx_server.utils.streams import open_closed_streams
 from mlx_manager.mlx_server.utils.terminal import terminal_watch
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,7 @@ def _refuse_several_api_processes() -> None:
 
 def serve() -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
+    open_closed_streams()
     settings = mlx_server_settings
     configure_logging(settings.log_level, settings.log_format)
     fault = why_mlx_cannot_run() or why_default_is_missing(catalog_of(settings.model_copy(update={"hub_cache": False})))

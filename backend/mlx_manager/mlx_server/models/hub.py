@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -34,8 +35,8 @@ def is_repo_id(name: str) -> bool:
 
 def cached_repos() -> Iterator[str]:
     """Ids of the models in the cache, whether they are whole or not."""
-    cache = _cache_folder()
-    if cache.is_dir():
+    cache = cache_folder()
+    if os.path.isdir(cache):  # Path.is_dir raises where a folder above it may not be entered
         for folder in sorted(cache.glob("models--*--*")):
             yield folder.name.removeprefix("models--").replace("--", "/", 1)
 
@@ -44,7 +45,7 @@ def cached_folder(repo_id: str, revision: str | None = None) -> Path | None:
     """The folder of a model that is in the cache with all of its weights; None for another. Asks no hub."""
     if not is_repo_id(repo_id):
         return None
-    repo = _cache_folder() / f"models--{repo_id.replace('/', '--')}"
+    repo = cache_folder() / f"models--{repo_id.replace('/', '--')}"
     try:
         commit = (repo / "refs" / (revision if revision is not None else "main")).read_text("utf-8").strip()
     except (OSError, ValueError):
@@ -123,7 +124,7 @@ def _counting_bar(progress: Progress) -> Any:
     return CountingBar
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -131,10 +132,10 @@ def _cache_folder() -> Path:
 
 def _is_whole(folder: Path) -> bool:
     """Whether config, tokenizer and all weights are there: a broken-off download leaves some of them out."""
-    if not (folder / "config.json").is_file() or not any(folder.glob("tokenizer*")):
+    if not os.path.isfile(folder / "config.json") or not any(folder.glob("tokenizer*")):
         return False
     try:
         weight_map = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))["weight_map"]
-        return all((folder / str(name)).is_file() for name in weight_map.values())
+        return all(os.path.isfile(folder / str(name)) for name in weight_map.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return any(folder.glob("model*.safetensors"))

@@ -254,6 +254,10 @@ class ModelPoolManager:
         """What of the budget is spoken for."""
         return [*self._residents.holdings(), *self._places.reserved()]
 
+    def used_bytes(self) -> int:
+        """All that workers hold, and what models that are being loaded need."""
+        return self._residents.held_bytes() + sum(one.nbytes for one in self._places.reserved())
+
     def state(self, model_id: str) -> ModelState:
         """Of the model with that id of the catalogue."""
         model, crash = self._residents.get(model_id), self._restarts.last_crash(model_id)

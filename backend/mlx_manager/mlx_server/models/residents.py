@@ -58,6 +58,10 @@ class Residents:
         """Of the loaded models; those that are pinned may not be evicted."""
         return [self._holding(model) for model in self]
 
+    def held_bytes(self) -> int:
+        """What their workers hold: weights, KV caches, prefixes and freed buffers."""
+        return sum(model.engine.stats.active_bytes + model.engine.stats.cache_bytes for model in self)
+
     def share_out(self) -> None:
         """Tells every worker its share of the machine, for one has come or gone."""
         shares = self._places.budget.shares([*self.holdings(), *self._places.reserved()])
