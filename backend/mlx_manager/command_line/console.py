@@ -4,17 +4,19 @@ In a terminal there is colour; in a pipe, plain columns as wide as what stands i
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from mlx_manager.mlx_server.utf8 import is_utf8
+from mlx_manager.mlx_server.utf8 import is_utf8, shown
 from mlx_manager.mlx_server.utils.streams import open_closed_streams
 
 ABSENT = "-"
 FAILURE = 1
 USAGE = 2
+_OUTPUT_LOST = {errno.EPIPE, errno.ENOSPC, errno.EIO}
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 _STYLES = {"yes": "green", "no": "red", "ok": "green", "warning": "yellow", "broken": "bold red"}
 """How a cell with this text looks in a terminal."""
@@ -46,18 +48,20 @@ def whole_output() -> Iterator[None]:
     open_closed_streams()
     for number, argument in enumerate(sys.argv[1:], 1):
         if not is_utf8(argument):
-            print(f"Error: argument {number} is not UTF-8: {argument!r}", file=sys.stderr)
+            print(f"Error: argument {number} is not UTF-8: {shown(argument)}", file=sys.stderr)
             raise SystemExit(USAGE)
     try:
-        yield
-    finally:
         try:
+            yield
+        finally:
             sys.stdout.flush()
-        except OSError as exc:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
-            if not isinstance(exc, BrokenPipeError):
-                print(f"Error: the output cannot be written: {exc.strerror}", file=sys.stderr)
-            raise SystemExit(FAILURE) from exc
+    except OSError as exc:
+        if exc.errno not in _OUTPUT_LOST:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
+        if not isinstance(exc, BrokenPipeError):
+            print(f"Error: the output cannot be written: {exc.strerror}", file=sys.stderr)
+        raise SystemExit(FAILURE) from exc
 
 
 def note(text: str) -> None:

@@ -196,7 +196,7 @@ class Catalog:
                 continue
             if folder is None:
                 self._warn_once(
-                    f"{config.parent} is not served: it may not be read, or leads out of {self._models_dir}"
+                    f"{config.parent} is not served: it leads out of {self._models_dir}, or may not be read"
                 )
             else:
                 yield ModelEntry(model_id, folder)
