@@ -1,9 +1,11 @@
 """Fairness of the line for places, by staged events: no processes, and times that the tests choose."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from mlx_manager.mlx_server.engine.messages import Device
 from mlx_manager.mlx_server.models.budget import Budget, Holding
 from mlx_manager.mlx_server.models.places import IDLE_SECONDS, TURN_SECONDS, Granted, Places, Refused, Seat, Wait
 
@@ -271,6 +273,17 @@ def test_wait_is_expected_to_be_longer_behind_others() -> None:
     assert stage.places.expected_wait_seconds("b") == 0
     assert stage.places.expected_wait_seconds("c") == 2 * TURN_SECONDS
     assert stage.places.expected_wait_seconds("d") == 4 * TURN_SECONDS
+
+
+def test_one_model_at_a_time_is_let_in_until_the_memory_of_the_gpu_is_known() -> None:
+    stage = Stage(max_models=4, limit_bytes=5 * MB)
+    stage.places.budget = replace(stage.places.budget, of_device=frozenset({"max_memory_gb"}), knows_device=False)
+    stage.ask("a")
+    stage.ask("b")
+    assert stage.granted == ["a"]
+    stage.places.budget = stage.places.budget.on_device(Device("cuda", 100 * MB))
+    stage.settle()
+    assert stage.granted == ["a", "b"]
 
 
 def test_two_clients_that_take_turns_cause_few_loads() -> None:
