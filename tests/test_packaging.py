@@ -64,7 +64,7 @@ def test_make_chooses_the_build_by_the_driver(tmp_path: Path, nvidia_smi: str | 
     if nvidia_smi is not None:
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{nvidia_smi}\n")
         (tmp_path / "nvidia-smi").chmod(0o755)
-    command = ["make", "-n", "-B", "-C", ROOT, "setup", f"VENV={tmp_path}/venv"]
+    command = ["make", "-n", "-B", "-C", str(ROOT), "setup", f"VENV={tmp_path}/venv"]
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     planned = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, timeout=60)
     assert f"-e '.[{extra}]'" in planned.stdout, planned.stderr

@@ -26,20 +26,21 @@ def limit_bytes(server: RunningServer) -> int:
 
 
 @pytest.mark.parametrize(
-    ("info", "settings", "limit"),
+    ("info", "max_memory_gb", "limit"),
     [
-        ({"total_memory": GB}, {}, int(0.9 * GB)),
-        ({"total_memory": 4096 * GB}, {}, int(0.9 * 4096 * GB)),
-        ({"total_memory": GB}, {"max_memory_gb": 0.5}, GB // 2),
-        ({"total_memory": GB}, {"max_memory_gb": 2}, GB),
-        ({"max_recommended_working_set_size": GB}, {}, GB),
-        ({"max_recommended_working_set_size": GB}, {"max_memory_gb": 2}, 2 * GB),
+        ({"total_memory": GB}, None, int(0.9 * GB)),
+        ({"total_memory": 4096 * GB}, None, int(0.9 * 4096 * GB)),
+        ({"total_memory": GB}, 0.5, GB // 2),
+        ({"total_memory": GB}, 2, GB),
+        ({"max_recommended_working_set_size": GB}, None, GB),
+        ({"max_recommended_working_set_size": GB}, 2, 2 * GB),
     ],
 )
 def test_budget_follows_the_device_of_the_workers(
-    tmp_path: Path, stage_device: Any, info: dict[str, int], settings: dict[str, float], limit: int
+    tmp_path: Path, stage_device: Any, info: dict[str, int], max_memory_gb: float | None, limit: int
 ) -> None:
     stage_device(**info)
+    settings: dict[str, Any] = {} if max_memory_gb is None else {"max_memory_gb": max_memory_gb}
     with running_server(tmp_path, **settings) as server:
         assert limit_bytes(server) == limit
         assert server.chat("Count to 3")["choices"][0]["message"]["content"] == "1, 2, 3"
