@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUNTIME := $(VENV)/.installed
-TOOLS := $(VENV)/.tools-installed
+# The extra with MLX's library: by the CUDA version that nvidia-smi names, else for the CPU. On macOS it has no effect.
+CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Z ]* Version: *\([0-9]*\).*/\1/p' | head -n 1)
+BACKEND ?= $(if $(CUDA),$(if $(filter 12,$(CUDA)),cuda12,cuda13),cpu)
+$(if $(filter cpu cuda12 cuda13,$(BACKEND)),,$(error BACKEND is '$(BACKEND)': give cpu, cuda12 or cuda13))
+RUNTIME := $(VENV)/.installed-$(BACKEND)
+TOOLS := $(VENV)/.tools-installed-$(BACKEND)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= demo
 TESTS ?=
@@ -17,16 +21,16 @@ SMOLLM2 := .cache/models/smollm2
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(TOOLS) ## Make .venv and install the project and its tools into it (nothing to do when it is up to date)
+setup: $(TOOLS) ## Make .venv and install the project and its tools into it; BACKEND=cpu, cuda12 or cuda13 where nvidia-smi is wrong
 
 $(RUNTIME): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make virtual environments: install python3-venv (apt-get install python3-venv)"; exit 1; }
-	$(PIP) -c constraints.txt -e .
+	@$(PYTHON) -m venv $(if $(filter-out $(RUNTIME) $(TOOLS),$(wildcard $(VENV)/.*installed*)),--clear) $(VENV) || { echo "python3 cannot make virtual environments: install python3-venv (apt-get install python3-venv)"; exit 1; }
+	$(PIP) -c constraints.txt -e '.[$(BACKEND)]'
 	@touch $@
 
 $(TOOLS): $(RUNTIME)
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt -e '.[$(BACKEND),dev]'
 	@touch $@
 
 serve: $(RUNTIME) ## Serve MODEL (the embedded demo model when not given) on http://127.0.0.1:8000
@@ -82,10 +86,14 @@ fmt: $(TOOLS) ## Format the code and mend what the linter can mend
 
 constraints: ## Renew constraints.txt from a fresh environment with the newest versions that pyproject.toml admits
 	rm -rf .cache/newest && $(PYTHON) -m venv .cache/newest
-	.cache/newest/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	.cache/newest/bin/python -m pip install --quiet --disable-pip-version-check '.[cpu,dev]'
 	{ echo '# Versions that `make setup` installs: the same environment everywhere. `make constraints` renews them.'; \
 	  .cache/newest/bin/python -m pip freeze --exclude mlx-manager | sed -E \
 	    -e "s/^(mlx)-(cpu|metal)==(.*)/\1-cpu==\3 ; sys_platform == 'linux'\n\1-metal==\3 ; sys_platform == 'darwin'/"; \
+	  for cuda in cuda12 cuda13; do \
+	    .cache/newest/bin/python -m pip install --quiet --disable-pip-version-check --dry-run --report - ".[$$cuda]" | \
+	      $(PYTHON) -c 'import json, sys; print(*("{name}=={version}".format(**one["metadata"]) for one in json.load(sys.stdin)["install"] if one["metadata"]["name"].startswith(("mlx-cuda", "nvidia-"))), sep="\n")'; \
+	  done; \
 	} > constraints.txt
 
 bench: $(TOOLS) ## Measure the server against mlx-lm's raw engine (nothing else should run beside it)

@@ -18,6 +18,8 @@ FLOORS = (
         "mlx_manager.demo",
         "mlx_manager.addresses",
         "mlx_manager.proxies",
+        f"{SERVER}.machine",
+        f"{SERVER}.utf8",
     },  # import nothing
     {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.config import ModelSettings
 from mlx_manager.mlx_server.errors import ModelLoadFailed, ModelNotFound
+from mlx_manager.mlx_server.models import catalog as catalog_module
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 
 LLAMA = "mlx-community/Llama-3.2-3B-Instruct-4bit"
@@ -375,3 +377,41 @@ def test_any_repo_may_be_downloaded_when_that_is_on() -> None:
 
 def test_the_default_model_answers_for_unknown_ones_when_that_is_on() -> None:
     assert Catalog("demo", [], default_for_unknown=True).resolve("gpt-4o").id == "demo"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS makes no such names")
+@pytest.mark.parametrize("place", ["models_dir", "link", "hub_cache", "available"])
+def test_folder_whose_name_is_not_utf_8_is_left_out_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    names = {"hub_cache": b"models--org--bad\xff", "available": b"bad\xff", "link": b"real\xff"}
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + names.get(place, b"bad\xff")))
+    shutil.copytree(demo_model_path(), folder)
+    shutil.copytree(demo_model_path(), tmp_path / "good")
+    if place == "link":
+        (tmp_path / "fine").symlink_to(folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(catalog_module, "SCAN_SECONDS", 0)
+    catalog = Catalog(
+        "demo",
+        [str(folder)] if place == "available" else [],
+        models_dir=tmp_path if place in ("models_dir", "link") else None,
+        hub_cache=place == "hub_cache",
+    )
+    catalog.refresh()
+    assert ids(catalog) == ["demo", "good"] if place in ("models_dir", "link") else ["demo"]
+    warnings = [record.getMessage() for record in caplog.records if "not UTF-8" in record.getMessage()]
+    assert len(warnings) == 1, warnings
+    "".join([*warnings, *ids(catalog)]).encode("utf-8")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter any folder")
+def test_folders_that_may_not_be_entered_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    shutil.copytree(demo_model_path(), closed / "one")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(closed / "hub"))
+    closed.chmod(0)
+    try:
+        assert ids(Catalog("demo", [], models_dir=tmp_path, hub_cache=True)) == ["demo"]
+    finally:
+        closed.chmod(0o700)

@@ -9,11 +9,11 @@ import pytest
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.config import ModelSettings
-from mlx_manager.mlx_server.engine.launch import computes_on_cpu
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import Capabilities, read_facts
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.weights import weights_size
+from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 from tests.small_models import make_lora
 
 

@@ -57,7 +57,7 @@ def _tell_admission(app: FastAPI, reading: Reading) -> None:
 
 def _tell_inference(app: FastAPI, reading: Reading) -> None:
     inference, settings = _server(app).inference, reading.settings
-    inference.timeout_seconds = settings.request_timeout_seconds
+    inference.timeout_seconds = _server(app).pool.line.request_timeout_seconds = settings.request_timeout_seconds
     inference.prompt_rules = prompt_rules(settings)
     inference.trace_content = settings.trace_content
 

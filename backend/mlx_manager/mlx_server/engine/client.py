@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Admitted,
     Cancel,
     Capacity,
+    Device,
     DownMessage,
     Heartbeat,
     Limits,
@@ -71,6 +72,7 @@ class EngineClient:
         patience: Patience,
         on_death: Callable[["EngineClient"], None],
         on_progress: Callable[[int], None],
+        on_device: Callable[[Device], None],
     ) -> None:
         self.model_id = model_id
         self.epitaph = f"The worker process of model {model_id!r} has just died."
@@ -87,6 +89,7 @@ class EngineClient:
         self._worker = worker
         self._on_death = on_death
         self._on_progress = on_progress
+        self._on_device = on_device
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sequences: dict[int, Sequence] = {}
         self._numbers = itertools.count()
@@ -110,14 +113,17 @@ class EngineClient:
         patience: Patience,
         on_death: Callable[["EngineClient"], None],
         on_progress: Callable[[int], None] = lambda loaded_bytes: None,
+        on_device: Callable[[Device], None] = lambda device: None,
     ) -> "EngineClient":
         """Starts a worker and waits until its model is loaded.
 
-        Raises LoadRaised, or ModelLoadFailed with the worker's last words.
-        `on_progress` is told every second how much of the model is in memory.
+        Raises LoadRaised, or ModelLoadFailed with the worker's last words. `on_progress` is told every second how much
+        of the model is in memory; `on_device` is told of the worker's device before the model is loaded, and ends the
+        load with the ServerError that it raises.
         """
         limits = Limits(options.memory_limit_bytes, options.buffer_limit_bytes, options.prefix_cache_bytes)
-        client = cls(model_id, await launch_worker(model_path, options), limits, patience, on_death, on_progress)
+        worker = await launch_worker(model_path, options)
+        client = cls(model_id, worker, limits, patience, on_death, on_progress, on_device)
         try:
             await client._loaded
         except BaseException:
@@ -180,7 +186,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """Ends the worker: asks one that is up, which is killed when it does not listen, and kills one that loads."""
-        if not self._loaded.done() or self._loaded.cancelled():
+        if not self._loaded.done() or self._loaded.cancelled() or self._loaded.exception() is not None:
             self._kill()
         elif self.alive:
             self._send(Shutdown())
@@ -290,6 +296,8 @@ class EngineClient:
             case Stats():
                 self._measure_rate()
                 self.stats = message
+            case Device():
+                self._note_device(message)
             case Capacity():
                 if message.memory_bytes == self.limits.memory_bytes:  # else it answers limits that others have replaced
                     self.largest_sequence_tokens = message.largest_sequence_tokens
@@ -304,6 +312,13 @@ class EngineClient:
                 self._load_failure = failure
             case _:
                 assert_never(message)
+
+    def _note_device(self, device: Device) -> None:
+        try:
+            self._on_device(device)
+        except ServerError as exc:
+            if not self._loaded.done():
+                self._loaded.set_exception(exc)
 
     def _measure_rate(self) -> None:
         now = time.monotonic()

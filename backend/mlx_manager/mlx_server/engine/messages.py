@@ -4,6 +4,8 @@ A frame is a 4-byte big-endian length and that many bytes of msgpack: one messag
 that one engine step has to say) going up. A sequence is one generation; its number is the client's to choose.
 """
 
+from typing import Literal
+
 import msgspec
 
 from mlx_manager.mlx_server.types import FinishReason, SamplingParams, Thinking
@@ -56,6 +58,16 @@ class Limits(_Message, frozen=True):
 
 class Shutdown(_Message, frozen=True):
     pass
+
+
+class Device(_Message, frozen=True):
+    """What the worker computes on, told before it loads the model.
+
+    `memory_bytes` is what a CUDA device has, or what Metal recommends to take at most; None for a CPU.
+    """
+
+    kind: Literal["cpu", "metal", "cuda"]
+    memory_bytes: int | None
 
 
 class Ready(_Message, frozen=True):
@@ -169,7 +181,8 @@ class Stats(_Message, frozen=True):
 
 DownMessage = Submit | Cancel | Limits | Shutdown
 UpMessage = (
-    Ready
+    Device
+    | Ready
     | LoadFailed
     | Capacity
     | Admitted

@@ -20,14 +20,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import msgspec
-from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load_config, load_model
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
     Cancel,
     Capacity,
+    Device,
     DownMessage,
     Heartbeat,
     Limits,
@@ -40,8 +38,15 @@ from mlx_manager.mlx_server.engine.messages import (
     decode_down,
     encode_up,
 )
-from mlx_manager.mlx_server.engine.model_config import complete, model_classes
-from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
+from mlx_manager.mlx_server.utils.descriptors import own_descriptor_limit
+
+with own_descriptor_limit():
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_config, load_model
+
+    from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+    from mlx_manager.mlx_server.engine.model_config import complete, model_classes
+    from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
 
 HEARTBEAT_SECONDS = 1.0
 GATHER_SECONDS = 0.002
@@ -60,6 +65,7 @@ def main() -> None:
     threading.Thread(target=voice.send_heartbeats, daemon=True).start()
     limits = Limits(arguments.memory_limit_bytes, arguments.buffer_limit_bytes, arguments.prefix_cache_bytes)
     _prepare_device(limits, arguments.wire_memory)
+    voice.send([_device()])
     try:
         model = load(arguments.model, arguments.adapter, arguments.trust_remote_code)
         weights_bytes = mx.get_active_memory()
@@ -107,6 +113,15 @@ def _prepare_device(limits: Limits, wire_memory: bool) -> None:
     recommended_bytes = mx.device_info().get("max_recommended_working_set_size")
     if wire_memory and recommended_bytes is not None:
         mx.set_wired_limit(int(recommended_bytes))
+
+
+def _device() -> Device:
+    info = mx.device_info()
+    if "max_recommended_working_set_size" in info:
+        return Device("metal", int(info["max_recommended_working_set_size"]))
+    if "total_memory" in info:
+        return Device("cuda", int(info["total_memory"]))
+    return Device("cpu", None)
 
 
 def _set_limits(limits: Limits) -> None:

@@ -1,6 +1,7 @@
 """The Hugging Face hub and its cache on this machine: which models lie there whole, and how others come there."""
 
 import asyncio
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -39,8 +40,8 @@ def is_repo_id(name: str) -> bool:
 
 def cached_repos() -> Iterator[str]:
     """Ids of the models in the cache, whether they are whole or not."""
-    cache = _cache_folder()
-    if cache.is_dir():
+    cache = cache_folder()
+    if os.path.isdir(cache):  # Path.is_dir raises where a folder above it may not be entered
         for folder in sorted(cache.glob("models--*--*")):
             yield folder.name.removeprefix("models--").replace("--", "/", 1)
 
@@ -52,7 +53,7 @@ def cached_folder(repo_id: str, revision: str | None = None) -> Path | None:
     """
     if not is_repo_id(repo_id):
         return None
-    repo = _cache_folder() / f"models--{repo_id.replace('/', '--')}"
+    repo = cache_folder() / f"models--{repo_id.replace('/', '--')}"
     named = [repo / "snapshots" / commit for commit in _commits(repo, revision if revision is not None else "main")]
     others = sorted(repo.glob("snapshots/*"), key=_changed_at, reverse=True) if revision is None else []
     return next((folder for folder in (*named, *others) if _is_whole(folder)), None)
@@ -139,7 +140,7 @@ def _counting_bar(progress: Progress) -> Any:
     return CountingBar
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -154,5 +155,8 @@ def _changed_at(folder: Path) -> int:
 
 def _is_whole(folder: Path) -> bool:
     """Whether config, tokenizer and all weights are there: a broken-off download leaves some of them out."""
-    files = (folder / "config.json").is_file() and has_tokenizer(folder) and bool(weight_files(folder))
+    try:
+        files = (folder / "config.json").is_file() and has_tokenizer(folder) and bool(weight_files(folder))
+    except OSError:  # it may not be read
+        return False
     return files and not missing_weight_files(folder)

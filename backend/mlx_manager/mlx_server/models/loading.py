@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlx_manager.mlx_server.engine.client import EngineClient, LoadRaised
 from mlx_manager.mlx_server.engine.launch import EngineOptions
-from mlx_manager.mlx_server.engine.messages import Limits
+from mlx_manager.mlx_server.engine.messages import Device, Limits
 from mlx_manager.mlx_server.engine.watchdog import Patience
 from mlx_manager.mlx_server.errors import LoadingCrashed, ModelLoadFailed
 from mlx_manager.mlx_server.models.adapters import ModelAdapter, get_adapter
@@ -123,15 +123,16 @@ async def load_model(
     progress: Progress,
     templates: TemplateRenderer,
     on_death: Callable[[EngineClient], None],
+    on_device: Callable[[Device], None],
 ) -> LoadedModel:
-    """Raises ModelLoadFailed. `on_death` is called when the worker dies after it was loaded."""
+    """Raises ModelLoadFailed, or what `on_device` raises. `on_death` is called when a loaded model's worker dies."""
 
     def on_progress(loaded_bytes: int) -> None:
         progress.done_bytes = min(loaded_bytes, progress.total_bytes)
 
     progress.stage = "loading"
     launching = asyncio.create_task(
-        EngineClient.launch(entry.id, folder, options, patience, on_death, on_progress=on_progress)
+        EngineClient.launch(entry.id, folder, options, patience, on_death, on_progress, on_device)
     )
     try:
         language = await asyncio.to_thread(_load_language, entry, folder, templates)

@@ -13,6 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlx_manager.mlx_server.utils.descriptors import own_descriptor_limit
+from mlx_manager.mlx_server.utils.memory import keep_off_the_gpu
+
 Tokenizer = Any
 """mlx-lm's TokenizerWrapper: an untyped edge."""
 
@@ -49,7 +52,9 @@ def _import_mlx_lm() -> None:
 
     def import_and_stay() -> None:
         try:
-            importlib.import_module("mlx_lm.tokenizer_utils")
+            keep_off_the_gpu()
+            with own_descriptor_limit():
+                importlib.import_module("mlx_lm.tokenizer_utils")
             gc.collect()
             gc.freeze()  # what is imported stays: a full collection that walked it would hold every stream up
         finally:

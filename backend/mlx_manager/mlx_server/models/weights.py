@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.launch import computes_on_cpu
+from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 
 MAX_HEADER_BYTES = 100 * 2**20
 MAX_SHARDS = 10_000
