@@ -54,7 +54,7 @@ test-browser: $(TOOLS) ## Test in headless Chromium what a foreign web page can 
 test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS, all of them when not given)
 	$(PYTHON) -m venv .cache/oldest
 	.cache/oldest/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	.cache/oldest/bin/uv pip install --quiet --python .cache/oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	.cache/oldest/bin/uv pip install --quiet --python .cache/oldest/bin/python --resolution lowest-direct -e '.[$(BACKEND),dev]'
 	.cache/oldest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
