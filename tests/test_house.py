@@ -12,8 +12,15 @@ BACKEND = Path(__file__).parents[1] / "backend"
 SERVER = "mlx_manager.mlx_server"
 
 FLOORS = (
-    {f"{SERVER}.__init__", "mlx_manager.__init__", "mlx_manager.demo", "mlx_manager.addresses"}
-    | {f"{SERVER}.machine", f"{SERVER}.utf8"},  # import nothing
+    {
+        f"{SERVER}.__init__",
+        "mlx_manager.__init__",
+        "mlx_manager.demo",
+        "mlx_manager.addresses",
+        "mlx_manager.utf8",
+        "mlx_manager.streams",
+    }
+    | {f"{SERVER}.machine"},  # import nothing
     {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
