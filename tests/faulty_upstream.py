@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.running_server import HANG_SECONDS
+
 EVENT_STREAM = {"Content-Type": "text/event-stream"}
 DONE = b"data: [DONE]\n\n"
 NO_MODELS = [None, "model", {"object": "model"}, {"id": 7}, {"id": ""}, {"id": "\ud800"}]
@@ -97,7 +99,7 @@ def faulty_upstream(answers: Mapping[str, Answer], port: int = 0) -> Iterator[Fa
                 self.end_headers()
             for number, part in enumerate(answer.body):
                 if number and answer.waits:
-                    assert upstream.go_on.acquire(timeout=30)
+                    assert upstream.go_on.acquire(timeout=HANG_SECONDS)
                 self.wfile.write(part)
             if answer.hangs:
                 self.hang(model)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.running_server import HANG_SECONDS
+
 VERSION = "7.55.0"
 FOLDER = Path(__file__).parent.parent / ".cache" / "openai-node" / VERSION
 
@@ -19,7 +21,7 @@ def install_openai_node() -> Path:
     if not (FOLDER / "node_modules" / "openai").is_dir():
         FOLDER.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", f"openai@{VERSION}"]
-        installed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=300)
+        installed = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=HANG_SECONDS)
         if installed.returncode != 0:
             pytest.skip(f"npm cannot install openai: {installed.stderr.strip()[-200:]}")
     return FOLDER

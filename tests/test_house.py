@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.running_server import HANG_SECONDS
+
 BACKEND = Path(__file__).parents[1] / "backend"
 SERVER = "mlx_manager.mlx_server"
 
@@ -18,8 +20,9 @@ FLOORS = (
         "mlx_manager.demo",
         "mlx_manager.addresses",
         "mlx_manager.proxies",
+        "mlx_manager.streams",
+        "mlx_manager.utf8",
         f"{SERVER}.machine",
-        f"{SERVER}.utf8",
     },  # import nothing
     {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
@@ -168,7 +171,7 @@ def test_providers_stand_beside_the_server_and_do_not_import_it() -> None:
 
 def run_python(command: str) -> str:
     return subprocess.run(
-        [sys.executable, "-c", command], cwd=BACKEND, check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", command], cwd=BACKEND, check=True, capture_output=True, text=True, timeout=HANG_SECONDS
     ).stdout
 
 

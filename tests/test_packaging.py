@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.running_server import running_server
+from tests.running_server import HANG_SECONDS, running_server
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str | Path) -> None:
-    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert ran.returncode == 0, ran.stderr
 
 
@@ -66,6 +66,6 @@ def test_make_chooses_the_build_by_the_driver(tmp_path: Path, nvidia_smi: str | 
         (tmp_path / "nvidia-smi").chmod(0o755)
     command = ["make", "-n", "-B", "-C", str(ROOT), "setup", f"VENV={tmp_path}/venv"]
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    planned = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, timeout=60)
+    planned = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert f"-e '.[{extra}]'" in planned.stdout, planned.stderr
     assert f"-e '.[{extra},dev]'" in planned.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.node import install_openai_node
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -21,7 +21,7 @@ def example(language: str, containing: str, server: RunningServer) -> str:
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=cwd).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=True, cwd=cwd).stdout
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

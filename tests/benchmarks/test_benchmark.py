@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 ROOT = Path(__file__).parents[2]
 SMALL = "--concurrency 3 --runs 1 --tokens 8 --prefix-tokens 64 --long-prompt-tokens 600 --bursts 12".split()
@@ -17,7 +17,7 @@ SMALL = "--concurrency 3 --runs 1 --tokens 8 --prefix-tokens 64 --long-prompt-to
 def run_benchmark(out: Path, *arguments: str) -> dict[str, Any]:
     """What it wrote to results.json."""
     command = [sys.executable, "-m", "benchmarks", *SMALL, *arguments, "--out", str(out)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert ran.returncode == 0, ran.stderr
     assert (out / "results.md").read_text() in ran.stdout
     results: dict[str, Any] = json.loads((out / "results.json").read_text())

@@ -18,6 +18,7 @@ from benchmarks.soak.samples import Sample, slope
 from benchmarks.soak.traffic import Planned, planned_traffic
 from benchmarks.soak.verdict import Verdict, growths, judge
 from tests.faulty_upstream import DONE, Answer, error, faulty_upstream, piece, sse
+from tests.running_server import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 GOOD = Outcome("short chat", "demo", 200, at_seconds=10, seconds=1, end="answered", status=200, ttft_seconds=0.1)
@@ -157,7 +158,7 @@ def test_report_has_a_row_for_each_minute_kind_and_fault() -> None:
 
 def test_short_soak_of_the_real_server_passes_and_is_drawn(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.1", "--output", str(tmp_path)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "**Passed.**" in ran.stdout
     assert (tmp_path / "soak.md").read_text().startswith("# Soak")

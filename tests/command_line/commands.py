@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.running_server import RunningServer, environment_of_server
+from tests.running_server import HANG_SECONDS, RunningServer, environment_of_server
 
 MLX_MANAGER = (sys.executable, "-c", "from mlx_manager.cli import main; main()")
-PATIENCE_SECONDS = 60.0
 
 
 def environment(server: RunningServer | None = None, **variables: object) -> dict[str, str]:
@@ -32,7 +31,7 @@ def mlx_manager(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=HANG_SECONDS,
     )
 
 
@@ -55,7 +54,7 @@ class Terminal:
 
     def wait_for(self, text: str) -> str:
         """What came up to and with `text` since the last wait."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while text not in self._seen:
             readable, _, _ = select.select([self._screen], [], [], max(0, deadline - time.monotonic()))
             assert readable, self._seen
@@ -85,7 +84,7 @@ def in_terminal(*arguments: str | Path, environment: Mapping[str, str]) -> Itera
     terminal = Terminal(process, screen)
     try:
         yield terminal
-        process.wait(PATIENCE_SECONDS)
+        process.wait(HANG_SECONDS)
     finally:
         process.kill()
         process.wait()

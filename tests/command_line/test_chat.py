@@ -9,7 +9,7 @@ import psutil
 from mlx_manager.command_line.chat import printable
 from tests.command_line.commands import Terminal, environment, in_terminal, mlx_manager
 from tests.command_line.stand_in import stand_in
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 PROMPT = "> "
@@ -50,7 +50,7 @@ def test_without_a_server_the_chat_starts_one_and_ends_it() -> None:
         assert say(terminal, "Count to 5") == "1, 2, 3, 4, 5"
         terminal.type(CTRL_D)
     assert terminal.process.returncode == 0
-    psutil.wait_procs(started, timeout=30)
+    psutil.wait_procs(started, timeout=HANG_SECONDS)
     assert [process for process in started if process.is_running()] == []
 
 
@@ -59,7 +59,7 @@ def test_a_closed_terminal_ends_the_server_that_the_chat_started() -> None:
         terminal.wait_for(PROMPT)
         started = psutil.Process(terminal.process.pid).children(recursive=True)
         terminal.close()
-    _, alive = psutil.wait_procs(started, timeout=30)
+    _, alive = psutil.wait_procs(started, timeout=HANG_SECONDS)
     assert alive == []
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from mlx_manager.mlx_server import __version__
 from tests.command_line.commands import environment, mlx_manager
+from tests.running_server import HANG_SECONDS
 
 COMMANDS = ["serve", "models", "pull", "chat", "bench", "ps", "doctor"]
 ON_HTTP = ["models", "ps", "bench"]
@@ -19,7 +20,11 @@ def test_help_imports_neither_the_server_nor_anything_slow() -> None:
     found = f"[m for m in sys.modules if m.split('.')[0] in {slow} or 'mlx_server' in m]"
     command = f"import atexit, sys; from mlx_manager.cli import main; atexit.register(lambda: print({found})); main()"
     ran = subprocess.run(
-        [sys.executable, "-c", command, "--help"], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", command, "--help"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
     )
     assert ran.returncode == 0
     assert ran.stdout.splitlines()[-1] == "[]"
@@ -83,6 +88,6 @@ def test_serve_hands_its_config_to_the_server(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
     assert ran.stdout == f"{config}\n"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.command_line.commands import MLX_MANAGER, environment, mlx_manager
 from tests.command_line.stand_in import stand_in
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 
 def examine(*, status: int, server: RunningServer | None = None, **variables: Any) -> dict[str, dict[str, Any]]:
@@ -58,7 +58,7 @@ def test_too_few_descriptors_are_warned_of_with_the_command_that_helps() -> None
         env=environment(MLX_SERVER_PORT=0),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
     assert ran.returncode == 0, ran.stderr
     (check,) = [check for check in json.loads(ran.stdout) if check["name"] == "open files"]

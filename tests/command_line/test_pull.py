@@ -9,7 +9,7 @@ import pytest
 
 from tests.command_line.commands import MLX_MANAGER, environment, mlx_manager
 from tests.command_line.hub import REPO, Hub, running_hub
-from tests.running_server import eventually
+from tests.running_server import HANG_SECONDS, eventually
 
 MEGABYTE = 2**20
 WEIGHTS = bytes(range(256)) * (32 * MEGABYTE // 256)
@@ -47,7 +47,7 @@ def test_ctrl_c_stops_at_once_and_the_next_pull_fetches_only_what_is_missing(hub
     eventually(lambda: list(tmp_path.rglob("snapshots/*/config.json")), bool)
     eventually(lambda: [file.stat().st_size for file in tmp_path.rglob("*.incomplete")], any)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert (process.returncode, out) == (130, "")
     assert err.strip() == "Stopped. What is complete stays; the next pull fetches the rest."
     assert list(tmp_path.rglob("*.incomplete")) == []

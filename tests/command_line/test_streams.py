@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.command_line.commands import MLX_MANAGER, environment
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 
 def shell(script: str, server: RunningServer | None = None) -> "subprocess.CompletedProcess[bytes]":
     """`"$@"` in the script is mlx-manager."""
     ran = subprocess.run(
-        ["bash", "-c", script, "bash", *MLX_MANAGER], env=environment(server), capture_output=True, timeout=60
+        ["bash", "-c", script, "bash", *MLX_MANAGER], env=environment(server), capture_output=True, timeout=HANG_SECONDS
     )
     assert b"Traceback" not in ran.stderr, ran.stderr
     assert b"Exception ignored" not in ran.stderr, ran.stderr

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from mlx_manager.mlx_server.schemas import openai
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "babbler", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
@@ -175,7 +175,7 @@ def faults() -> Iterator[Fault]:
 
 @pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=HANG_SECONDS) as client:
         yield client
 
 

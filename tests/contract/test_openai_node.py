@@ -5,7 +5,7 @@ import subprocess
 from typing import Any
 
 from tests.node import install_openai_node
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 PROGRAM = """
 import OpenAI from "openai";
@@ -59,7 +59,7 @@ def test_openai_node_gets_the_same_answers_streamed_and_whole(server: RunningSer
         cwd=install_openai_node(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
     assert ran.returncode == 0, ran.stderr
     seen: dict[str, Any] = json.loads(ran.stdout)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 PYTHON = Path(__file__).parents[2] / ".cache" / "clients" / "bin" / "python"
 
@@ -70,7 +70,7 @@ print(json.dumps(seen))
 
 
 def seen_by(program: str, server: RunningServer) -> dict[str, Any]:
-    ran = subprocess.run([PYTHON, "-c", program, server.url], capture_output=True, text=True, timeout=180)
+    ran = subprocess.run([PYTHON, "-c", program, server.url], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert ran.returncode == 0, ran.stderr
     seen: dict[str, Any] = json.loads(ran.stdout)
     return seen

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from mlx_manager.mlx_server.config import MLXServerSettings
-from tests.running_server import eventually, running_server, wait_for_exit
+from tests.running_server import HANG_SECONDS, eventually, running_server, wait_for_exit
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "mlx-manager.service"
@@ -58,7 +58,7 @@ def test_units_commands_start_reload_and_drain_the_server(tmp_path: Path, babble
     with running_server(tmp_path, command=command, default_model=babbler) as server:
         (tmp_path / "mlx-manager.toml").write_text("max_queue = 5\n")
         reload = shlex.split(unit["ExecReload"].replace("$MAINPID", str(server.process.pid)))
-        subprocess.run(reload, check=True, timeout=30)
+        subprocess.run(reload, check=True, timeout=HANG_SECONDS)
         server.wait_for_log("Settings reloaded: changed: max_queue")
         worker = server.worker()
         assert unit["KillMode"] == "mixed"  # SIGTERM is for the server alone: a worker's streams may finish
@@ -66,7 +66,7 @@ def test_units_commands_start_reload_and_drain_the_server(tmp_path: Path, babble
             next(payloads)
             server.process.send_signal(signal.SIGTERM)
             assert list(payloads)[-1] == "[DONE]"
-        assert server.process.wait(30) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
         wait_for_exit(worker)
     assert int(unit["TimeoutStopSec"]) > LONGEST_DRAIN_SECONDS
     assert unit["RestartPreventExitStatus"] == "2"
@@ -76,14 +76,14 @@ def test_units_commands_start_reload_and_drain_the_server(tmp_path: Path, babble
 def test_unit_is_one_that_systemd_reads_without_a_word_and_holds_for_safe(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/mlx-manager/.venv/bin/mlx-manager", sys.executable))
-    read = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60)
+    read = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=HANG_SECONDS)
     complaints = [line for line in read.stderr.splitlines() if UNIT.name in line]  # and not of the machine's others
     assert (read.returncode, complaints) == (0, [])
     secure = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=25", unit],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
     if "unrecognized option" in secure.stderr:
         pytest.skip("this systemd cannot judge a unit that is not installed")
@@ -101,7 +101,7 @@ def test_agents_command_starts_the_server_and_ends_with_status_0(tmp_path: Path)
     command = here(arguments, "/Users/USER/mlx-manager/.venv/bin/mlx-manager")
     with running_server(tmp_path, command=command, **settings) as server:
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
     assert agent["KeepAlive"] == {"SuccessfulExit": False}  # so that status 0 stays ended
     timeout = agent["ExitTimeOut"]
     assert isinstance(timeout, int)
@@ -127,14 +127,14 @@ def test_images_entrypoint_is_healthy_for_its_check_and_hears_sigterm(tmp_path: 
     with running_server(tmp_path, command=command) as server:
         assert health(check, server.port) == 0
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
         assert health(check, server.port) == 1
 
 
 def health(check: list[str], port: int | None) -> int:
     assert check[0] == "python"
     environment = {**os.environ, "MLX_SERVER_PORT": str(port)}
-    probe = subprocess.run([sys.executable, *check[1:]], env=environment, capture_output=True, timeout=30)
+    probe = subprocess.run([sys.executable, *check[1:]], env=environment, capture_output=True, timeout=HANG_SECONDS)
     return probe.returncode
 
 
@@ -167,7 +167,7 @@ def test_image_builds_and_answers(tmp_path: Path) -> None:
         ).stdout.split()[0]
         eventually(lambda: answers(f"http://{address}/ready"), bool)
     finally:
-        subprocess.run(["docker", "stop", "--time", "45", container], check=True, timeout=60)
+        subprocess.run(["docker", "stop", "--time", "45", container], check=True, timeout=HANG_SECONDS)
 
 
 def answers(url: str) -> bool:

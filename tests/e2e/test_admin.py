@@ -8,7 +8,7 @@ import httpx
 import mlx.core as mx
 import pytest
 
-from tests.running_server import RunningServer, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 from tests.small_models import make_lora, make_random_model
 
 KEY = "opensesame"
@@ -49,13 +49,15 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 def admin(server: RunningServer, model_id: str, action: str, key: str = KEY) -> httpx.Response:
     return httpx.post(
-        f"{server.url}/admin/models/{model_id}/{action}", headers={"Authorization": f"Bearer {key}"}, timeout=60
+        f"{server.url}/admin/models/{model_id}/{action}",
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=HANG_SECONDS,
     )
 
 
 def pool(server: RunningServer) -> dict[str, Any]:
     body: dict[str, Any] = httpx.get(
-        f"{server.url}/admin/pool", headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+        f"{server.url}/admin/pool", headers={"Authorization": f"Bearer {KEY}"}, timeout=HANG_SECONDS
     ).json()
     return body
 
@@ -171,7 +173,7 @@ def test_documentation_describes_the_admin_api_with_an_example(several: RunningS
 def test_unknown_setting_in_the_file_ends_the_start_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlx-manager.toml").write_text('[[models]]\nid = "a"\npaht = "."')
     with running_server(tmp_path, wait=False) as server:
-        assert server.process.wait(30) == 2
+        assert server.process.wait(HANG_SECONDS) == 2
         assert server.log.read_text().strip() == "Bad setting models.0.paht: there is no such setting"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.running_server import RunningServer, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 
 BABBLE = {"model": "babbler", "prompt": "x", "temperature": 0, "max_tokens": 8000}
 SHORT = BABBLE | {"max_tokens": 3}
@@ -35,7 +35,7 @@ async def test_storm_of_clients_that_leave_at_random_moments_leaves_nothing_behi
     with running_server(tmp_path, default_model=babbler) as server:
         server.post("/v1/completions", SHORT)
         before, worker = server.holdings(), server.worker()
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=HANG_SECONDS) as client:
             for _ in range(3):
                 await asyncio.gather(*(leave_after(client, random.uniform(0.01, 1), i % 2 == 0) for i in range(60)))
         await asyncio.to_thread(worker_is_idle, server)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.running_server import chunks_of, eventually, running_server, wait_for_exit
+from tests.running_server import HANG_SECONDS, chunks_of, eventually, running_server, wait_for_exit
 from tests.small_models import make_random_llama
 
 BABBLE = {"model": "babbler", "prompt": "x", "temperature": 0, "max_tokens": 1000}
@@ -15,7 +15,7 @@ BABBLE = {"model": "babbler", "prompt": "x", "temperature": 0, "max_tokens": 100
 def test_while_it_drains_the_server_says_so_to_old_and_new_connections(tmp_path: Path, babbler: Path) -> None:
     with (
         running_server(tmp_path, default_model=babbler) as server,
-        httpx.Client(base_url=server.url, timeout=60) as connected,
+        httpx.Client(base_url=server.url, timeout=HANG_SECONDS) as connected,
     ):
         worker = server.worker()
         connected.get("/health")
@@ -31,7 +31,7 @@ def test_while_it_drains_the_server_says_so_to_old_and_new_connections(tmp_path:
             assert connected.get("/health").status_code == 200
             worker.resume()
             assert chunks_of(payloads)[-1]["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(10) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
         wait_for_exit(worker)
 
 
@@ -54,6 +54,6 @@ def test_drain_that_ends_gives_its_error_to_everybody_who_waits(tmp_path: Path, 
             for answer in (request.result() for request in waiting):
                 assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
             assert json.loads(list(payloads)[-1])["error"]["code"] == "not_ready"
-        assert server.process.wait(20) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
         wait_for_exit(working)
         wait_for_exit(loading)

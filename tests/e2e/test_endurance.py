@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.running_server import RunningServer, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 
 REQUESTS = int(os.environ.get("ENDURANCE_REQUESTS", "100"))
 WARM_UP_REQUESTS = min(REQUESTS, 200)
@@ -47,7 +47,7 @@ def has_grown(before: Footprint, after: Footprint) -> bool:
 def send_mixed_requests(server: RunningServer, count: int) -> None:
     """Chats and completions, streamed or not, short and long, refused ones, and clients that leave."""
     dice = random.Random(count)
-    with ThreadPoolExecutor(CLIENTS) as clients, httpx.Client(base_url=server.url, timeout=60) as client:
+    with ThreadPoolExecutor(CLIENTS) as clients, httpx.Client(base_url=server.url, timeout=HANG_SECONDS) as client:
         list(clients.map(lambda seed: send_one(client, random.Random(seed)), [dice.random() for _ in range(count)]))
 
 

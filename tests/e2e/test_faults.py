@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import StageSteps
-from tests.running_server import chunks_of, running_server, wait_for_exit
+from tests.running_server import HANG_SECONDS, chunks_of, running_server, wait_for_exit
 
 BABBLE = {"model": "babbler", "prompt": "x", "temperature": 0, "max_tokens": 8000}
 
@@ -77,7 +77,7 @@ def test_sigterm_lets_the_running_stream_finish_and_leaves_no_process(tmp_path: 
             server.process.send_signal(signal.SIGTERM)
             chunks = chunks_of(payloads)
         assert chunks[-1]["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(10) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
         wait_for_exit(worker)
 
 
@@ -137,7 +137,7 @@ def test_sigterm_ends_with_status_0_every_time(tmp_path: Path) -> None:
     for _ in range(4):
         with running_server(tmp_path) as server:
             server.process.terminate()
-            assert server.process.wait(10) == 0
+            assert server.process.wait(HANG_SECONDS) == 0
 
 
 def test_drain_timeout_ends_streams_with_an_error_event_and_the_rest_with_a_503(tmp_path: Path, babbler: Path) -> None:
@@ -152,7 +152,7 @@ def test_drain_timeout_ends_streams_with_an_error_event_and_the_rest_with_a_503(
             last = list(payloads)[-1]
         assert json.loads(last)["error"]["code"] == "not_ready"
         assert (pending.result().status_code, pending.result().json()["error"]["code"]) == (503, "not_ready")
-        assert server.process.wait(10) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
 
 
 def test_worker_outlives_a_sigterm_of_its_own(tmp_path: Path, babbler: Path) -> None:

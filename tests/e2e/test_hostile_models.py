@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.running_server import RunningServer, running_server, wait_for_exit
+from tests.running_server import HANG_SECONDS, RunningServer, running_server, wait_for_exit
 from tests.small_models import make_random_llama
 
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -191,7 +191,7 @@ def test_ids_are_no_paths(beset: RunningServer, folder: Path, form: str) -> None
     asked = {"model": model, "prompt": "x", "max_tokens": 1}
     answer = beset.post("/v1/completions", asked)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
-    assert httpx.get(f"{beset.url}/v1/models/{model}", timeout=10).status_code == 404
+    assert httpx.get(f"{beset.url}/v1/models/{model}", timeout=HANG_SECONDS).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["../../etc", "/etc/passwd"])

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.running_server import RunningServer, chunks_of, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, chunks_of, eventually, running_server
 
 CHAT = "/v1/chat/completions"
 MARKER = "xylophone-7351"
@@ -40,7 +40,7 @@ def access_line(server: RunningServer, request_id: str) -> Line:
 
 
 def ask(server: RunningServer, request_id: str, path: str = CHAT, **body: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}{path}", json=body, headers={"x-request-id": request_id}, timeout=60)
+    return httpx.post(f"{server.url}{path}", json=body, headers={"x-request-id": request_id}, timeout=HANG_SECONDS)
 
 
 def test_a_request_has_one_line_with_its_numbers(logged: RunningServer) -> None:
@@ -70,7 +70,9 @@ def test_a_stream_that_fails_tells_with_what(logged: RunningServer) -> None:
     ask(logged, "first", "/v1/completions", model="babbler", prompt="x", max_tokens=1)
     body = {"model": "babbler", "prompt": "x", "max_tokens": 4000, "stream": True}
     headers = {"x-request-id": "failing"}
-    with httpx.stream("POST", f"{logged.url}/v1/completions", json=body, headers=headers, timeout=60) as response:
+    with httpx.stream(
+        "POST", f"{logged.url}/v1/completions", json=body, headers=headers, timeout=HANG_SECONDS
+    ) as response:
         received = response.iter_lines()
         next(received)
         for worker in logged.workers():

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 
 from tests.prometheus import Scrape, scrape
-from tests.running_server import RunningServer, chunks_of, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, chunks_of, eventually, running_server
 
 CHAT = "/v1/chat/completions"
 TALKS_ON = {"model": "babbler", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4000, "temperature": 0}
@@ -38,7 +38,7 @@ def grows(server: RunningServer, before: Scrape, name: str, by: float, **labels:
 
 def admin(server: RunningServer, verb: str) -> None:
     url = f"{server.url}/admin/models/{verb}"
-    assert httpx.post(url, headers={"Authorization": "Bearer secret"}, timeout=60).status_code == 200
+    assert httpx.post(url, headers={"Authorization": "Bearer secret"}, timeout=HANG_SECONDS).status_code == 200
 
 
 def test_a_request_is_counted_with_its_tokens_and_times(counted: RunningServer) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tests.running_server import RunningServer, chunks_of, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, chunks_of, eventually, running_server
 from tests.small_models import make_random_llama
 
 SHORT = {"model": "babbler", "prompt": "x", "temperature": 0, "max_tokens": 4}
@@ -85,7 +85,7 @@ def test_drain_ends_the_waits_and_lets_what_runs_end(tmp_path: Path, babbler: Pa
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
             worker.resume()
             assert chunks_of(payloads)[-1]["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(20) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
 
 
 def test_unloading_the_model_in_the_way_or_the_one_that_waits_ends_the_wait(tmp_path: Path, babbler: Path) -> None:
@@ -104,5 +104,5 @@ def test_unloading_the_model_in_the_way_or_the_one_that_waits_ends_the_wait(tmp_
         waiting = client.submit(server.post, "/v1/completions", OTHER)
         eventually(lambda: is_waiting(server), bool)
         server.worker().resume()
-        httpx.post(f"{server.url}/admin/models/babbler/unload", timeout=60).raise_for_status()
+        httpx.post(f"{server.url}/admin/models/babbler/unload", timeout=HANG_SECONDS).raise_for_status()
         assert waiting.result().status_code == 200

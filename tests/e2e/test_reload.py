@@ -11,7 +11,14 @@ import httpx
 
 from tests.command_line.commands import in_terminal
 from tests.faulty_upstream import DONE, Answer, faulty_upstream, piece
-from tests.running_server import RunningServer, chunks_of, environment_of_server, eventually, running_server
+from tests.running_server import (
+    HANG_SECONDS,
+    RunningServer,
+    chunks_of,
+    environment_of_server,
+    eventually,
+    running_server,
+)
 from tests.small_models import make_random_model
 
 LONG = {"prompt": "x", "temperature": 0, "max_tokens": 1200}
@@ -21,11 +28,11 @@ NOTHING: dict[str, list[str]] = {"added": [], "removed": [], "changed": [], "to_
 
 def reload(server: RunningServer, key: str | None = None) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
-    return httpx.post(f"{server.url}/admin/reload", headers=headers, timeout=60)
+    return httpx.post(f"{server.url}/admin/reload", headers=headers, timeout=HANG_SECONDS)
 
 
 def rows(server: RunningServer) -> dict[str, dict[str, Any]]:
-    pool = httpx.get(f"{server.url}/admin/pool", timeout=60).json()
+    pool = httpx.get(f"{server.url}/admin/pool", timeout=HANG_SECONDS).json()
     return {model["id"]: model for model in pool["models"]}
 
 
@@ -198,7 +205,7 @@ def test_terminal_that_is_closed_ends_the_server(tmp_path: Path) -> None:
     with in_terminal("serve", environment=environment) as terminal:
         terminal.wait_for("Model loaded")
         terminal.close()
-        assert terminal.process.wait(30) == 0
+        assert terminal.process.wait(HANG_SECONDS) == 0
 
 
 def test_keys_that_a_reload_brings_count_from_then_on(tmp_path: Path) -> None:

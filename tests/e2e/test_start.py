@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.running_server import MODULE, RunningServer, environment_of_server, running_server
+from tests.running_server import HANG_SECONDS, MODULE, RunningServer, environment_of_server, running_server
 
 LIMITED = """
 import resource, sys
@@ -25,7 +25,9 @@ COMMANDS = [MODULE, (sys.executable, "-c", "from mlx_manager.cli import main; ma
 
 
 def start(command: Sequence[str], **settings: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=environment_of_server(settings), capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, env=environment_of_server(settings), capture_output=True, text=True, timeout=HANG_SECONDS
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["module", "cli"])

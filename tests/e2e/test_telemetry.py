@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.collector import collector
-from tests.running_server import running_server
+from tests.running_server import HANG_SECONDS, running_server
 
 
 def test_requests_arrive_at_an_otlp_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,4 +102,4 @@ def test_collector_that_fails_loses_no_request_and_holds_up_none(
             for _ in range(10):
                 assert server.chat("Count to 3")["choices"][0]["finish_reason"] == "stop"
             server.process.terminate()
-            assert server.process.wait(15) == 0
+            assert server.process.wait(HANG_SECONDS) == 0

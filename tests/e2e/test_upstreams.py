@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.faulty_upstream import DONE, Answer, FaultyUpstream, error, faulty_upstream, piece, sse
-from tests.running_server import RunningServer, chunks_of, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, chunks_of, eventually, running_server
 
 Json = dict[str, Any]
 KEY = "sk-never-to-be-seen"
@@ -370,7 +370,7 @@ def test_server_that_stops_ends_the_streams_of_upstreams_with_an_error(
             server.process.send_signal(signal.SIGTERM)
             (last,) = payloads
             assert json.loads(last)["error"]["code"] == "not_ready"
-        assert server.process.wait(30) == 0
+        assert server.process.wait(HANG_SECONDS) == 0
         assert "Traceback" not in server.log.read_text()
 
 

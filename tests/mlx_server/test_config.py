@@ -14,6 +14,7 @@ from mlx_manager.mlx_server.config import (
     faults_of,
     mlx_server_settings,
 )
+from tests.running_server import HANG_SECONDS
 
 BACKEND = Path(__file__).parents[2] / "backend"
 TOKEN = "pylf_v1_secret"
@@ -201,7 +202,12 @@ def run_where_settings_are_bad(folder: Path, command: str) -> subprocess.Complet
     (folder / "mlx-manager.toml").write_text(BAD_FILE)
     environment = os.environ | BAD_SETTINGS | {"PYTHONPATH": str(BACKEND)}
     return subprocess.run(
-        [sys.executable, "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_manager.mlx_server.machine import container_limit_bytes
-from tests.running_server import environment_of_server
+from tests.running_server import HANG_SECONDS, environment_of_server
 
 MB = 2**20
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
@@ -106,5 +106,5 @@ def test_default_budget_is_a_share_of_the_containers_memory(group_of_one_gb: Pat
         "-c",
         program,
     ]
-    ran = subprocess.run(command, env=environment_of_server({}), capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, env=environment_of_server({}), capture_output=True, text=True, timeout=HANG_SECONDS)
     assert ran.stdout.split() == ["0.75"], ran.stderr

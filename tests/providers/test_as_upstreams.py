@@ -12,7 +12,7 @@ from tests import folding
 from tests.e2e.test_folding import CHAT, COMPLETIONS, without_identity
 from tests.providers.scripted_llama import ANSWER, CALL
 from tests.providers.upstreams import Upstream
-from tests.running_server import RunningServer, chunks_of, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, chunks_of, eventually, running_server
 
 Json = dict[str, Any]
 COUNT = [{"role": "user", "content": "Count to 5"}]
@@ -88,7 +88,7 @@ def test_completion_over_another_house_is_the_answer_asked_directly_streamed_or_
 def test_chat_over_mlx_lm_folds_and_counts_as_mlx_lm_does(front: RunningServer, mlx_lm_server: Upstream) -> None:
     body = {"messages": COUNT, "temperature": 0, "max_tokens": 40}
     over = fold_both_ways(front, "/v1/chat/completions", body | {"model": f"mlx:{mlx_lm_server.model_id}"})
-    direct = httpx.post(f"{mlx_lm_server.url}/v1/chat/completions", json=body, timeout=60).json()
+    direct = httpx.post(f"{mlx_lm_server.url}/v1/chat/completions", json=body, timeout=HANG_SECONDS).json()
     assert over["choices"][0]["content"] == direct["choices"][0]["message"]["content"] == COUNTED
     assert over["choices"][0]["finish_reason"] == direct["choices"][0]["finish_reason"] == "stop"
     assert over["usage"]["completion_tokens"] == direct["usage"]["completion_tokens"]

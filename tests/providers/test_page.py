@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
 from tests.providers.scripted_llama import ANSWER
 from tests.providers.upstreams import CACHED, Upstream
-from tests.running_server import BACKEND, RunningServer
+from tests.running_server import BACKEND, HANG_SECONDS, RunningServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "providers.md"
 
@@ -27,7 +27,7 @@ def run_example(containing: str, **environment: str) -> str:
         env={**os.environ, "PYTHONPATH": str(BACKEND), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=True,
     ).stdout
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 
 from mlx_manager.demo import demo_model_path
+from tests.running_server import HANG_SECONDS
 
-START_SECONDS = 60.0
 ROOT = Path(__file__).parents[2]
 CACHED = ("mlx-community/Absent-1B-4bit", "mlx-community/Zephyr-7B-4bit")
 """What the Hugging Face cache of the running mlx_lm.server seems to hold."""
@@ -44,7 +44,7 @@ def running_mlx_lm(folder: Path) -> Iterator[Upstream]:
 def running_llama_cpp(python: Path, folder: Path) -> Iterator[Upstream]:
     """llama-cpp-python's server, on the demo model as GGUF."""
     model, port = folder / "demo.gguf", _free_port()
-    subprocess.run([python, ROOT / "scripts" / "demo_to_gguf.py", model], check=True, timeout=60)
+    subprocess.run([python, ROOT / "scripts" / "demo_to_gguf.py", model], check=True, timeout=HANG_SECONDS)
     options = ("--model", str(model), "--model_alias", "demo", "--port", str(port))
     command = (str(python), "-m", "llama_cpp.server", *options)
     with _running(command, f"http://127.0.0.1:{port}", "/v1/models", folder) as url:
@@ -57,7 +57,7 @@ def _running(command: Sequence[str], url: str, path: str, folder: Path, **enviro
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
     try:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while not _answers(f"{url}{path}"):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -65,7 +65,7 @@ def _running(command: Sequence[str], url: str, path: str, folder: Path, **enviro
         yield url
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(HANG_SECONDS)
 
 
 def _answers(url: str) -> bool:

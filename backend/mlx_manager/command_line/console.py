@@ -10,8 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from mlx_manager.mlx_server.utf8 import is_utf8, shown
-from mlx_manager.mlx_server.utils.streams import open_closed_streams
+from mlx_manager.streams import open_closed_streams
+from mlx_manager.utf8 import is_utf8, shown
 
 ABSENT = "-"
 FAILURE = 1

@@ -39,7 +39,7 @@ from mlx_manager.demo import DEMO_MODEL_ID
 from mlx_manager.mlx_server import machine
 from mlx_manager.mlx_server.edge_settings import BLANK_IS_NONE, EdgeSettings, UserPath
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
-from mlx_manager.mlx_server.utf8 import is_utf8, shown
+from mlx_manager.utf8 import is_utf8, shown
 
 CONFIG_FILE = "mlx-manager.toml"
 KEEP_FOREVER = -1.0

@@ -28,7 +28,7 @@ ServerError
 └── RequestTimeout             the request took longer than the server lets one take
 """
 
-from mlx_manager.mlx_server.utf8 import shown
+from mlx_manager.utf8 import shown
 
 
 class ServerError(Exception):

@@ -53,8 +53,8 @@ from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 from mlx_manager.mlx_server.utils.mlx_backend import why_builds_conflict, why_mlx_cannot_run
-from mlx_manager.mlx_server.utils.streams import open_closed_streams
 from mlx_manager.mlx_server.utils.terminal import terminal_watch
+from mlx_manager.streams import open_closed_streams
 
 logger = logging.getLogger(__name__)
 

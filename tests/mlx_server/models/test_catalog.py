@@ -15,6 +15,7 @@ from mlx_manager.mlx_server.config import ModelSettings
 from mlx_manager.mlx_server.errors import ModelLoadFailed, ModelNotFound
 from mlx_manager.mlx_server.models import catalog as catalog_module
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
+from tests.running_server import HANG_SECONDS
 
 LLAMA = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 
@@ -328,7 +329,9 @@ def test_the_cache_lies_where_the_environment_says(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path / "cache"))
     command = "from mlx_manager.mlx_server.models.hub import cached_folder; print(cached_folder('org/model'))"
-    found = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(
+        [sys.executable, "-c", command], check=True, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert found.stdout.strip() == str(whole)
 
 

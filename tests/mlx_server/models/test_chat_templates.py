@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from mlx_manager.mlx_server.models.chat_templates import read_chat_templates
-from tests.running_server import RunningServer, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, running_server
 from tests.small_models import make_random_llama
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
@@ -125,7 +125,9 @@ def test_a_model_chats_with_the_template_of_its_folder(server: RunningServer, la
 
 
 def server_capabilities(server: RunningServer, model: str) -> dict[str, object]:
-    capabilities: dict[str, object] = httpx.get(f"{server.url}/v1/models/{model}", timeout=60).json()["capabilities"]
+    capabilities: dict[str, object] = httpx.get(f"{server.url}/v1/models/{model}", timeout=HANG_SECONDS).json()[
+        "capabilities"
+    ]
     return capabilities
 
 

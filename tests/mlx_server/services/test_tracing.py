@@ -16,6 +16,7 @@ from opentelemetry.trace import StatusCode
 
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.main import create_app, lifespan
+from tests.running_server import HANG_SECONDS
 from tests.small_models import make_random_llama
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +57,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server", timeout=60)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server", timeout=HANG_SECONDS)
 
 
 def spans(exporter: TestExporter, name: str) -> list[ReadableSpan]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line.commands import MLX_MANAGER, environment
-from tests.running_server import MODULE
+from tests.running_server import HANG_SECONDS, MODULE
 
 PURELIB = Path(sysconfig.get_path("purelib"))
 NO_BACKEND = "MLX is installed without a backend. Run pip install 'mlx-manager[cpu]'"
@@ -45,7 +45,7 @@ def run(site: Path, *command: str, path: str | None = None) -> "subprocess.Compl
     if path is not None:
         variables["PATH"] = f"{path}{os.pathsep}{variables['PATH']}"
     isolated = (command[0], "-S", *command[1:])
-    return subprocess.run(isolated, env=variables, capture_output=True, text=True, input="Hi", timeout=60)
+    return subprocess.run(isolated, env=variables, capture_output=True, text=True, input="Hi", timeout=HANG_SECONDS)
 
 
 @pytest.mark.parametrize("command", [MODULE, (*MLX_MANAGER, "serve"), (*MLX_MANAGER, "chat")])

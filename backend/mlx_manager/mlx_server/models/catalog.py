@@ -18,7 +18,7 @@ from mlx_manager.mlx_server.errors import ModelNotFound
 from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress, cache_folder, cached_folder, cached_repos, download, is_repo_id
-from mlx_manager.mlx_server.utf8 import is_utf8, shown
+from mlx_manager.utf8 import is_utf8, shown
 
 logger = logging.getLogger(__name__)
 

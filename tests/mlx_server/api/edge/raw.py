@@ -8,10 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.running_server import RunningServer
-
-PATIENCE_SECONDS = 300.0
-"""A limit against hanging, for the slowest machine."""
+from tests.running_server import HANG_SECONDS, RunningServer
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Reply:
 
 @contextlib.contextmanager
 def connected(server: RunningServer) -> Iterator[socket.socket]:
-    with socket.create_connection((server.host, server.port), PATIENCE_SECONDS) as connection:
+    with socket.create_connection((server.host, server.port), HANG_SECONDS) as connection:
         yield connection
 
 

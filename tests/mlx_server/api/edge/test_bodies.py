@@ -10,7 +10,7 @@ import pytest
 
 from tests.mlx_server.api.edge.conftest import ANNA
 from tests.mlx_server.api.edge.raw import Reply, connected, exchange, post, read_to_end, replies, request, send_slowly
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 KEY = f"x-api-key: {ANNA}"
 PATH = "/v1/completions"
@@ -69,20 +69,16 @@ def test_a_client_that_is_still_sending_is_not_reset_before_it_has_read_why(guar
 
 
 def test_a_body_that_stops_coming_is_refused(guarded: RunningServer) -> None:
-    started = time.monotonic()
     head = request("POST", PATH, KEY, "Content-Type: application/json", "Content-Length: 1000")
     reply = exchange(guarded, head, b'{"model": ')
     assert (reply.status, reply.code) == (408, "request_timeout")
-    assert time.monotonic() - started < 10
 
 
 def test_a_body_that_trickles_is_refused(guarded: RunningServer) -> None:
     """Each byte is progress, and the whole would take minutes."""
     with connected(guarded) as connection:
         connection.sendall(request("POST", PATH, KEY, "Content-Type: application/json", "Content-Length: 1000"))
-        started = time.monotonic()
-        send_slowly(connection, b" " * 1000, pause_seconds=0.1)
-        assert time.monotonic() - started < 20
+        assert send_slowly(connection, b" " * 1000, pause_seconds=0.1) < 1000
         assert replies(read_to_end(connection))[0].status == 408
 
 
@@ -153,11 +149,11 @@ def test_json_of_a_foreign_pages_form_is_refused(server: RunningServer) -> None:
 
 
 def test_a_large_body_does_not_hold_up_the_others(server: RunningServer) -> None:
-    """The event loop of the server answers others while it reads, checks and parses what is as large as may be."""
+    """The event loop answers others while it reads, checks and parses the largest body."""
 
-    async def longest_wait() -> float:
+    async def waits_beside_a_large_body() -> list[float]:
         url = f"{server.url}{PATH}"
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
             waits: list[float] = []
             posting = asyncio.create_task(
                 client.post(url, content=padded(32 * MB), headers={"Content-Type": "application/json"})
@@ -167,6 +163,7 @@ def test_a_large_body_does_not_hold_up_the_others(server: RunningServer) -> None
                 assert (await client.get(f"{server.url}/health")).status_code == 200
                 waits.append(time.perf_counter() - started)
             assert (await posting).json()["error"]["param"] == "prompt"  # read, and found too long
-            return max(waits)
+            return waits
 
-    assert asyncio.run(longest_wait()) < 2
+    waits = asyncio.run(waits_beside_a_large_body())
+    assert max(waits) < 0.8 * sum(waits)  # a loop that stands still gives one wait as long as all

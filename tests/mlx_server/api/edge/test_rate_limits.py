@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_manager.mlx_server.api.edge.buckets import MAX_BUCKETS, Buckets
 from mlx_manager.mlx_server.api.edge.rate_limits import duration
-from tests.running_server import RunningServer, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 
 COUNT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Count to 5"}], "temperature": 0}
 
@@ -34,7 +34,7 @@ def client(server: RunningServer, key: str) -> openai.OpenAI:
 
 def ask(server: RunningServer, key: str, **more: object) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=COUNT | more, headers=headers, timeout=60)
+    return httpx.post(f"{server.url}/v1/chat/completions", json=COUNT | more, headers=headers, timeout=HANG_SECONDS)
 
 
 def test_the_request_beyond_the_rate_is_refused_as_openai_does(limited: RunningServer) -> None:
@@ -79,7 +79,9 @@ def test_who_has_used_the_tokens_waits(limited: RunningServer) -> None:
 def test_what_a_client_that_left_has_used_counts(limited: RunningServer) -> None:
     headers = {"Authorization": "Bearer sk-carl"}
     body = COUNT | {"n": 8, "max_tokens": 400, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{limited.url}/v1/chat/completions", json=body, headers=headers, timeout=60) as stream:
+    with httpx.stream(
+        "POST", f"{limited.url}/v1/chat/completions", json=body, headers=headers, timeout=HANG_SECONDS
+    ) as stream:
         for number, _ in enumerate(stream.iter_lines()):
             if number > 400:
                 break
