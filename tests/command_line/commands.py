@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -66,6 +67,12 @@ class Terminal:
         return shown + text
 
 
+def _take_terminal() -> None:
+    """Makes stdin the controlling terminal, whose hangup counts also where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.close(os.open(os.ttyname(0), os.O_RDWR))
+
+
 @contextlib.contextmanager
 def in_terminal(*arguments: str | Path, environment: Mapping[str, str]) -> Iterator[Terminal]:
     """The command as the leader of a terminal, so that Ctrl-C reaches it; it must have ended within the block."""
@@ -78,7 +85,7 @@ def in_terminal(*arguments: str | Path, environment: Mapping[str, str]) -> Itera
         stdout=keyboard,
         stderr=keyboard,
         start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # which makes it the controlling terminal
+        preexec_fn=_take_terminal,
     )
     os.close(keyboard)
     terminal = Terminal(process, screen)

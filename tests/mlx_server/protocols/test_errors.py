@@ -15,6 +15,7 @@ TABLE: list[tuple[type[ServerError], int, str, str]] = [
     (errors.NotAuthorized, 401, "invalid_request_error", "invalid_api_key"),
     (errors.AdminClosed, 403, "permission_error", "admin_closed"),
     (errors.HostNotAllowed, 421, "invalid_request_error", "host_not_allowed"),
+    (errors.OriginNotAllowed, 403, "permission_error", "origin_not_allowed"),
     (errors.RequestTooLarge, 413, "invalid_request_error", "request_too_large"),
     (errors.RequestTooSlow, 408, "invalid_request_error", "request_timeout"),
     (errors.UnsupportedEncoding, 415, "invalid_request_error", "unsupported_encoding"),
