@@ -5,8 +5,11 @@ ServerError
 │   ├── UnsupportedParameter   a parameter or content that this server does not have
 │   ├── ChatTemplateMissing    chat with a model that has no chat template
 │   ├── ChatTemplateFailed     the model's chat template takes too much time or memory
-│   └── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
+│   ├── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
+│   └── BrokenBody             the body breaks the schema of its endpoint, or is not JSON
 ├── ModelNotFound              no loadable model has that id
+├── UnknownPath                no endpoint has that path
+├── MethodNotAllowed           the endpoint has another method
 ├── NotAuthorized              the key that the endpoint asks for is missing or wrong
 ├── AdminClosed                there is no key that would open the admin endpoints
 ├── HostNotAllowed             the request is addressed to a name that is not this server's
@@ -62,7 +65,19 @@ class ContextLengthExceeded(InvalidRequest):
     pass
 
 
+class BrokenBody(InvalidRequest):
+    pass
+
+
 class ModelNotFound(ServerError):
+    pass
+
+
+class UnknownPath(ServerError):
+    pass
+
+
+class MethodNotAllowed(ServerError):
     pass
 
 

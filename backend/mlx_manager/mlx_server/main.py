@@ -44,6 +44,9 @@ from mlx_manager.mlx_server.engine.watchdog import Patience
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
+from mlx_manager.mlx_server.protocols.base import Protocols
+from mlx_manager.mlx_server.protocols.chat import ChatCompletions
+from mlx_manager.mlx_server.protocols.completions import Completions
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
@@ -73,11 +76,17 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
     app.include_router(metrics_router)
     app.include_router(admin_router)
     app.include_router(v1_router)
-    install_error_handlers(app, settings.validation_error_status)
+    install_error_handlers(app)
+    app.state.protocols = _protocols(settings)
     app.state.edge = edge_rules(settings)
     app.state.addresses = []
     _add_middlewares(app, settings)
     return app
+
+
+def _protocols(settings: MLXServerSettings) -> Protocols:
+    status = settings.validation_error_status
+    return Protocols([ChatCompletions(status), Completions(status)])
 
 
 def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
@@ -86,7 +95,6 @@ def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
         BodyLimits,
         max_bytes=int(settings.max_body_mb * BYTES_PER_MB),
         max_json_depth=settings.max_json_depth,
-        broken_status=settings.validation_error_status,
         timeout_seconds=settings.body_timeout_seconds,
     )
     app.add_middleware(RateLimits)

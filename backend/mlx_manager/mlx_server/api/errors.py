@@ -1,4 +1,4 @@
-"""Exceptions to error responses, all of them in OpenAI's envelope."""
+"""Exceptions to error responses, each in the envelope of the protocol that the request speaks."""
 
 from typing import Any
 
@@ -8,46 +8,46 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from mlx_manager.mlx_server.api.edge.json_route import BodyRefused
+from mlx_manager.mlx_server.api.edge.rules import protocol_of
 from mlx_manager.mlx_server.api.exchange import exchange_of
-from mlx_manager.mlx_server.errors import ServerError
-from mlx_manager.mlx_server.protocols.errors import ErrorKind, broken_body, envelope, error_body, status_of
+from mlx_manager.mlx_server.errors import BrokenBody, MethodNotAllowed, ServerError, UnknownPath
 
 _MAX_FAULTS_NAMED = 3
 _NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
 
 
-def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
-    broken = broken_body(validation_error_status)
-
-    async def validation_error(request: Request, exc: Exception) -> JSONResponse:
-        assert isinstance(exc, RequestValidationError)
-        exchange_of(request).error = exc
-        faults = [(_field(fault), _message(fault)) for fault in exc.errors()]
-        named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
-        return JSONResponse(envelope(broken, named, faults[0][0] or None), broken.status)
-
-    async def http_error(request: Request, exc: Exception) -> JSONResponse:
-        """Unknown paths and methods; and bodies that FastAPI cannot parse, which break the schema too."""
-        assert isinstance(exc, HTTPException)
-        if isinstance(exc, BodyRefused):
-            return JSONResponse(envelope(broken, exc.detail, exc.param), broken.status)
-        if exc.status_code == 400:
-            return JSONResponse(envelope(broken, _NO_JSON, None), broken.status)
-        kind = ErrorKind(exc.status_code, "invalid_request_error", exc.detail.lower().replace(" ", "_"))
-        message = f"{exc.detail}: {request.method} {request.url.path}"
-        return JSONResponse(envelope(kind, message, None), exc.status_code, headers=exc.headers)
-
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(ServerError, _server_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, _server_error)
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(RequestValidationError, _broken_body)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _error)
+    app.add_exception_handler(ServerError, _error)
 
 
-async def _server_error(request: Request, exc: Exception) -> JSONResponse:
-    exchange_of(request).error = exc
-    wait_seconds = exc.retry_after_seconds if isinstance(exc, ServerError) else None
-    headers = {"Retry-After": str(wait_seconds)} if wait_seconds is not None else None
-    return JSONResponse(error_body(exc), status_of(exc), headers)
+async def _error(request: Request, exc: Exception) -> JSONResponse:
+    exchange = exchange_of(request)
+    exchange.error = exc
+    reply = protocol_of(request.scope).error(exc, exchange.request_id)
+    return JSONResponse(reply.body, reply.status, dict(reply.headers))
+
+
+async def _broken_body(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, RequestValidationError)
+    faults = [(_field(fault), _message(fault)) for fault in exc.errors()]
+    named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
+    return await _error(request, BrokenBody(named, param=faults[0][0] or None))
+
+
+async def _http_error(request: Request, exc: Exception) -> JSONResponse:
+    """Unknown paths and methods; and bodies that FastAPI cannot parse, which break the schema too."""
+    assert isinstance(exc, HTTPException)
+    if isinstance(exc, BodyRefused):
+        return await _error(request, BrokenBody(exc.detail, param=exc.param))
+    if exc.status_code == 400:
+        return await _error(request, BrokenBody(_NO_JSON))
+    kind = MethodNotAllowed if exc.status_code == 405 else UnknownPath
+    response = await _error(request, kind(f"{exc.detail}: {request.method} {request.url.path}"))
+    response.headers.update(exc.headers or {})
+    return response
 
 
 def _message(fault: dict[str, Any]) -> str:

@@ -2,11 +2,9 @@
 
 from fastapi import APIRouter, Request, Response
 
-from mlx_manager.mlx_server.api.dependencies import State, WithinLimits, require
+from mlx_manager.mlx_server.api.dependencies import State, WithinLimits
 from mlx_manager.mlx_server.api.edge.json_route import JsonRoute
-from mlx_manager.mlx_server.api.exchange import note_generation
-from mlx_manager.mlx_server.api.respond import respond
-from mlx_manager.mlx_server.protocols.completions import CompletionBuilder, to_request
+from mlx_manager.mlx_server.api.respond import answer
 from mlx_manager.mlx_server.schemas.openai import CompletionRequest, CompletionResponse
 
 router = APIRouter(tags=["completions"], route_class=JsonRoute)
@@ -14,8 +12,4 @@ router = APIRouter(tags=["completions"], route_class=JsonRoute)
 
 @router.post("/completions", response_model=CompletionResponse, dependencies=[WithinLimits])
 async def create_completion(body: CompletionRequest, request: Request, state: State) -> Response:
-    server = require(state)
-    completion = to_request(body, server.settings.reject_unknown_fields)
-    note_generation(request, completion, body.stream)
-    events = server.inference.generate(completion)
-    return await respond(request, events, CompletionBuilder(completion), body.stream)
+    return await answer(body, request, state)
