@@ -30,6 +30,7 @@ from mlx_manager.mlx_server.types import (
     Generation,
     GenerationEvent,
     Logprobs,
+    Prefilled,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -162,6 +163,8 @@ class ChatBuilder(OpenAIWriter):
         match event:
             case Started():
                 return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._request.n)]
+            case Prefilled():
+                return []
             case TextDelta(index, text, logprobs):
                 return [self._chunk(index, {"content": text}, logprobs)]
             case ReasoningDelta(index, text, logprobs):

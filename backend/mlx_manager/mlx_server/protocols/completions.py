@@ -27,6 +27,7 @@ from mlx_manager.mlx_server.types import (
     Generation,
     GenerationEvent,
     Logprobs,
+    Prefilled,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -124,7 +125,7 @@ class CompletionBuilder(OpenAIWriter):
 
     def event(self, event: GenerationEvent) -> list[JsonObject]:
         match event:
-            case Started():
+            case Started() | Prefilled():
                 return []
             case TextDelta(index, text, logprobs):
                 return [self._chunk(index, text, logprobs)]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from mlx_manager.mlx_server.engine.sequences import Sequence
 from mlx_manager.mlx_server.errors import InvalidRequest
+from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.protocols.wire import JsonObject
@@ -31,9 +32,9 @@ from mlx_manager.mlx_server.types import (
     Completed,
     CompletionRequest,
     GenerationEvents,
+    Prefilled,
     Started,
     Usage,
-    fold,
 )
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,11 @@ class InferenceService:
                 try:
                     yield Started()
                     held: list[ChoiceEvent] = []
+                    is_prefilled = False
                     async for index, tokens in sequences:
+                        if not is_prefilled:
+                            is_prefilled = True
+                            yield _prefilled(model, record, sequences.members[:: len(runs) // len(prompts)])
                         events = runs[index].events(tokens)
                         if runs[index].finished:
                             sequences.cancel(index)
@@ -99,7 +104,13 @@ class InferenceService:
                 finally:
                     _note_work(record, runs, sequences.members, len(prompts))
         yield Completed(
-            Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens, record.reasoning_tokens)
+            Usage(
+                record.prompt_tokens,
+                record.completion_tokens,
+                record.cached_tokens,
+                record.reasoning_tokens,
+                record.stored_tokens,
+            )
         )
 
 
@@ -109,6 +120,15 @@ def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -
     record.leased = time.perf_counter()
     if model.loaded_at >= asked_at:
         record.load_seconds = time.time() - asked_at
+
+
+def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[Sequence]) -> Prefilled:
+    """`members` are the first choice of each prompt, which read it. The worker keeps what fits into its prefix cache."""
+    record.cached_tokens = sum(member.cached_tokens for member in members)
+    new = record.prompt_tokens - record.cached_tokens
+    if model.engine.kv_bytes_per_token * new <= model.engine.limits.prefix_cache_bytes:
+        record.stored_tokens = new
+    return Prefilled(record.prompt_tokens, record.cached_tokens, record.stored_tokens)
 
 
 def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[Sequence], prompts: int) -> None:
