@@ -62,7 +62,14 @@ class ChatTemplateFailed(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    pass
+    """`tokens` are those of the prompt, and `limit` the most there may be, where both are known."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, tokens: int | None = None, limit: int | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.tokens = tokens
+        self.limit = limit
 
 
 class BrokenBody(InvalidRequest):

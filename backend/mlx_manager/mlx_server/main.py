@@ -47,6 +47,8 @@ from mlx_manager.mlx_server.observability import Metrics, configure_logging, ins
 from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
+from mlx_manager.mlx_server.protocols.messages import Messages
+from mlx_manager.mlx_server.services.hygiene import hygiene_of
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
@@ -86,7 +88,7 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
 
 def _protocols(settings: MLXServerSettings) -> Protocols:
     status = settings.validation_error_status
-    return Protocols([ChatCompletions(status), Completions(status)])
+    return Protocols([ChatCompletions(status), Completions(status), Messages()])
 
 
 def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
@@ -130,11 +132,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     logger.info("Memory usage at startup: %s", get_memory_usage())
     pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
     upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
-    routing = Routing(pool, upstreams, settings.fallbacks)
+    routing = Routing(pool, upstreams, settings.fallbacks, settings.aliases)
     inference = InferenceService(
         pool,
         settings.request_timeout_seconds,
         routing,
+        hygiene=hygiene_of(settings),
         max_prompt_characters=settings.max_prompt_characters,
         trace_content=settings.trace_content,
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from mlx_manager.mlx_server import __version__
@@ -16,6 +16,13 @@ router = APIRouter(tags=["health"])
 @router.get("/health")
 async def health() -> dict[str, str]:
     return {"status": "healthy", "version": __version__}
+
+
+@router.head("/api/hello", include_in_schema=False)
+@router.get("/api/hello", include_in_schema=False)
+async def hello() -> Response:
+    """Claude Code asks so whether its server is there."""
+    return Response()
 
 
 @router.head("/ready", include_in_schema=False)

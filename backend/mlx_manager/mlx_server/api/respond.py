@@ -33,16 +33,25 @@ class ClientLeft(Exception):
     pass
 
 
+async def count_tokens(body: Any, request: Request, state: ServerState | None) -> int:
+    """How many tokens the prompt has that `answer` would read for the body."""
+    server, protocol = require(state), protocol_of(request.scope)
+    return await server.inference.count_tokens(protocol.parse(body, _options(server)))
+
+
 async def answer(body: Any, request: Request, state: ServerState | None) -> Response:
     """The answer to a body of the protocol that the request's path belongs to. Raises the ServerError that refuses it.
 
     The body says with `stream` whether it wants a stream, in every protocol.
     """
     server, protocol = require(state), protocol_of(request.scope)
-    options = ParseOptions(server.settings.default_max_tokens, server.settings.reject_unknown_fields)
-    generation = protocol.parse(body, options)
+    generation = protocol.parse(body, _options(server))
     note_generation(request, generation, body.stream)
     return await _respond(request, server.inference.generate(generation), protocol.writer(generation), body.stream)
+
+
+def _options(server: ServerState) -> ParseOptions:
+    return ParseOptions(server.settings.default_max_tokens, server.settings.reject_unknown_fields)
 
 
 async def _respond(request: Request, events: GenerationEvents, writer: Writer, stream: bool) -> Response:

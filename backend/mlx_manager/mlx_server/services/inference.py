@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.deadline import within
+from mlx_manager.mlx_server.services.hygiene import Hygiene
 from mlx_manager.mlx_server.services.prompts import check_length, read_prompts
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.tracing import traced
@@ -51,6 +53,7 @@ class InferenceService:
         timeout_seconds: float = 0,
         routing: Routing | None = None,
         *,
+        hygiene: Hygiene | None = None,
         max_prompt_characters: int = 0,
         trace_content: bool = False,
     ) -> None:
@@ -61,15 +64,28 @@ class InferenceService:
         self._pool = pool
         self.routing = routing if routing is not None else Routing(pool)
         self.timeout_seconds = timeout_seconds
+        self.hygiene = hygiene if hygiene is not None else Hygiene()
         self.max_prompt_characters = max_prompt_characters
         self.trace_content = trace_content
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         """The events of the request, `Started` once it is admitted. Closing the iterator cancels the generation."""
+        if isinstance(request, ChatRequest):
+            request = self.hygiene.cleaned(request)
         events = self.routing.events(request, self._events)
         if self.timeout_seconds:
             events = within(events, self.timeout_seconds)
         return traced(events, request, self.trace_content)
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt that `generate` would have the model read. An upstream counts them by answering."""
+        request = replace(self.hygiene.cleaned(request), model=self.routing.model_id(request.model))
+        if self.routing.upstream(request.model) is not None:
+            return (await fold(self.generate(replace(request, max_tokens=1)))).usage.prompt_tokens
+        check_length(request, self.max_prompt_characters)
+        async with self._pool.lease(request.model, 0, request.keep_alive_seconds) as model:
+            (prompt,) = await read_prompts(model, request, self.max_prompt_characters)
+        return len(prompt.tokens)
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         check_length(request, self.max_prompt_characters)
@@ -123,7 +139,7 @@ def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -
 
 
 def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[Sequence]) -> Prefilled:
-    """`members` are the first choice of each prompt, which read it. The worker keeps what fits into its prefix cache."""
+    """`members` are the first choice of each prompt, which read it. The worker keeps what fits into its cache."""
     record.cached_tokens = sum(member.cached_tokens for member in members)
     new = record.prompt_tokens - record.cached_tokens
     if model.engine.kv_bytes_per_token * new <= model.engine.limits.prefix_cache_bytes:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 from mlx_manager.mlx_server.errors import (
     InsufficientMemory,
@@ -36,11 +37,27 @@ class Routing:
         pool: ModelPoolManager,
         upstreams: Upstreams | None = None,
         fallbacks: Mapping[str, Sequence[str]] | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
-        """`fallbacks` are for models of this machine; upstreams have their own."""
+        """`fallbacks` are for models of this machine; upstreams have their own. `aliases` are for unknown names."""
         self._pool = pool
         self._upstreams = upstreams if upstreams is not None else Upstreams()
         self.fallbacks = fallbacks if fallbacks is not None else {}
+        self.aliases = aliases if aliases is not None else {}
+
+    def model_id(self, name: str) -> str:
+        """The id of the model that answers for the name: its own, or the one that the first fitting alias names."""
+        if not self.aliases or self._pool.catalog.knows(name) or self._upstreams.find(name) is not None:
+            return name
+        return next((model for pattern, model in self.aliases.items() if fnmatchcase(name, pattern)), name)
+
+    def upstream(self, model_id: str) -> UpstreamServer | None:
+        """None for a model of this machine, and for an unknown one."""
+        try:
+            self._pool.catalog.resolve(model_id)
+        except ModelNotFound:
+            return self._upstreams.find(model_id)
+        return None
 
     async def events(self, request: Request, local: Backend) -> GenerationEvents:
         """Of the first model that can answer, of the request's and its fallbacks, chosen before the first token.
@@ -49,10 +66,11 @@ class Routing:
         """
         if self._pool.draining:
             raise NotReady("The server is shutting down.")
-        upstream = self._upstream(request.model)
+        wanted = self.model_id(request.model)
+        upstream = self.upstream(wanted)
         failure: ServerError | None = None
         started = answering = False
-        for model_id in (request.model, *self._fallbacks_of(request.model, upstream)):
+        for model_id in (wanted, *self._fallbacks_of(wanted, upstream)):
             try:
                 async with aclosing(self._attempt(replace(request, model=model_id), local)) as events:
                     async for event in events:
@@ -72,16 +90,8 @@ class Routing:
         raise failure
 
     def _attempt(self, request: Request, local: Backend) -> GenerationEvents:
-        upstream = self._upstream(request.model)
+        upstream = self.upstream(request.model)
         return local(request) if upstream is None else upstream.generate(request)
-
-    def _upstream(self, model_id: str) -> UpstreamServer | None:
-        """None for a model of this machine, and for one that nobody has."""
-        try:
-            self._pool.catalog.resolve(model_id)
-        except ModelNotFound:
-            return self._upstreams.find(model_id)
-        return None
 
     def _fallbacks_of(self, model_id: str, upstream: UpstreamServer | None) -> Sequence[str]:
         if upstream is not None:
