@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlx_manager.mlx_server.engine.sequences import Sequence
-from mlx_manager.mlx_server.errors import InvalidRequest
+from mlx_manager.mlx_server.errors import InvalidRequest, UpstreamError
 from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
 from mlx_manager.mlx_server.protocols import chat, completions
@@ -81,11 +81,17 @@ class InferenceService:
         """Tokens of the prompt that `generate` would have the model read. An upstream counts them by answering."""
         request = replace(self.hygiene.cleaned(request), model=self.routing.model_id(request.model))
         if self.routing.upstream(request.model) is not None:
-            return (await fold(self.generate(replace(request, max_tokens=1)))).usage.prompt_tokens
+            return await self._counted_by_upstream(replace(request, max_tokens=1))
         check_length(request, self.max_prompt_characters)
         async with self._pool.lease(request.model, 0, request.keep_alive_seconds) as model:
             (prompt,) = await read_prompts(model, request, self.max_prompt_characters)
         return len(prompt.tokens)
+
+    async def _counted_by_upstream(self, request: ChatRequest) -> int:
+        usage = (await fold(self.generate(request))).usage
+        if not usage.prompt_tokens:
+            raise UpstreamError(f"Model {request.model!r} is an upstream's that does not count a prompt's tokens.")
+        return usage.prompt_tokens
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         check_length(request, self.max_prompt_characters)
