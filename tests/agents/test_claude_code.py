@@ -70,7 +70,7 @@ def upstream(program: Path) -> Iterator[FaultyUpstream]:
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory, upstream: FaultyUpstream) -> Iterator[RunningServer]:
-    settings = {
+    settings: dict[str, Any] = {
         "upstreams": json.dumps([{"name": "up", "kind": "openai", "base_url": upstream.url, "models": ["scripted"]}]),
         "aliases": json.dumps({"claude-*": "scripted"}),
         "api_keys": "a-key",

@@ -279,11 +279,12 @@ def test_an_image_is_refused_by_its_place(client: anthropic.Anthropic) -> None:
 
 
 def test_server_tools_beside_client_tools_are_left_out(client: anthropic.Anthropic) -> None:
-    search = {"type": "web_search_20250305", "name": "web_search"}
+    search: Any = {"type": "web_search_20250305", "name": "web_search"}
+    weather: Any = WEATHER
     asked: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
-    alone = client.messages.count_tokens(**asked, tools=[WEATHER])
-    assert client.messages.count_tokens(**asked, tools=[search, WEATHER]) == alone
-    assert ask(client, "Hi", tools=[search, WEATHER]).content
+    alone = client.messages.count_tokens(**asked, tools=[weather])
+    assert client.messages.count_tokens(**asked, tools=[search, weather]) == alone
+    assert ask(client, "Hi", tools=[search, weather]).content
 
 
 def test_hints_and_betas_are_never_a_refusal(client: anthropic.Anthropic) -> None:
