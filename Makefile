@@ -6,10 +6,11 @@ RUNTIME := $(VENV)/.installed
 TOOLS := $(VENV)/.tools-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= demo
+TESTS ?=
 MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 
-.PHONY: help setup serve test test-browser test-llamacpp test-agents check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-browser test-oldest test-llamacpp test-agents check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +41,12 @@ check: $(TOOLS)
 test-browser: $(TOOLS) ## Test in headless Chromium what a foreign web page can do to the server
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { echo "Chromium is needed (apt-get install chromium)"; exit 1; }
 	$(BIN)/pytest -rs tests/browser
+
+test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS, all of them when not given)
+	$(PYTHON) -m venv .cache/oldest
+	.cache/oldest/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	.cache/oldest/bin/uv pip install --quiet --python .cache/oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	.cache/oldest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers

@@ -12,7 +12,13 @@ BACKEND = Path(__file__).parents[1] / "backend"
 SERVER = "mlx_manager.mlx_server"
 
 FLOORS = (
-    {f"{SERVER}.__init__", "mlx_manager.__init__", "mlx_manager.demo", "mlx_manager.addresses"},  # import nothing
+    {
+        f"{SERVER}.__init__",
+        "mlx_manager.__init__",
+        "mlx_manager.demo",
+        "mlx_manager.addresses",
+        "mlx_manager.proxies",
+    },  # import nothing
     {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from mlx_manager.mlx_server.config import (
     mlx_server_settings,
 )
 
+BACKEND = Path(__file__).parents[2] / "backend"
 TOKEN = "pylf_v1_secret"
 
 
@@ -187,6 +190,60 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
 
 def test_the_settings_of_this_process_are_importable() -> None:
     assert isinstance(mlx_server_settings, MLXServerSettings)
+
+
+BAD_SETTINGS = {"MLX_SERVER_PORT": "abc"}
+BAD_FILE = "max_queue = 'many'\n[["
+
+
+def run_where_settings_are_bad(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    """In a folder whose mlx-manager.toml is broken, with a variable that is wrong too."""
+    (folder / "mlx-manager.toml").write_text(BAD_FILE)
+    environment = os.environ | BAD_SETTINGS | {"PYTHONPATH": str(BACKEND)}
+    return subprocess.run(
+        [sys.executable, "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_no_module_minds_bad_settings_when_it_is_imported(tmp_path: Path) -> None:
+    ran = run_where_settings_are_bad(
+        tmp_path,
+        "import importlib, pkgutil, mlx_manager\n"
+        "for module in pkgutil.walk_packages(mlx_manager.__path__, 'mlx_manager.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print('all are imported')",
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (0, "all are imported"), ran.stderr
+
+
+@pytest.mark.parametrize("name", ["config.mlx_server_settings", "main.app"])
+def test_a_program_that_asks_for_bad_settings_reads_what_is_wrong(tmp_path: Path, name: str) -> None:
+    module, attribute = name.split(".")
+    ran = run_where_settings_are_bad(
+        tmp_path,
+        "from mlx_manager.mlx_server.config import InvalidSettings\n"
+        "try:\n"
+        f"    from mlx_manager.mlx_server.{module} import {attribute}\n"
+        "except InvalidSettings as exc:\n"
+        "    print(exc)",
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("The settings file mlx-manager.toml cannot be read: ")
+
+
+def test_a_program_may_mend_its_settings_and_go_on(tmp_path: Path) -> None:
+    ran = run_where_settings_are_bad(
+        tmp_path,
+        "import os, pathlib\n"
+        "from mlx_manager.mlx_server import config\n"
+        "try:\n"
+        "    config.mlx_server_settings\n"
+        "except config.InvalidSettings:\n"
+        "    pathlib.Path('mlx-manager.toml').write_text('')\n"
+        "    os.environ['MLX_SERVER_PORT'] = '8123'\n"
+        "print(config.mlx_server_settings.port, config.mlx_server_settings is config.mlx_server_settings)",
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (0, "8123 True"), ran.stderr
 
 
 @pytest.mark.parametrize(

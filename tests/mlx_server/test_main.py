@@ -85,7 +85,7 @@ def test_body_that_is_no_json_object_is_refused_in_the_envelope(client: TestClie
 
 
 def test_body_without_the_json_content_type_is_told_which_header_to_send(client: TestClient) -> None:
-    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d sends
+    form = {"content-type": "text/plain"}
     response = client.post("/v1/chat/completions", content='{"model": "demo"}', headers=form)
     assert response.status_code == 422
     assert "Content-Type: application/json" in response.json()["error"]["message"]

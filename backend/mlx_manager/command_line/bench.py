@@ -71,7 +71,7 @@ def bench(
 
 async def _measure(server: Server, model: str, clients: Sequence[int], rounds: int, max_tokens: int) -> list[Level]:
     limits = httpx.Limits(max_connections=max(clients))
-    async with httpx.AsyncClient(timeout=LIMIT_SECONDS, limits=limits, headers=server.headers) as client:
+    async with server.client(httpx.AsyncClient, timeout=LIMIT_SECONDS, limits=limits) as client:
         await _ask(client, server, model, max_tokens)  # loads the model; a server that refuses says why
         return [await _level(client, server, model, count, rounds, max_tokens) for count in clients]
 

@@ -1,15 +1,17 @@
 """A server as its clients see it: where it is, and what it answers over HTTP. Knows nothing of how it works inside."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 
 from mlx_manager.command_line.console import USAGE, CommandFailed
+from mlx_manager.proxies import UnusableProxy, client_for
 
+T = TypeVar("T")
 ANSWER_SECONDS = 30
 EXCERPT_CHARACTERS = 500
 _ANY_ADDRESS = {"", "0.0.0.0", "::"}
@@ -40,7 +42,7 @@ class Server:
 
     def get(self, path: str, timeout_seconds: float = ANSWER_SECONDS) -> Any:
         """The JSON at `path`. Raises ServerUnreachable and ServerRefused."""
-        with self._failures_named(), httpx.Client(timeout=timeout_seconds, headers=self.headers) as client:
+        with self._failures_named(), self.client(httpx.Client, timeout=timeout_seconds) as client:
             response = client.get(self.root + path)
             if not response.is_success:
                 raise refusal(response, self.root)
@@ -75,12 +77,19 @@ class Server:
     def post_stream(self, path: str, body: dict[str, object]) -> Iterator[httpx.Response]:
         """The response to `body`, whose content is still to be read; leaving the block ends the request."""
         timeout = httpx.Timeout(ANSWER_SECONDS, read=None)  # a model may have to be loaded first
-        with self._failures_named(), httpx.Client(timeout=timeout, headers=self.headers) as client:  # noqa: SIM117
+        with self._failures_named(), self.client(httpx.Client, timeout=timeout) as client:  # noqa: SIM117
             with client.stream("POST", self.root + path, json=body) as response:
                 if not response.is_success:
                     response.read()
                     raise refusal(response, self.root)
                 yield response
+
+    def client(self, make: Callable[..., T], **options: object) -> T:
+        """Raises CommandFailed where the environment names a proxy for the server that cannot be used."""
+        try:
+            return client_for(self.root, make, headers=self.headers, **options)
+        except UnusableProxy as exc:
+            raise CommandFailed(str(exc)) from exc
 
     @contextlib.contextmanager
     def _failures_named(self) -> Iterator[None]:

@@ -30,6 +30,13 @@ def run(command: Callable[[], None]) -> None:
     except CommandFailed as exc:
         print(f"Error: {exc}", file=sys.stderr)
         raise SystemExit(exc.exit_code) from exc
+    except Exception as exc:
+        from mlx_manager.mlx_server.config import InvalidSettings
+
+        if not isinstance(exc, InvalidSettings):
+            raise
+        print(exc, file=sys.stderr)
+        raise SystemExit(USAGE) from exc
 
 
 def note(text: str) -> None:

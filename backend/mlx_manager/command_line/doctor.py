@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from mlx_manager.command_line.check import Check
-from mlx_manager.command_line.console import CommandFailed, print_json, print_table
+from mlx_manager.command_line.console import CommandFailed, note, print_json, print_table
 
 COLUMNS = ("CHECK", "STATE", "FOUND", "REMEDY")
 
@@ -22,12 +22,16 @@ def doctor(as_json: bool) -> None:
 
 def _examine() -> Iterator[Check]:
     from mlx_manager.command_line import machine_checks
+    from mlx_manager.mlx_server import config
 
     yield from machine_checks.checks()
     try:
-        from mlx_manager.command_line import server_checks  # reads the settings, and ends the process on bad ones
-    except SystemExit:
+        settings = config.mlx_server_settings
+    except config.InvalidSettings as exc:
+        note(str(exc))
         yield Check("settings", "broken", "named above", "mend the MLX_SERVER_* variables, or unset them")
         return
     yield Check("settings", "ok", "can be read")
-    yield from server_checks.checks()
+    from mlx_manager.command_line import server_checks
+
+    yield from server_checks.checks(settings)

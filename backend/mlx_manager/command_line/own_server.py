@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from mlx_manager.command_line.connection import Server, key_of_settings
+from mlx_manager.command_line.connection import ANSWER_SECONDS, Server, key_of_settings
 from mlx_manager.command_line.console import CommandFailed
 
 POLL_SECONDS = 0.1
@@ -53,7 +53,7 @@ def own_server(model: str | None) -> Iterator[Server]:
 
 def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
     """However long a download takes: Ctrl-C ends it."""
-    with httpx.Client(headers=server.headers) as client:
+    with server.client(httpx.Client, timeout=ANSWER_SECONDS) as client:
         while process.poll() is None:
             readiness = _readiness(client, server)
             if readiness.get("status") == "ready":

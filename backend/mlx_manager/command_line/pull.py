@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from mlx_manager.command_line.console import CommandFailed, note
+from mlx_manager.proxies import forget_proxies, is_this_machine, unusable
 
 REACH_SECONDS = 15
 EXAMPLE = "mlx-community/Llama-3.2-3B-Instruct-4bit"
@@ -48,6 +49,8 @@ def pull(repo: str, revision: str | None) -> None:
         raise CommandFailed(f"{repo} has no revision {revision!r}: leave --revision out for the newest.") from exc
     except HfHubHTTPError as exc:
         raise CommandFailed(f"The hub at {constants.ENDPOINT} refused: {str(exc).splitlines()[0]}") from exc
+    except (ImportError, ValueError, httpx2.InvalidURL) as exc:  # what makes the hub's client
+        raise CommandFailed(str(unusable(exc))) from exc
     except (httpx2.HTTPError, OSError) as exc:
         raise CommandFailed(
             f"The hub at {constants.ENDPOINT} cannot be reached, or broke off ({str(exc) or type(exc).__name__}). "
@@ -64,6 +67,8 @@ def _download(repo: str, revision: str | None) -> Path:
 
     from mlx_manager.mlx_server.models.hub import HUB_PATTERNS
 
+    if is_this_machine(constants.ENDPOINT):
+        forget_proxies()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, _stop)
     HfApi().model_info(repo, revision=revision, timeout=REACH_SECONDS)

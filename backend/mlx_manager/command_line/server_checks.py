@@ -10,7 +10,7 @@ from mlx_manager.command_line.connection import Server, local_root
 from mlx_manager.command_line.console import CommandFailed, format_bytes
 from mlx_manager.command_line.machine_checks import container_limit_bytes
 from mlx_manager.command_line.models import of_settings
-from mlx_manager.mlx_server.config import mlx_server_settings as settings
+from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 
@@ -18,14 +18,14 @@ HEALTH_SECONDS = 5
 WANTED_DISK_BYTES = 5 * 1024**3
 
 
-def checks() -> Iterator[Check]:
-    yield _budget()
-    yield _port()
+def checks(settings: MLXServerSettings) -> Iterator[Check]:
+    yield _budget(settings)
+    yield _port(settings)
     yield _hub_cache()
     yield _default_model()
 
 
-def _budget() -> Check:
+def _budget(settings: MLXServerSettings) -> Check:
     """What the models may take: of a container's memory the default knows nothing."""
     budget, limit = int(settings.max_memory_gb * BYTES_PER_GB), container_limit_bytes()
     found = f"models may take {format_bytes(budget)}"
@@ -35,19 +35,20 @@ def _budget() -> Check:
     return Check("model memory", "ok", found)
 
 
-def _port() -> Check:
+def _port(settings: MLXServerSettings) -> Check:
     address = f"{settings.host}:{settings.port}"
     try:
         listeners = listen(settings.host, settings.port)
     except OSError as exc:
-        return _port_taken(address, exc)
+        return _port_taken(settings, exc)
     for listener in listeners:
         listener.close()
     return Check("port", "ok", f"{address} is free")
 
 
-def _port_taken(address: str, exc: OSError) -> Check:
+def _port_taken(settings: MLXServerSettings, exc: OSError) -> Check:
     """Which is well when it is a server of ours that has it."""
+    address = f"{settings.host}:{settings.port}"
     try:
         health = Server(local_root(settings.host, settings.port)).get("/health", HEALTH_SECONDS)
         return Check("port", "ok", f"a server runs at {address} (version {health['version']})")

@@ -5,13 +5,13 @@ Its keys are the names of the settings; `[[models]]` entries describe models. Kn
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
-import sys
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -324,13 +324,25 @@ def _fault(kind: str, place: tuple[int | str, ...], message: str) -> str:
     return f"Bad setting {'.'.join(map(str, place))}: {what}"
 
 
+class InvalidSettings(Exception):
+    """The settings of this process cannot be used. The message has a line for each fault."""
+
+
+mlx_server_settings: MLXServerSettings
+"""Those of this process, read when they are asked for first. Raises InvalidSettings."""
+
+
+@functools.cache
 def _settings_of_this_process() -> MLXServerSettings:
-    """Nothing of the server runs on bad settings: ends the process with status 2, and one line for each on stderr."""
     try:
         return MLXServerSettings()
     except UnreadableSettings as exc:
-        print(*faults_of(exc), sep="\n", file=sys.stderr)
-        raise SystemExit(2) from exc
+        raise InvalidSettings("\n".join(faults_of(exc))) from exc
 
 
-mlx_server_settings = _settings_of_this_process()
+if not TYPE_CHECKING:  # it would give every name a type
+
+    def __getattr__(name: str) -> MLXServerSettings:
+        if name == "mlx_server_settings":
+            return _settings_of_this_process()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

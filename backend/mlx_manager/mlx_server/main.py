@@ -6,6 +6,7 @@ A request goes: `api/v1/*.py` -> `protocols/` -> `services/inference.py` -> `mod
 
 import asyncio
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -15,14 +16,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
-from mlx_manager.mlx_server import __version__
+from mlx_manager.mlx_server import __version__, config
 from mlx_manager.mlx_server.api.admin import router as admin_router
 from mlx_manager.mlx_server.api.dependencies import ServerState
 from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
@@ -38,7 +39,7 @@ from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
 from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
-from mlx_manager.mlx_server.config import MLXServerSettings, mlx_server_settings
+from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings
 from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
@@ -197,9 +198,29 @@ def _refuse_several_api_processes() -> None:
         raise RuntimeError("One API process serves all models: start uvicorn with one worker (leave --workers out).")
 
 
+app: FastAPI
+"""The application on the settings of this process, built when it is asked for first. Raises InvalidSettings."""
+
+
+@functools.cache
+def _app_of_this_process() -> FastAPI:
+    return create_app(config.mlx_server_settings)
+
+
+if not TYPE_CHECKING:  # it would give every name a type
+
+    def __getattr__(name: str) -> FastAPI:
+        if name == "app":
+            return _app_of_this_process()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def serve() -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
-    settings = mlx_server_settings
+    try:
+        settings, app = config.mlx_server_settings, _app_of_this_process()
+    except InvalidSettings as exc:
+        _end_start(str(exc))
     configure_logging(settings.log_level, settings.log_format)
     fault = why_default_is_missing(catalog_of(settings.model_copy(update={"hub_cache": False})))
     if fault is not None:
@@ -214,7 +235,7 @@ def serve() -> None:
         _end_start(too_open)
     warn_of_openness(settings, app.state.addresses)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
-    config = uvicorn.Config(
+    served = uvicorn.Config(
         app,
         loop="uvloop",
         http=_protocol(settings),
@@ -224,7 +245,7 @@ def serve() -> None:
         server_header=False,
         timeout_graceful_shutdown=LAST_ERRORS_SECONDS,
     )
-    _Server(config).run(listeners)
+    _Server(served, app).run(listeners)
 
 
 def _protocol(settings: MLXServerSettings) -> type[GuardedProtocol]:
@@ -247,8 +268,9 @@ class _Server(uvicorn.Server):
     While it drains it listens on, so that whoever asks reads that it is not ready, and is not refused a connection.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
+        self._state = app.state
         self._reloads: set[asyncio.Task[None]] = set()
 
     @contextlib.contextmanager
@@ -267,29 +289,27 @@ class _Server(uvicorn.Server):
         yield
 
     def _reload(self) -> None:
-        if getattr(app.state, "server", None) is not None:
-            reloading = asyncio.create_task(reload_quietly(app.state.reloader))
+        if getattr(self._state, "server", None) is not None:
+            reloading = asyncio.create_task(reload_quietly(self._state.reloader))
             self._reloads.add(reloading)
             reloading.add_done_callback(self._reloads.discard)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        server: ServerState | None = getattr(app.state, "server", None)
+        server: ServerState | None = getattr(self._state, "server", None)
         if server is not None:
             server.pool.draining = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """After the drain timeout, whoever still waits gets an error in its protocol, not a cut connection."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(app.state.settings.drain_timeout_seconds):
+            async with asyncio.timeout(self._state.settings.drain_timeout_seconds):
                 while self.server_state.tasks and not self.force_exit:  # noqa: ASYNC110  uvicorn has no event for it
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
-        app.state.server.pool.abandon_requests()
-        await app.state.server.upstreams.aclose()
+        self._state.server.pool.abandon_requests()
+        await self._state.server.upstreams.aclose()
         await super().shutdown(sockets)
 
-
-app = create_app(mlx_server_settings)
 
 if __name__ == "__main__":
     serve()

@@ -4,8 +4,9 @@ Each server is described by a `Provider`; nothing here knows one by name.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from mlx_manager import addresses
 from mlx_manager.providers.settings import ProviderSettings
+from mlx_manager.proxies import UnusableProxy, client_for
 
 if TYPE_CHECKING:
     from pydantic_ai.models.openai import OpenAIChatModel
@@ -94,6 +96,14 @@ def server_root(base_url: str) -> str:
         raise ModelError(str(exc), details={"url": addresses.without_credentials(base_url), "status": None}) from exc
 
 
+@contextlib.contextmanager
+def _proxy_named(root: str) -> Iterator[None]:
+    try:
+        yield
+    except UnusableProxy as exc:
+        raise ModelError(str(exc), details={"url": root, "status": None}) from exc
+
+
 class ProviderClient:
     """One server over one pool of connections, used from one event loop. Close it, or use it with `async with`."""
 
@@ -103,7 +113,8 @@ class ProviderClient:
         self.root = server_root(settings.base_url)
         key = settings.api_key
         headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-        self._http = httpx.AsyncClient(headers=headers, timeout=settings.timeout)
+        with _proxy_named(self.root):
+            self._http = client_for(self.root, httpx.AsyncClient, headers=headers, timeout=settings.timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -283,13 +294,15 @@ def create_model(provider: Provider, model_name: str | None, settings: ProviderS
     except ImportError as exc:
         raise ImportError(f"Making a model needs Pydantic AI ({exc}): pip install 'mlx-manager[pydantic-ai]'") from exc
     names = (model_name, settings.model_name, provider.default_model)
-    return chat_model.build(
-        next(name for name in names if name is not None),
-        provider_name=provider.name,
-        base_url=f"{server_root(settings.base_url)}/v1",
-        api_key=settings.api_key,
-        profile=provider.profile,
-    )
+    root = server_root(settings.base_url)
+    with _proxy_named(root):
+        return chat_model.build(
+            next(name for name in names if name is not None),
+            provider_name=provider.name,
+            base_url=f"{root}/v1",
+            api_key=settings.api_key,
+            profile=provider.profile,
+        )
 
 
 async def create_model_async(

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from mlx_manager.mlx_server.api.dependencies import State
+from mlx_manager.mlx_server.api.reading import JsonRoute
 from mlx_manager.mlx_server.api.respond import answer
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import UnsupportedParameter
@@ -72,7 +73,7 @@ class Telegraphy(Protocol[Telegram, ChatRequest]):
         return ErrorReply(418, {"fault": type(error).__name__, "at": request_id})
 
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/telegram")

@@ -1,6 +1,5 @@
 """What the routes get from the running server. Without a lifespan there is nothing to get, and handlers refuse."""
 
-import contextlib
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from fastapi import Depends, Request
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
-from mlx_manager.mlx_server.protocols.sizes import SizeLimits, check_sizes
+from mlx_manager.mlx_server.protocols.sizes import SizeLimits
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 
@@ -45,13 +44,3 @@ def require(state: ServerState | None) -> ServerState:
     if state is None:
         raise NotReady("The server is not running: it has not been started, or it is shutting down.")
     return state
-
-
-async def within_limits(request: Request, state: State) -> None:
-    """Refuses a body that holds too much, which FastAPI has parsed by now and validates after this."""
-    if state is not None:
-        with contextlib.suppress(ValueError):  # a body of another type than JSON: validation refuses it
-            check_sizes(await request.json(), state.size_limits)
-
-
-WithinLimits = Depends(within_limits)

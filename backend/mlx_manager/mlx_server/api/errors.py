@@ -7,13 +7,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mlx_manager.mlx_server.api.edge.json_route import BodyRefused
 from mlx_manager.mlx_server.api.edge.rules import protocol_of
 from mlx_manager.mlx_server.api.exchange import exchange_of
 from mlx_manager.mlx_server.errors import BrokenBody, MethodNotAllowed, ServerError, UnknownPath
 
 _MAX_FAULTS_NAMED = 3
 _NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
+
+_WHERE_ENDPOINTS_ARE = (
+    "The base URL of OpenAI's clients ends with /v1, as in http://127.0.0.1:8000/v1, and that of Anthropic's does not; "
+    "GET /docs lists all endpoints."
+)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -38,14 +42,11 @@ async def _broken_body(request: Request, exc: Exception) -> JSONResponse:
 
 
 async def _http_error(request: Request, exc: Exception) -> JSONResponse:
-    """Unknown paths and methods; and bodies that FastAPI cannot parse, which break the schema too."""
+    """Unknown paths and methods; and bodies that FastAPI cannot parse."""
     assert isinstance(exc, HTTPException)
-    if isinstance(exc, BodyRefused):
-        return await _error(request, BrokenBody(exc.detail, param=exc.param))
-    if exc.status_code == 400:
-        return await _error(request, BrokenBody(_NO_JSON))
-    kind = MethodNotAllowed if exc.status_code == 405 else UnknownPath
-    response = await _error(request, kind(f"{exc.detail}: {request.method} {request.url.path}"))
+    message = f"{exc.detail}: {request.method} {request.url.path}"
+    errors = {400: BrokenBody(_NO_JSON), 405: MethodNotAllowed(message)}
+    response = await _error(request, errors.get(exc.status_code, UnknownPath(f"{message}. {_WHERE_ENDPOINTS_ARE}")))
     response.headers.update(exc.headers or {})
     return response
 

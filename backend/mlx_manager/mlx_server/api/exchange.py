@@ -40,6 +40,7 @@ class ExchangeMiddleware:
         headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first of several counts
         exchange = Exchange(_request_id(headers), scope["method"], _shown_path(scope))
         scope.setdefault("state", {})["exchange"] = exchange
+        scope = _as_routed(scope)
         with lines_of(exchange), self._span(exchange, scope, headers):
             try:
                 await self._app(scope, receive, _noting(exchange, protocol_of(scope).request_id_headers, send))
@@ -108,6 +109,17 @@ def _noting(exchange: Exchange, id_headers: Collection[bytes], send: Send) -> Ca
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _as_routed(scope: Scope) -> Scope:
+    """As the app sees the request: slashes that clients put in twice or at the end are taken out, and HEAD is GET.
+
+    The HTTP server, which knows the request as it came, leaves the body of an answer to HEAD out.
+    """
+    root = scope.get("root_path", "")
+    steps = filter(None, scope["path"].removeprefix(root).split("/"))
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "path": f"{root}/{'/'.join(steps)}", "method": method}
 
 
 def _shown_path(scope: Scope) -> str:

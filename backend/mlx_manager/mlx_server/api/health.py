@@ -12,20 +12,17 @@ from mlx_manager.mlx_server.api.edge.keys import Access, access_of
 router = APIRouter(tags=["health"])
 
 
-@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> dict[str, str]:
     return {"status": "healthy", "version": __version__}
 
 
-@router.head("/api/hello", include_in_schema=False)
 @router.get("/api/hello", include_in_schema=False)
 async def hello() -> Response:
     """Claude Code asks so whether its server is there."""
     return Response()
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(request: Request, state: State) -> JSONResponse:
     """503 while the default model cannot answer, with what is known of why; how upstreams are does not count.

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from mlx_manager.mlx_server.api.dependencies import ServerState, require
 from mlx_manager.mlx_server.api.edge.rules import protocol_of
 from mlx_manager.mlx_server.api.exchange import STATUS_CLIENT_CLOSED_REQUEST, exchange_of, note_generation
+from mlx_manager.mlx_server.api.reading import converted
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.protocols.base import ParseOptions, Writer
@@ -36,7 +37,7 @@ class ClientLeft(Exception):
 async def count_tokens(body: Any, request: Request, state: ServerState | None) -> int:
     """How many tokens the prompt has that `answer` would read for the body."""
     server, protocol = require(state), protocol_of(request.scope)
-    return await server.inference.count_tokens(protocol.parse(body, _options(server)))
+    return await server.inference.count_tokens(await converted(request, protocol.parse, body, _options(server)))
 
 
 async def answer(body: Any, request: Request, state: ServerState | None) -> Response:
@@ -45,7 +46,7 @@ async def answer(body: Any, request: Request, state: ServerState | None) -> Resp
     The body says with `stream` whether it wants a stream, in every protocol.
     """
     server, protocol = require(state), protocol_of(request.scope)
-    generation = protocol.parse(body, _options(server))
+    generation = await converted(request, protocol.parse, body, _options(server))
     note_generation(request, generation, body.stream)
     return await _respond(request, server.inference.generate(generation), protocol.writer(generation), body.stream)
 

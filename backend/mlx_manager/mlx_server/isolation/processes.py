@@ -54,16 +54,26 @@ class ProcessPool:
 
     def ask(self, question: bytes) -> bytes:
         """Blocks; from any thread. Raises Broken."""
-        return self._ask(self._take(PATIENCE_SECONDS), question)
+        return self._ask(self._take(), question)
 
     async def answer(self, question: bytes) -> bytes:
         """As `ask` does; a caller that is cancelled ends the process."""
-        process = self._take(0)
-        asking = asyncio.ensure_future(self.in_thread(lambda: self._ask(process, question)))
+        taken: list[_Process] = []
+        is_cancelled = threading.Event()
+
+        def ask() -> bytes:
+            taken.append(self._take())
+            if is_cancelled.is_set():
+                taken[0].kill()
+            return self._ask(taken[0], question)
+
+        asking = asyncio.ensure_future(self.in_thread(ask))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            process.kill()
+            is_cancelled.set()
+            for process in taken:
+                process.kill()
             await asyncio.gather(asking, return_exceptions=True)
             raise
 
@@ -86,15 +96,20 @@ class ProcessPool:
             process.end()
         self._threads.shutdown()
 
-    def _take(self, patience_seconds: float) -> "_Process":
-        """An idle process, or a new one, where none gets idle in so many seconds."""
+    def _take(self) -> "_Process":
+        """Blocks. An idle process, or a new one where none gets idle in time."""
         with self._freed:
             if self._busy:
-                self._freed.wait_for(lambda: self._idle or self._closed, patience_seconds)
-            if self._closed:
-                raise Broken("crash")
-            process = next(self._well(), None) or _Process(self._module)
+                self._freed.wait_for(lambda: self._idle or self._closed, PATIENCE_SECONDS)
+            process = next(self._well(), None)
+        if process is None:
+            process = _Process(self._module)  # takes milliseconds, in which others may be asked
+        with self._freed:
+            is_closed = self._closed
             self._busy.add(process)
+        if is_closed:
+            self._give_back(process, is_well=False)
+            raise Broken("crash")
         return process
 
     def _well(self) -> Iterator["_Process"]:

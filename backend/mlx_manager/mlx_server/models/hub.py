@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
 from mlx_manager.mlx_server.errors import ModelLoadFailed
+from mlx_manager.proxies import unusable
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
 
 
 def _download(repo_id: str, revision: str | None, progress: Progress) -> Path:
-    import httpx
+    import httpx2  # the hub's client raises its errors
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -93,7 +94,9 @@ def _download(repo_id: str, revision: str | None, progress: Progress) -> Path:
         raise ModelLoadFailed(
             f"{repo_id!r} is neither a folder on this machine nor a Hugging Face repo id (such as {_EXAMPLE_REPO!r})."
         ) from exc
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as exc:
+    except ImportError as exc:  # the hub's client needs another package for a SOCKS proxy
+        raise ModelLoadFailed(f"Model {repo_id!r} cannot be downloaded: {unusable(exc)}") from exc
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.HTTPError, OSError) as exc:
         raise ModelLoadFailed(f"Model {repo_id!r} cannot be downloaded from the Hugging Face hub: {exc}") from exc
 
 

@@ -92,8 +92,8 @@ def test_a_body_that_trickles_is_refused(guarded: RunningServer) -> None:
         (b'{"model": "nobody", "prompt": "a\xff"}', b"UTF-8"),
         (b'{"model": "nobody", "prompt": "a\x00b"}', b"NUL"),
         ('{"model": "nobody", "prompt": "a"}'.encode("utf-16"), b"NUL"),
-        (b'{"model": "nobody", "model": "demo", "prompt": "a"}', b"two 'model'"),
-        (b'{"model": "nobody", "prompt": "a", "metadata": {"\\ud800": 1, "\\ud800": 2}}', b"two '"),
+        (b'{"model": "nobody", "model": "demo", "prompt": "a"}', b"model: duplicate key 'model'"),
+        (b'{"model": "nobody", "prompt": "a", "metadata": {"\\ud800": 1, "\\ud800": 2}}', b"duplicate key '"),
         (b'{"model": "nobody", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", b"JSON"),
         (b'{"model": "nobody", "prompt": "a", "temperature": 1e999}', b"temperature"),
         (b'{"model": "nobody", "prompt": "a", "temperature": NaN}', b"temperature"),
@@ -130,6 +130,26 @@ def test_a_body_that_is_not_called_json_is_refused(guarded: RunningServer, conte
     head = request("POST", PATH, KEY, f"Content-Type: {content_type}", f"Content-Length: {len(body)}", body=body)
     reply = exchange(guarded, head)
     assert (reply.status, reply.code) == (422, "validation_error")
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "application/x-www-form-urlencoded", "Application/JSON", "application/a+json"]
+)
+def test_json_is_read_where_the_client_does_not_call_it_otherwise(
+    server: RunningServer, content_type: str | None
+) -> None:
+    """As `curl -d` sends it, which names the type of forms."""
+    headers = {"Content-Type": content_type} if content_type is not None else {}
+    body = b'{"model": "demo", "messages": [{"role": "user", "content": "Count to 3"}]}'
+    assert httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers).status_code == 200
+    form = httpx.post(f"{server.url}/v1/completions", content=b"model=demo&prompt=Hi", headers=headers)
+    assert (form.status_code, form.json()["error"]["code"]) == (422, "validation_error")
+
+
+def test_json_of_a_foreign_pages_form_is_refused(server: RunningServer) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": "null"}
+    response = httpx.post(f"{server.url}/v1/completions", content=b'{"model": "demo", "prompt": "Hi"}', headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "origin_not_allowed")
 
 
 def test_a_large_body_does_not_hold_up_the_others(server: RunningServer) -> None:

@@ -17,7 +17,7 @@ EVERYWHERE = [
     "/openapi.json",
     "/nowhere",
     "/",
-    "//health",
+    "//v1//models/",
 ]
 
 

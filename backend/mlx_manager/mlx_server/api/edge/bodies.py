@@ -8,8 +8,8 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_manager.mlx_server.api.edge.json_shape import fault_of_json
-from mlx_manager.mlx_server.api.edge.refusals import has_body, header, refuse
+from mlx_manager.mlx_server.api.edge.json_shape import fault_of_json, off_loop
+from mlx_manager.mlx_server.api.edge.refusals import has_body, header, is_json, refuse
 from mlx_manager.mlx_server.errors import (
     BrokenBody,
     RequestTooLarge,
@@ -82,15 +82,10 @@ class BodyLimits:
                 return bytes(body)
 
     async def _pass_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        fault = await self._fault_of(body) if b"json" in header(scope, b"content-type").lower() else None
+        fault = await off_loop(len(body), fault_of_json, body, self._max_json_depth) if is_json(scope) else None
         if fault is not None:
             return await refuse(BrokenBody(fault), scope, receive, send, is_read=True)
         return await self._app(scope, _replaying(body, receive), send)
-
-    async def _fault_of(self, body: bytes) -> str | None:
-        if len(body) <= SMALL_BODY_BYTES:
-            return fault_of_json(body, self._max_json_depth)
-        return await asyncio.to_thread(fault_of_json, body, self._max_json_depth)
 
     def _too_large(self) -> RequestTooLarge:
         limit = f"{self._max_bytes / BYTES_PER_MB:g} MB"

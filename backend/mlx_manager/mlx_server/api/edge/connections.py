@@ -6,6 +6,7 @@ any more: it is answered in raw bytes, and no middleware sees it.
 
 import asyncio
 import json
+from array import array
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -211,7 +212,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, _until_close(app, cycle) if cycle.scope["http_version"] == "1.0" else app)
+        answering: Any = _until_close(app, cycle) if cycle.scope["http_version"] == "1.0" else app
+        super()._start_asgi_task(cycle, answering)
 
     def _let_go_of_request(self) -> None:
         """The app reads that the client has left. uvicorn tells the last of pipelined requests alone, which waits."""
@@ -244,12 +246,12 @@ class _Parser(httptools.HttpRequestParser):
         self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._protocol = protocol
 
-    def feed_data(self, data: bytes) -> None:
+    def feed_data(self, data: "bytes | bytearray | memoryview[int] | array[int]") -> None:
         try:
             super().feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._protocol.parser = _Parser(self._protocol)
-            self._protocol.parser.feed_data(self._protocol.take_head_without_offer() + data[offer.args[0] :])
+            self._protocol.parser.feed_data(self._protocol.take_head_without_offer() + bytes(data)[offer.args[0] :])
 
 
 def _until_close(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:

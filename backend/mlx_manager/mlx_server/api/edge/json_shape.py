@@ -1,11 +1,17 @@
-"""Bounds of a JSON text that are checked on its bytes, before a parser makes objects of it.
+"""JSON texts that cost much: a thread for the large ones, and bounds that are checked before a parser makes objects.
 
 Parsing takes time by the value, not by the byte: 32 MiB of `[],[],[]` hold the event loop for seconds and fill
 gigabytes, 32 MiB of prose are read in 30 ms. All that is done here is a pass over the bytes in C.
 """
 
+import asyncio
+from collections.abc import Callable
 from itertools import accumulate
+from typing import TypeVar
 
+T = TypeVar("T")
+SMALL_BYTES = 100_000
+"""What is made of so much JSON takes a few milliseconds."""
 MAX_VALUES = 1_200_000
 """Commas: a prompt of a million token ids, and some more, so that the prompt's own limit is what names the field."""
 MAX_STRINGS = 500_000
@@ -15,6 +21,13 @@ MAX_KEYS = 250_000
 MAX_CONTAINERS = 200_000
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _STEPS = bytes(2 if byte in b"[{" else 0 for byte in range(256))
+
+
+async def off_loop(size_bytes: int, work: Callable[..., T], *arguments: object) -> T:
+    """What `work` makes of a JSON text of that size: in a thread, unless it is small."""
+    if size_bytes <= SMALL_BYTES:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
 def fault_of_json(text: bytes, max_depth: int) -> str | None:

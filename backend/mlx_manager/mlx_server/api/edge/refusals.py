@@ -31,6 +31,17 @@ def has_body(scope: Scope) -> bool:
     return header(scope, b"content-length") not in (b"", b"0") or header(scope, b"transfer-encoding") != b""
 
 
+def is_json(scope: Scope) -> bool:
+    """Whether the body is to be read as JSON: also where the client says nothing, or what curl says of all data."""
+    given = header(scope, b"content-type")
+    kind = given.partition(b";")[0].strip().lower()
+    return (
+        given == b""
+        or kind in (b"application/json", b"application/x-www-form-urlencoded")
+        or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+    )
+
+
 def header(scope: Scope, name: bytes) -> bytes:
     """The first one of that name; empty without one."""
     return next((value for key, value in scope["headers"] if key == name), b"")

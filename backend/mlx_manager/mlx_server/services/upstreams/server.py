@@ -19,6 +19,7 @@ from mlx_manager.mlx_server.services.upstreams.replies import Replies
 from mlx_manager.mlx_server.types import ChatRequest, Completed, GenerationEvents, Started
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
 from mlx_manager.providers.base import ProviderHealthStatus
+from mlx_manager.proxies import client_for
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,11 @@ class UpstreamServer:
         self._idle = asyncio.Event()
         self._idle.set()
         key = settings.api_key
-        self._http = httpx.AsyncClient(
-            base_url=f"{server_root(settings.base_url)}/v1/",
+        root = server_root(settings.base_url)
+        self._http = client_for(
+            root,
+            httpx.AsyncClient,
+            base_url=f"{root}/v1/",
             headers={
                 "Accept": "text/event-stream",
                 "Accept-Encoding": "identity",
