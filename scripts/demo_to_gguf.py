@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import (  # type: ignore[import-not-found]  # it is in llama.cpp's own environment
+from gguf import (
     MODEL_ARCH,
     MODEL_ARCH_NAMES,
     GGUFWriter,
@@ -17,7 +17,7 @@ from gguf import (  # type: ignore[import-not-found]  # it is in llama.cpp's own
     TokenType,
     get_tensor_name_map,
 )
-from gguf.utility import SafetensorsLocal  # type: ignore[import-not-found]
+from gguf.utility import SafetensorsLocal
 
 DEMO = Path(__file__).parents[1] / "backend" / "mlx_manager" / "demo"
 

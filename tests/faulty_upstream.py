@@ -10,6 +10,8 @@ from typing import Any
 
 EVENT_STREAM = {"Content-Type": "text/event-stream"}
 DONE = b"data: [DONE]\n\n"
+NO_MODELS = [None, "model", {"object": "model"}, {"id": 7}, {"id": ""}, {"id": "\ud800"}]
+"""Entries of a list of models that name none; each list begins with them."""
 
 
 def sse(chunk: object) -> bytes:
@@ -26,6 +28,7 @@ class Answer:
 
     body: tuple[bytes, ...] = ()
     status: int = 200
+    """0 closes the connection without a byte."""
     headers: Mapping[str, str] = field(default_factory=lambda: EVENT_STREAM)
     missing_bytes: int = 0
     """Announced and never sent."""
@@ -33,6 +36,8 @@ class Answer:
     """Neither goes on nor ends until the client leaves: before the headers where there is no body."""
     waits: bool = False
     """Each piece but the first waits for `FaultyUpstream.go_on`."""
+    keeps: bool = False
+    """The connection stays open, and closes at its next request without a byte of an answer."""
 
 
 def error(status: int, headers: Mapping[str, str] | None = None, **fields: object) -> Answer:
@@ -59,9 +64,11 @@ def faulty_upstream(answers: Mapping[str, Answer], port: int = 0) -> Iterator[Fa
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        kept = False
 
         def do_GET(self) -> None:
-            content = json.dumps({"data": [{"id": model} for model in upstream.answers]}).encode()
+            entries = [*NO_MODELS, *({"id": model} for model in upstream.answers)]
+            content = json.dumps({"data": entries}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Connection", "close")
@@ -73,16 +80,19 @@ def faulty_upstream(answers: Mapping[str, Answer], port: int = 0) -> Iterator[Fa
             upstream.bodies.append(body)
             upstream.keys.append(self.headers["Authorization"])
             upstream.asked.append(body["model"])
-            self.close_connection = True
-            with contextlib.suppress(OSError):
-                self.answer(body["model"], upstream.answers[body["model"]])
+            answer = upstream.answers[body["model"]]
+            was_kept, self.kept = self.kept, answer.keeps
+            self.close_connection = was_kept or not answer.keeps
+            if not was_kept and answer.status:
+                with contextlib.suppress(OSError):
+                    self.answer(body["model"], answer)
 
         def answer(self, model: str, answer: Answer) -> None:
             if answer.body or not answer.hangs:
                 self.send_response(answer.status)
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
-                if answer.missing_bytes:
+                if answer.missing_bytes or answer.keeps:
                     self.send_header("Content-Length", str(sum(map(len, answer.body)) + answer.missing_bytes))
                 self.end_headers()
             for number, part in enumerate(answer.body):

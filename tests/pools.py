@@ -18,16 +18,24 @@ GREEDY = SamplingParams(temperature=0, seed=0)
 
 @asynccontextmanager
 async def pool_of(
-    *folders: Path, max_models: int = 4, max_memory_gb: float = 8, keep_alive_seconds: float = -1
+    *folders: Path,
+    max_models: int = 4,
+    max_memory_gb: float = 8,
+    keep_alive_seconds: float = -1,
+    request_timeout_seconds: float = 0,
 ) -> AsyncIterator[ModelPoolManager]:
     catalog = Catalog(str(folders[0]), map(str, folders))
-    async with pool_over(catalog, max_models, max_memory_gb, keep_alive_seconds) as pool:
+    async with pool_over(catalog, max_models, max_memory_gb, keep_alive_seconds, request_timeout_seconds) as pool:
         yield pool
 
 
 @asynccontextmanager
 async def pool_over(
-    catalog: Catalog, max_models: int = 4, max_memory_gb: float = 8, keep_alive_seconds: float = -1
+    catalog: Catalog,
+    max_models: int = 4,
+    max_memory_gb: float = 8,
+    keep_alive_seconds: float = -1,
+    request_timeout_seconds: float = 0,
 ) -> AsyncIterator[ModelPoolManager]:
     """Its workers must be gone when it is closed."""
     pool = ModelPoolManager(
@@ -36,6 +44,7 @@ async def pool_over(
         max_models=max_models,
         max_memory_gb=max_memory_gb,
         keep_alive_seconds=keep_alive_seconds,
+        request_timeout_seconds=request_timeout_seconds,
     )
     try:
         yield pool

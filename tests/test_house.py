@@ -18,6 +18,8 @@ FLOORS = (
         "mlx_manager.demo",
         "mlx_manager.addresses",
         "mlx_manager.proxies",
+        f"{SERVER}.machine",
+        f"{SERVER}.utf8",
     },  # import nothing
     {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
@@ -45,10 +47,12 @@ NEIGHBOURS = {
 
 WORKER_MODULES = (
     "batch",
+    "batching",
     "core",
     "grammar",
     "kv_cache",
     "logprobs",
+    "model_config",
     "pacing",
     "prefill",
     "prefix_cache",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_manager.command_line.console import run
+from mlx_manager.command_line.console import run, whole_output
 
 app = typer.Typer(
     help="OpenAI-compatible inference server for MLX models.",
@@ -138,4 +138,5 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    app()
+    with whole_output():
+        app()

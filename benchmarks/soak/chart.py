@@ -27,7 +27,7 @@ def draw(soak: Soak, file: Path) -> None:
                 axes.axvline(window.from_seconds, color=MUTED, linewidth=0.5)
             panel(axes, soak)
             axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # with room for the legend
-            axes.legend(frameon=False, loc="upper right", ncols=3)
+            axes.legend(frameon=False, loc="upper right", ncols=4)
         places[-1].set_xlabel("seconds; a grey line is a fault")
         figure.tight_layout()
         figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
@@ -37,7 +37,12 @@ def draw(soak: Soak, file: Path) -> None:
 def _memory(axes: Any, soak: Soak) -> None:
     times = [sample.at_seconds for sample in soak.samples]
     axes.plot(times, [sample.api_mb for sample in soak.samples], color=BLUE, label="API")
-    axes.plot(times, [sample.all_mb for sample in soak.samples], color=ORANGE, label="API and workers")
+    rests = [sum(sample.rest_mb.values()) for sample in soak.samples]
+    axes.plot(times, rests, color=INK, label="workers, the rest")
+    prefixes = [sum(sample.prefixes_mb.values()) for sample in soak.samples]
+    axes.plot(times, prefixes, color=ORANGE, label="workers' prefixes")
+    buffers = [sum(sample.buffers_mb.values()) for sample in soak.samples]
+    axes.plot(times, buffers, color=RED, label="workers' freed buffers")
     axes.set_title("Resident memory, MB", loc="left", fontsize=8)
 
 

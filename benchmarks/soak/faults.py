@@ -23,7 +23,7 @@ POLL_SECONDS = 0.1
 _DEAD = frozenset({"engine_failed", "not_ready", "model_load_failed"})
 """What a worker that dies may cost: requests at work, those that wait for its successor, those that wait for a load."""
 _NO_ROOM = frozenset({"insufficient_memory"})
-"""What a model may be told while another one is in use, which has its place."""
+"""What a model may be told while the only other place is pinned. For a place that is in use, it waits."""
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Faults:
             await self._recovered(model)
 
     async def load_and_pin(self, model: str) -> None:
-        with self._window(f"pin {self.other}", self.other, frozenset()):
+        with self._window(f"pin {self.other}", self.other, _NO_ROOM):
             for action in ("load", "pin", "unpin"):
                 await self._admin(f"models/{self.other}/{action}")
 
@@ -119,16 +119,15 @@ class Faults:
             await self._until(lambda row: row["ttl"] == self._keep_alive_seconds, "SIGHUP changed nothing", DEMO)
 
     async def change_turns(self, model: str) -> None:
-        """From now on the other of the two models is asked for, which has no room while this one is in use."""
+        """From now on the other of the two models is asked for, which waits for the place of this one."""
         self.other = OTHERS[1 - OTHERS.index(self.other)]
-        with self._window(f"turn to {self.other}", self.other, _NO_ROOM):
+        with self._window(f"turn to {self.other}", self.other, frozenset()):
             await self._recovered(self.other)
 
     @contextlib.contextmanager
     def _window(self, name: str, model: str, codes: frozenset[str]) -> Iterator[None]:
-        crowded = model in OTHERS
-        models = frozenset(OTHERS) if crowded else frozenset({model})
-        window = Window(name, models, codes | _NO_ROOM if crowded else codes, self._now())
+        models = frozenset(OTHERS) if model in OTHERS else frozenset({model})
+        window = Window(name, models, codes, self._now())
         self.windows.append(window)
         try:
             yield

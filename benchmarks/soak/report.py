@@ -57,7 +57,8 @@ def verdict_text(verdict: Verdict) -> str:
 
 
 def minutes_table(soak: Soak) -> str:
-    header = "minute|requests/s|errors|API MB|workers MB|descriptors|threads|ttft p50|ttft p95|total p95|/health max"
+    memory = "API MB|workers MB|prefixes MB|buffers MB"
+    header = f"minute|requests/s|errors|{memory}|descriptors|threads|ttft p50|ttft p95|total p95|/health max"
     rows = []
     for minute in range(int(soak.seconds // 60) + 1):
         asked = [one for one in soak.outcomes if int(one.at_seconds // 60) == minute]
@@ -97,6 +98,8 @@ def _minute(minute: int, seconds: float, asked: Sequence[Outcome], samples: Sequ
         str(sum(not is_as_wanted(one) for one in asked)),
         f"{last.api_mb:.0f}",
         f"{last.all_mb - last.api_mb:.0f}",
+        f"{sum(last.prefixes_mb.values()):.0f}",
+        f"{sum(last.buffers_mb.values()):.0f}",
         str(last.descriptors),
         str(last.threads),
         _seconds(percentile(ttfts, 0.5)),

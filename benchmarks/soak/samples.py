@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import httpx
@@ -16,7 +16,11 @@ MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Megabytes resident; `workers_mb` by process id. `probe_seconds` is what /health took, None for no answer."""
+    """Megabytes resident; `workers_mb` by process id. `probe_seconds` is what /health took, None for no answer.
+
+    `prefixes_mb` and `buffers_mb`, by process id, are what workers keep on purpose: KV caches of past prompts, and
+    freed memory for reuse.
+    """
 
     at_seconds: float
     api_mb: float
@@ -24,10 +28,18 @@ class Sample:
     descriptors: int
     threads: int
     probe_seconds: float | None
+    prefixes_mb: dict[int, float] = field(default_factory=dict)
+    buffers_mb: dict[int, float] = field(default_factory=dict)
 
     @property
     def all_mb(self) -> float:
         return self.api_mb + sum(self.workers_mb.values())
+
+    @property
+    def rest_mb(self) -> dict[int, float]:
+        """What workers hold beside that: weights, KV caches at work, and the process itself."""
+        kept = {pid: self.prefixes_mb.get(pid, 0.0) + self.buffers_mb.get(pid, 0.0) for pid in self.workers_mb}
+        return {pid: held - kept[pid] for pid, held in self.workers_mb.items()}
 
 
 @dataclass(slots=True)
@@ -50,7 +62,17 @@ class Sampler:
         except httpx.HTTPError:
             good = False
         took = time.monotonic() - asked
-        return take_sample(self.process, time.monotonic() - self.started, took if good else None)
+        sample = take_sample(self.process, time.monotonic() - self.started, took if good else None)
+        try:
+            rows = (await http.get("/admin/pool")).json()["models"]
+        except httpx.HTTPError:
+            return sample
+        memory = {row["pid"]: row["memory"] for row in rows if row["memory"] is not None}
+        return replace(
+            sample,
+            prefixes_mb={pid: held["prefix_bytes"] / MB for pid, held in memory.items()},
+            buffers_mb={pid: held["cache_bytes"] / MB for pid, held in memory.items()},
+        )
 
 
 def take_sample(process: psutil.Process, at_seconds: float, probe_seconds: float | None) -> Sample:

@@ -38,6 +38,16 @@ def samples(seconds: int = 120, leak_mb: float = 0.0, spikes: int = 0, worker_le
     ]
 
 
+def test_prefixes_and_buffers_that_fill_up_are_no_leak_and_the_rest_is_judged() -> None:
+    keeping = [
+        replace(sample, workers_mb={1: 200.0 + at}, prefixes_mb={1: at / 2}, buffers_mb={1: at / 2})
+        for at, sample in enumerate(samples())
+    ]
+    assert verdict(taken=keeping).good
+    leaking = [replace(sample, workers_mb={1: 200.0 + 2 * at}) for at, sample in enumerate(keeping)]
+    assert not verdict(taken=leaking).good
+
+
 def verdict(*outcomes: Outcome, windows: Sequence[Window] = (), taken: Sequence[Sample] = ()) -> Verdict:
     return judge([GOOD, *outcomes], windows, taken or samples(), [])
 
@@ -153,4 +163,6 @@ def test_short_soak_of_the_real_server_passes_and_is_drawn(tmp_path: Path) -> No
     assert (tmp_path / "soak.md").read_text().startswith("# Soak")
     chart = (tmp_path / "soak.svg").read_text()
     assert "requests per second" in chart
+    for line in ("workers, the rest", "workers' prefixes", "workers' freed buffers"):
+        assert line in chart
     assert len(chart) < 200_000

@@ -13,7 +13,14 @@ from tests.running_server import RunningServer
 LISTED = {
     "object": "list",
     "data": [
-        {"id": "large", "object": "model", "size_bytes": 5 * 2**30, "quantization": "4-bit", "context_length": 131072},
+        {
+            "id": "large",
+            "object": "model",
+            "size_bytes": 5 * 2**30,
+            "quantization": "4-bit",
+            "context_length": 131072,
+            "capabilities": {"tools": "prompted"},
+        },
         {"id": "demo", "object": "model", "size_bytes": 5775872, "loaded": True, "quantization": None},
         {"id": "bare", "object": "model"},
     ],
@@ -82,8 +89,8 @@ def test_models_of_a_running_server_are_listed_in_its_order(server: RunningServe
     ran = mlx_manager("models", server=server)
     assert (ran.returncode, ran.stderr) == (0, "")
     header, *rows = cells(ran.stdout)
-    assert header == ["MODEL", "SIZE", "QUANTISATION", "CONTEXT", "FITS", "LOADED"]
-    assert [row[0] for row in rows] == ["demo", "babbler", "short"]
+    assert header == ["MODEL", "SIZE", "QUANTISATION", "CONTEXT", "TOOLS", "FITS", "LOADED"]
+    assert [(row[0], row[4]) for row in rows] == [("demo", "native"), ("babbler", "native"), ("short", "-")]
 
 
 def test_models_without_a_server_are_those_that_serve_would_offer(babbler: Path) -> None:
@@ -94,6 +101,8 @@ def test_models_without_a_server_are_those_that_serve_would_offer(babbler: Path)
     assert list(listed) == ["demo", "babbler", "no-such/model"]
     assert listed["babbler"]["size_bytes"] == weights_size(babbler).memory_bytes
     assert listed["babbler"]["context_length"] == 8192
+    assert listed["babbler"]["tools"] == "native"
+    assert listed["no-such/model"]["tools"] is None
     assert listed["babbler"]["fits"] is True
     assert listed["babbler"]["loaded"] is False
     assert listed["no-such/model"]["size_bytes"] is None
@@ -108,9 +117,9 @@ def test_models_shows_what_the_server_tells_and_a_dash_for_what_it_does_not() ->
     with stand_in({"/v1/models": LISTED, "/admin/pool": POOL}) as url:
         _, *rows = cells(mlx_manager("models", "--base-url", f"{url}/v1").stdout)
     assert rows == [
-        ["large", "5.0 GB", "4-bit", "131,072", "no", "-"],
-        ["demo", "5.5 MB", "-", "-", "yes", "yes"],
-        ["bare", "-", "-", "-", "-", "-"],
+        ["large", "5.0 GB", "4-bit", "131,072", "prompted", "no", "-"],
+        ["demo", "5.5 MB", "-", "-", "-", "yes", "yes"],
+        ["bare", "-", "-", "-", "-", "-", "-"],
     ]
 
 

@@ -104,6 +104,44 @@ def test_a_required_call_is_made_with_arguments_as_the_schema_has_them(client: o
         assert not choice.message.content
 
 
+UNIQUE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2, "uniqueItems": True}},
+}
+
+
+def test_a_keyword_that_is_not_enforced_is_named_with_its_tool(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"messages": [HELLO], "tool_choice": "required", **FREE, "model": "demo"}
+    tagged = tool("set_tags", "Tag it", UNIQUE_SCHEMA)
+    raw = client.chat.completions.with_raw_response.create(tools=[WEATHER, tagged], **asked)
+    assert raw.headers["x-mlx-manager-warning"] == "tool 'set_tags': 'uniqueItems' at properties.tags is not enforced"
+    assert raw.parse().choices[0].message.tool_calls
+
+
+def test_a_keyword_that_is_not_enforced_is_refused_where_strict_with_its_tool(client: openai.OpenAI) -> None:
+    tagged = tool("set_tags", "Tag it", UNIQUE_SCHEMA, strict=True)
+    with pytest.raises(openai.BadRequestError, match=r"tool 'set_tags': 'uniqueItems' at properties\.tags") as refused:
+        client.chat.completions.create(messages=[HELLO], tools=[WEATHER, tagged], tool_choice="required", **GREEDY)
+    assert refused.value.param == "tools"
+
+
+def test_a_tool_whose_schema_is_wrong_is_named(client: openai.OpenAI) -> None:
+    wrong = tool("set_tags", "Tag it", {"type": "object", "properties": {"a": {"type": "objekt"}}})
+    with pytest.raises(openai.BadRequestError, match=r"tool 'set_tags': .*objekt"):
+        client.chat.completions.create(messages=[HELLO], tools=[WEATHER, wrong], tool_choice="required", **GREEDY)
+
+
+def test_arguments_have_the_keys_that_the_tool_lists_and_no_others(client: openai.OpenAI) -> None:
+    light = tool("set_light", "Set the light", {"type": "object", "properties": {"on": {"type": "boolean"}}})
+    bare = tool("now", "The time", {"type": "object", "properties": {}})
+    many = client.chat.completions.create(
+        model="babbler", messages=[HELLO], tools=[light, bare], tool_choice="required", n=6, **FREE
+    )
+    made = [call for choice in many.choices for call in calls_of(choice) if choice.finish_reason == "tool_calls"]
+    assert made
+    assert all(arguments in ({}, {"on": True}, {"on": False}) for _, arguments in made)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_named_tool_is_called_once(client: openai.OpenAI, stream: bool) -> None:
     parameters: dict[str, Any] = {
@@ -171,7 +209,7 @@ def test_a_call_that_is_cut_off_stays_as_far_as_it_was_written_and_its_text_is_c
         ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name", "get_weather"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "custom"),
         ({"tools": [tool("f", "", {"type": "array"})]}, "tools[0].function.parameters", "object"),
-        ({"tools": [tool("f", "", {"type": "object", "required": ["a"], "not": {}})], "tool_choice": "required"},
+        ({"tools": [tool("f", "", {"not": {"required": ["x"]}}, strict=True)], "tool_choice": "required"},
          "tools", "not"),
         ({"tools": [WEATHER], "extra_body": {"guided_regex": "a"}}, "guided_regex", "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions", "functions"),

@@ -116,12 +116,74 @@ def test_a_completion_is_guided_too(client: openai.OpenAI) -> None:
     assert [choice.finish_reason for choice in completion.choices] == ["stop", "stop"]
 
 
+LIGHT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "green"]}, "on": {"type": "boolean"}},
+    "required": ["color", "on"],
+}
+
+
+@pytest.mark.parametrize("model", ["demo", "babbler"])
+@pytest.mark.parametrize("named", [{"response_format": json_schema(LIGHT)}, {"extra_body": {"guided_json": LIGHT}}])
+def test_an_object_that_lists_its_keys_ends_behind_them(
+    client: openai.OpenAI, model: str, named: dict[str, Any]
+) -> None:
+    answer = text_of(client, model=model, **named)
+    assert json.loads(answer).keys() == {"color", "on"}
+    assert re.fullmatch(r'\{"color": ?"(red|green)", ?"on": ?(true|false)\}', answer)
+
+
+UNIQUE: dict[str, Any] = {
+    "type": "object",
+    "properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3, "uniqueItems": True}},
+    "required": ["tags"],
+}
+
+
+@pytest.mark.parametrize("strict", [None, False])
+def test_a_keyword_that_is_not_enforced_is_named_in_a_header(client: openai.OpenAI, strict: bool | None) -> None:
+    asked = {**FREE, "messages": ASKED, "response_format": json_schema(UNIQUE, strict=strict)}
+    whole = client.chat.completions.with_raw_response.create(**asked)
+    streamed = client.chat.completions.with_raw_response.create(stream=True, **asked)
+    warning = "response_format: 'uniqueItems' at properties.tags is not enforced"
+    assert [answer.headers.get("x-mlx-manager-warning") for answer in (whole, streamed)] == [warning, warning]
+    text = whole.parse().choices[0].message.content or ""
+    assert text == "".join(chunk.choices[0].delta.content or "" for chunk in streamed.parse() if chunk.choices)
+    assert set(json.loads(text)["tags"]) <= {"a", "b"}
+
+
+def test_what_is_enforced_whole_has_no_warning(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.with_raw_response.create(
+        messages=ASKED, response_format=json_schema(SCHEMA), **FREE
+    )
+    assert "x-mlx-manager-warning" not in answer.headers
+
+
+def test_a_keyword_that_is_not_enforced_is_logged_once(client: openai.OpenAI, server: RunningServer) -> None:
+    schema = {"type": "object", "properties": {"logged_once": {"not": {"type": "null"}}}}
+    for title in ("one", "two"):
+        text_of(client, response_format=json_schema({**schema, "title": title}))
+    assert server.log.read_text().count("'not' at properties.logged_once is not enforced") == 1
+
+
+def test_the_warnings_of_a_header_are_bounded_and_in_ascii(client: openai.OpenAI) -> None:
+    properties = {f"größe\n{n}": {"type": "array", "uniqueItems": True} for n in range(40)}
+    schema = {"type": "object", "properties": properties}
+    answer = client.chat.completions.with_raw_response.create(
+        messages=ASKED, response_format=json_schema(schema), **FREE
+    )
+    warning = answer.headers["x-mlx-manager-warning"]
+    assert r"properties.gr\xf6\xdfe\n0 is not enforced; response_format: " in warning
+    assert warning.endswith("...")
+    assert len(warning) < 1100
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "named"),
     [
         ({"response_format": json_schema({"type": "objekt"})}, "response_format.json_schema.schema", "objekt"),
         (
-            {"response_format": json_schema({"type": "array", "uniqueItems": True})},
+            {"response_format": json_schema({"type": "array", "uniqueItems": True}, strict=True)},
             "response_format.json_schema.schema",
             "uniqueItems",
         ),

@@ -1,5 +1,6 @@
 """Model files that are damaged: one clear error for each request, and a `/ready` that says so."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,63 @@ def test_damaged_default_model_is_not_ready_and_is_loaded_once_it_is_mended(tmp_
         shutil.copytree(babbler, folder, dirs_exist_ok=True)
         assert server.post("/v1/completions", request).status_code == 200
         assert server.readiness()["status"] == "ready"
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def share_no_weights(folder: Path) -> None:
+    change_config(folder, tie_word_embeddings=False)
+
+
+def add_layers(folder: Path) -> None:
+    change_config(folder, num_hidden_layers=4)
+
+
+def widen(folder: Path) -> None:
+    change_config(folder, intermediate_size=256)
+
+
+def scale_positions(folder: Path) -> None:
+    change_config(folder, model_type="mixtral", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+
+
+def scale_positions_strangely(folder: Path) -> None:
+    change_config(folder, rope_scaling={"rope_type": "spiral", "factor": 4.0})
+
+
+def lose_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def lose_a_field(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "rms_norm_eps"}))
+
+
+FAILED_LOADS = {
+    share_no_weights: "tie_word_embeddings",
+    add_layers: "lack 18 weights of its architecture: model.layers.2",
+    widen: "does not have the shape",
+    scale_positions: "the rope type 'yarn', and mlx-lm's 'mixtral' ignores that",
+    scale_positions_strangely: "Unsupported RoPE type spiral",
+    lose_vocabulary: "its tokenizer cannot be read",
+    lose_a_field: "its config.json has no 'rms_norm_eps'",
+}
+
+
+def test_a_load_that_fails_says_what_is_wrong_and_what_to_do(tmp_path: Path, babbler: Path) -> None:
+    folders = {damaged(babbler, tmp_path, damage): said for damage, said in FAILED_LOADS.items()}
+    with running_server(tmp_path, models_dir=tmp_path) as server:
+        for folder, said in folders.items():
+            answer = server.post("/v1/completions", {"model": folder.name, "prompt": "x"})
+            message = answer.json()["error"]["message"]
+            assert answer.status_code == 503, message
+            assert message.startswith(f"Model '{folder.name}' cannot be loaded: ")
+            assert said in message
+            assert message.count(". ") >= 1, "it names no remedy"
 
 
 def damaged(model: Path, parent: Path, damage: Callable[[Path], None]) -> Path:

@@ -9,10 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from tests.running_server import MODULE, RunningServer, environment_of_server
+from tests.running_server import MODULE, RunningServer, environment_of_server, running_server
 
+LIMITED = """
+import resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 1024), limit))
+from mlx_manager.mlx_server.main import serve
+serve()
+"""
 COMMANDS = [MODULE, (sys.executable, "-c", "from mlx_manager.cli import main; main()", "serve")]
 
 
@@ -140,3 +148,15 @@ def whom_permissions_hold() -> Sequence[str]:
 def test_probes_may_use_head(server: RunningServer, path: str) -> None:
     answer = httpx.head(f"{server.url}{path}")
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has a limit of its own")
+@pytest.mark.parametrize("limit", [700, 1024, 4096])
+def test_models_load_whatever_the_limit_of_open_files_and_it_stays_as_it_was_raised(tmp_path: Path, limit: int) -> None:
+    with running_server(tmp_path, command=(sys.executable, "-c", LIMITED, str(limit)), max_connections=3000) as server:
+        assert server.chat("Count to 3")["choices"][0]["message"]["content"] == "1, 2, 3"
+        (worker,) = server.workers()
+        expected = min(limit, 3512)
+        for process in (psutil.Process(server.process.pid), worker):
+            assert process.rlimit(psutil.RLIMIT_NOFILE) == (expected, limit)
+        assert ("raise `ulimit -n`" in server.log.read_text()) == (limit < 3512)

@@ -18,7 +18,9 @@ Json = dict[str, Any]
 KEY = "sk-never-to-be-seen"
 USAGE = sse({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
 WELL = Answer((piece("Hello"), piece(" you"), piece("", finish_reason="stop"), USAGE, DONE))
-JSON = {"Content-Type": "application/json"}
+JSON = {"Content-Type": "Application/JSON; charset=utf-8"}
+WHOLE = {"choices": [{"index": 0, "text": "Hello you", "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}
+"""An upstream that does not stream."""
 
 REFUSALS: dict[str, tuple[Answer, int, str, str | None, str]] = {
     "bad-request": (
@@ -43,6 +45,16 @@ REFUSALS: dict[str, tuple[Answer, int, str, str | None, str]] = {
     "gateway-timeout": (error(504, message="slow"), 504, "upstream_timeout", None, "slow"),
     "redirect": (Answer((), 307, {"Location": "http://else.where/"}), 502, "upstream_error", None, "a redirect"),
     "html": (Answer((b"<html>",), 200, {"Content-Type": "text/html"}), 502, "upstream_error", None, "text/html"),
+    "wait-until": (
+        error(503, {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}, message="Back in a minute"),
+        *(502, "upstream_error", None, "in a minute"),
+    ),
+    "error-in-200": (error(200, message="no memory left", code=500), 502, "upstream_error", None, "no memory left"),
+    "error-of-ollama": (Answer((b'{"error": "runner stopped"}',), 200, JSON), 502, "upstream_error", None, "stopped"),
+    "long-prompt-in-200": (
+        error(200, message="too long", code=400, type="exceed_context_size_error"),
+        *(400, "context_length_exceeded", None, "too long"),
+    ),
     "silent": (Answer(hangs=True), 504, "upstream_timeout", None, "said nothing for 1 s"),
 }
 """By model: what the upstream answers; status, code, param and words of what the client gets."""
@@ -51,18 +63,46 @@ HALF = piece("Hello")
 BROKEN_OFF: dict[str, tuple[Answer, int, str, str]] = {
     "bad-json": (Answer((HALF, b"data: {nonsense\n\n", DONE)), 502, "upstream_error", "no chunk of an answer"),
     "bad-shape": (Answer((HALF, sse({"choices": 7}), DONE)), 502, "upstream_error", "no chunk of an answer"),
+    "cut-event": (Answer((HALF, b'data: {"choices"')), 502, "upstream_error", "before choice 0 had an end"),
+    "given-up": (
+        Answer((HALF, piece("", finish_reason="abort"), DONE)),
+        502,
+        "upstream_error",
+        "finish_reason 'abort'",
+    ),
+    "error-of-llama": (
+        Answer((HALF, b'error: {"code": 500, "message": "slot lost"}\n\n')),
+        502,
+        "upstream_error",
+        "slot",
+    ),
+    "deep-json": (
+        Answer((HALF, sse(b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), DONE)),
+        *(502, "upstream_error", "nested too deeply"),
+    ),
+    "deep-error": (
+        Answer((HALF, sse(b'{"error": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), DONE)),
+        *(502, "upstream_error", "nested too deeply"),
+    ),
     "error-event": (Answer((HALF, sse({"error": {"message": "out of memory"}}))), 502, "upstream_error", "of memory"),
     "cut": (Answer((HALF,), missing_bytes=9), 502, "upstream_error", "broke the connection off"),
     "ended-early": (Answer((HALF,)), 502, "upstream_error", "ended its answer"),
     "no-finish": (Answer((HALF, DONE)), 502, "upstream_error", "before choice 0 had an end"),
     "other-choice": (Answer((HALF, piece("x", index=1), DONE)), 502, "upstream_error", "sent choice 1"),
-    "endless-line": (Answer((HALF, b"data: " + b"x" * 2**25)), 502, "upstream_error", "a line of more than"),
+    "endless-line": (Answer((HALF, b"data: " + b"x" * 2**25)), 502, "upstream_error", "an event of more than"),
     "stalled": (Answer((HALF,), hangs=True), 504, "upstream_timeout", "said nothing for 1 s"),
 }
 """Faults behind the first piece of text."""
 
 ANSWERS = {
     "well": WELL,
+    "well-typed-otherwise": Answer(WELL.body, headers={"Content-Type": "TEXT/Event-Stream; charset=UTF-8"}),
+    "whole": Answer((json.dumps(WHOLE).encode(),), headers=JSON),
+    "no-done": Answer((piece("Hello"), piece(" you", finish_reason="stop").rstrip())),
+    "cut-behind-its-end": Answer((piece("Hello"), piece(" you", finish_reason="stop")), missing_bytes=9),
+    "hangs-behind-its-end": Answer((piece("Hello you"), piece("", finish_reason="stop")), hangs=True),
+    "kept": Answer(WELL.body, keeps=True),
+    "hangs-up": Answer(status=0),
     "token-by-token": Answer(WELL.body, waits=True),
     "hangs": Answer(hangs=True),
     "hangs-in-text": Answer((HALF,), hangs=True),
@@ -96,6 +136,7 @@ def front(
     upstreams: list[Json] = [
         {"name": "patient", **here, "models": [*ANSWERS], "api_key": KEY},
         {"name": "hasty", **here, "models": ["silent", "stalled"], "prefix": "hasty/", "timeout_seconds": 1},
+        {"name": "keeper", **here, "prefix": "keeper/"},
         {"name": "spare", **here, "prefix": "spare/", "fallback": ["nobody", "gone", "babbler"]},
         {"name": "nowhere", **nowhere, "models": ["gone"]},
         {"name": "absent", **nowhere, "fallback": ["babbler"]},
@@ -122,7 +163,7 @@ def test_refusal_of_the_upstream_is_a_status_in_both_modes(front: RunningServer,
         failure = answer.json()["error"]
         assert (answer.status_code, failure["code"], failure["param"]) == (status, code, param)
         assert words in failure["message"]
-    assert answer.headers.get("retry-after") == {"busy": "7", "loading": "5"}.get(model)
+    assert answer.headers.get("retry-after") == {"busy": "7", "loading": "5", "wait-until": "0"}.get(model)
 
 
 @pytest.mark.parametrize("model", BROKEN_OFF)
@@ -135,6 +176,62 @@ def test_answer_that_breaks_off_is_a_status_or_ends_the_stream_with_the_error(fr
         first, last = (json.loads(payload) for payload in payloads)
     assert first["choices"][0]["text"] == "Hello"
     assert last["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    "model", ["well-typed-otherwise", "whole", "no-done", "cut-behind-its-end", "hangs-behind-its-end"]
+)
+def test_answer_that_is_whole_is_delivered_whole(front: RunningServer, model: str) -> None:
+    choices = front.post("/v1/completions", completion(model)).json()["choices"]
+    assert [(choice["text"], choice["finish_reason"]) for choice in choices] == [("Hello you", "stop")]
+
+
+def test_connection_that_was_kept_and_dropped_is_tried_once_more(
+    front: RunningServer, upstream: FaultyUpstream
+) -> None:
+    """The upstream reads the second request and closes the connection, without a byte of an answer."""
+    asked = upstream.asked.count("kept")
+    for _ in range(2):
+        assert front.post("/v1/completions", completion("keeper/kept")).json()["choices"][0]["text"] == "Hello you"
+    assert upstream.asked.count("kept") == asked + 3
+
+
+def test_connection_that_is_new_and_dropped_is_not_tried_again(front: RunningServer, upstream: FaultyUpstream) -> None:
+    answer = front.post("/v1/completions", completion("hangs-up"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+    assert upstream.asked.count("hangs-up") == 1
+
+
+def test_refusal_of_the_model_is_the_message_of_a_chat(tmp_path: Path, babbler: Path) -> None:
+    deltas = [{"role": "assistant", "content": ""}, {"refusal": "I can"}, {"refusal": "not."}]
+    chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "content_filter"}]})
+    body = {"model": "refuses", "messages": [{"role": "user", "content": "Hi"}]}
+    with faulty_upstream({"refuses": Answer((*map(sse, chunks), DONE))}) as upstream:
+        entry = {"name": "one", "kind": "openai", "base_url": upstream.url, "models": ["refuses"]}
+        with running_server(tmp_path, default_model=babbler, upstreams=json.dumps([entry])) as server:
+            (choice,) = server.post("/v1/chat/completions", body).json()["choices"]
+            with server.stream("/v1/chat/completions", body) as payloads:
+                streamed = [chunk["choices"][0] for chunk in chunks_of(payloads)]
+    message = {"role": "assistant", "content": None, "refusal": "I cannot."}
+    assert (choice["message"], choice["finish_reason"]) == (message, "content_filter")
+    assert [part["delta"].get("refusal") for part in streamed] == [None, "I can", "not.", None]
+    assert streamed[-1]["finish_reason"] == "content_filter"
+
+
+def test_models_of_an_upstream_come_before_downloads_and_the_default_model(
+    tmp_path: Path, babbler: Path, upstream: FaultyUpstream
+) -> None:
+    entry = {"name": "lab", "kind": "openai", "base_url": upstream.url}
+    settings: Json = {"upstreams": json.dumps([entry]), "allow_downloads": True, "default_for_unknown": True}
+    with running_server(tmp_path, default_model=babbler, **settings) as server:
+        eventually(lambda: server.readiness()["upstreams"], lambda found: found[0]["status"] == "ready")
+        answer = server.post("/v1/completions", completion("lab/well"))
+        assert answer.json()["choices"][0]["text"] == "Hello you"
+        assert "upstream=lab" in access_line(server, answer)
+        assert httpx.get(f"{server.url}/v1/models/lab/well").json()["owned_by"] == "lab"
+        answer = server.post("/v1/completions", completion("gpt-9"))
+        assert " babbler prompt=" in access_line(server, answer)
 
 
 def test_upstream_that_cannot_be_reached_is_a_502(front: RunningServer) -> None:
@@ -187,7 +284,7 @@ def test_readiness_is_the_default_models_and_tells_of_the_upstreams(front: Runni
         lambda: front.readiness()["upstreams"], lambda found: "unknown" not in [one["status"] for one in found]
     )
     assert {one["name"]: one["status"] for one in upstreams} == {
-        **dict.fromkeys(("patient", "hasty", "spare"), "ready"),
+        **dict.fromkeys(("patient", "hasty", "keeper", "spare"), "ready"),
         **dict.fromkeys(("nowhere", "absent"), "down"),
     }
     absent = upstreams[-1]

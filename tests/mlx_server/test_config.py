@@ -381,3 +381,72 @@ def test_what_is_read_again_is_the_file_s_and_what_the_program_gave_stays(
     again = settings.model_copy(update={"max_models": 2}).read_again()
     assert (again.max_queue, again.max_models) == (5, 7)
     assert again.admin_key == settings.admin_key
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e300", "99999999999999999999"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_memory_gb",
+        "prefix_cache_gb",
+        "max_models",
+        "max_queue",
+        "max_connections",
+        "max_body_mb",
+        "request_timeout_seconds",
+        "worker_timeout_seconds",
+        "step_timeout_seconds",
+        "drain_timeout_seconds",
+        "header_timeout_seconds",
+        "body_timeout_seconds",
+        "upstream_poll_seconds",
+        "rate_limit_tokens_per_minute",
+        "default_max_tokens",
+        "keep_alive",
+    ],
+)
+def test_number_that_no_server_can_follow_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    if (name, value) == ("keep_alive", "-inf"):
+        value = "inf"
+    monkeypatch.setenv(f"MLX_SERVER_{name.upper()}", value)
+    with pytest.raises(ValidationError) as refused:
+        MLXServerSettings()
+    (fault,) = faults_of(refused.value)
+    assert fault.startswith(f"Bad setting {name}: ")
+
+
+@pytest.mark.parametrize("key", ["", " ", "\n", "schlüssel", "tab\tkey"])
+def test_admin_key_that_no_header_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("MLX_SERVER_ADMIN_KEY", key)
+    with pytest.raises(ValidationError) as refused:
+        MLXServerSettings()
+    assert faults_of(refused.value)[0].startswith("Bad setting admin_key: ")
+
+
+def test_admin_key_is_read_without_the_line_break_of_a_secret_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_SERVER_ADMIN_KEY", "adm\n")
+    key = MLXServerSettings().admin_key
+    assert key is not None
+    assert key.get_secret_value() == "adm"
+
+
+def test_files_with_a_byte_order_mark_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keys, config = tmp_path / "keys", tmp_path / "config.toml"
+    keys.write_bytes(b"\xef\xbb\xbf# team\r\nanna=sk-anna\r\n")
+    config.write_bytes(b"\xef\xbb\xbfmax_models = 2\r\n")
+    monkeypatch.setenv("MLX_SERVER_API_KEYS_FILE", str(keys))
+    monkeypatch.setenv("MLX_SERVER_CONFIG", str(config))
+    settings = MLXServerSettings()
+    assert [key.name for key in settings.all_api_keys()] == ["anna"]
+    assert settings.max_models == 2
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+def test_blank_path_is_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, blank: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("MODELS_DIR", "API_KEYS_FILE", "CONFIG"):
+        monkeypatch.setenv(f"MLX_SERVER_{name}", blank)
+    settings = MLXServerSettings(models=[{"id": "a", "path": blank, "adapter": blank, "chat_template": blank}])
+    assert (settings.models_dir, settings.api_keys_file) == (None, None)
+    (model,) = settings.models
+    assert (model.path, model.adapter, model.chat_template) == (None, None, None)

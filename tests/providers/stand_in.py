@@ -80,14 +80,19 @@ class StandIn:
 
 
 @contextlib.contextmanager
-def stand_in(routes: Mapping[str, Route]) -> Iterator[StandIn]:
-    """What is not in `routes` is answered with 404."""
+def stand_in(routes: Mapping[str, Route], *, drops_kept: bool = False) -> Iterator[StandIn]:
+    """What is not in `routes` is answered with 404. With `drops_kept`, a connection closes at its second request."""
     over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        answered = False
 
         def do_GET(self) -> None:
+            if drops_kept and self.answered:
+                self.close_connection = True
+                return
+            self.answered = True
             server.requests.append((self.path, self.headers["Authorization"]))
             server.connections.add(self.client_address)
             route = routes.get(self.path, Reply({"error": {"code": 404, "message": "File Not Found"}}, status=404))

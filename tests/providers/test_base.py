@@ -22,6 +22,7 @@ from mlx_manager.providers import (
     llamacpp_health_check,
     mlxlm_health_check,
 )
+from tests.faulty_upstream import NO_MODELS
 from tests.providers.stand_in import HEALTHY, LOADING, MODELS, Drip, Reply, Route, Silence, stand_in
 
 pytestmark = pytest.mark.anyio
@@ -121,6 +122,29 @@ async def test_health_check_does_not_raise_for_an_environment_of_nonsense(
     assert status.error is not None
 
 
+@both
+async def test_connection_that_the_server_dropped_is_made_anew(kind: Kind) -> None:
+    with stand_in(WELL, drops_kept=True) as server:
+        status = await kind.health_check(kind.settings(base_url=server.url))
+    assert (status.model_id, status.error) == (MODEL_ID, None)
+    assert len(server.connections) == 2
+
+
+@both
+async def test_entries_that_name_no_model_are_left_out(kind: Kind) -> None:
+    entries = [*NO_MODELS, *MODELS["data"]]
+    with stand_in({"/v1/models": Reply({"data": entries})}) as server:
+        status = await kind.health_check(kind.settings(base_url=server.url))
+    assert (status.metadata["models"], status.error) == ([MODEL_ID], None)
+
+
+@both
+async def test_list_of_null_is_a_server_without_models(kind: Kind) -> None:
+    with stand_in({"/v1/models": Reply({"object": "list", "data": None})}) as server:
+        status = await kind.health_check(kind.settings(base_url=server.url))
+    assert (status.connected, status.metadata["selected"], status.error) == (True, "none listed", None)
+
+
 FAULTS: dict[str, tuple[Reply, int | None, str]] = {
     "redirect": (Reply("", 307, {"Location": "/elsewhere"}), 307, "answered 307, a redirect to /elsewhere"),
     "not JSON": (Reply("<html>hello</html>"), 200, "did not answer with JSON: '<html>hello</html>'"),
@@ -129,7 +153,7 @@ FAULTS: dict[str, tuple[Reply, int | None, str]] = {
     "nothing": (Reply(""), 200, "answered with nothing"),
     "cut JSON": (Reply('{"data": [{"id'), 200, "did not answer with JSON"),
     "cut reply": (Reply(MODELS, missing_bytes=100), None, "broke its reply off"),
-    "no list": (Reply({"data": None}), 200, "did not answer with a list of models: {'data': None}"),
+    "no list": (Reply({"data": 7}), 200, "did not answer with a list of models: {'data': 7}"),
     "a list": (Reply([]), 200, "did not answer with a list of models: []"),
     "no ids": (Reply({"data": [{"name": "x"}]}), 200, "did not answer with a list of models"),
     "error": (Reply({"error": {"message": "no such luck"}}, 500), 500, "answered 500: no such luck"),

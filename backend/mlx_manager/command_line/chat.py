@@ -42,7 +42,10 @@ def chat(model: str | None, base_url: str | None, api_key: str | None, system: s
 
 
 def _piped_message() -> str:
-    message = sys.stdin.read().strip()
+    try:
+        message = sys.stdin.buffer.read().decode("utf-8-sig").strip()
+    except UnicodeDecodeError as exc:
+        raise CommandFailed(f"The message is not UTF-8: byte {exc.start + 1} is {exc.object[exc.start]:#x}.") from exc
     if not message:
         raise CommandFailed("There is no message: pipe one in, or start the chat in a terminal.")
     return message
@@ -109,7 +112,12 @@ class _Terminal:
 
     def _read(self) -> str:
         try:
-            return input(_COLOURED_PROMPT if self._coloured else _PROMPT).strip()
+            line = input(_COLOURED_PROMPT if self._coloured else _PROMPT).strip()
+            line.encode("utf-8")  # readline passes other bytes on as half characters
+            return line
+        except UnicodeError:
+            note("Error: the line is not UTF-8.")
+            return ""
         except KeyboardInterrupt:
             print()
             return ""

@@ -3,13 +3,20 @@
 In a terminal there is colour; in a pipe, plain columns as wide as what stands in them.
 """
 
+import contextlib
+import errno
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+from mlx_manager.mlx_server.utf8 import is_utf8, shown
+from mlx_manager.mlx_server.utils.streams import open_closed_streams
 
 ABSENT = "-"
 FAILURE = 1
 USAGE = 2
+_OUTPUT_LOST = {errno.EPIPE, errno.ENOSPC, errno.EIO}
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 _STYLES = {"yes": "green", "no": "red", "ok": "green", "warning": "yellow", "broken": "bold red"}
 """How a cell with this text looks in a terminal."""
@@ -37,6 +44,31 @@ def run(command: Callable[[], None]) -> None:
             raise
         print(exc, file=sys.stderr)
         raise SystemExit(USAGE) from exc
+
+
+@contextlib.contextmanager
+def whole_output() -> Iterator[None]:
+    """Around a command: checks its arguments, and writes out what it has printed as long as there is a reader.
+
+    Ends the process with status 2 for arguments that are not UTF-8, and with 1 where the output cannot be written.
+    """
+    open_closed_streams()
+    for number, argument in enumerate(sys.argv[1:], 1):
+        if not is_utf8(argument):
+            print(f"Error: argument {number} is not UTF-8: {shown(argument)}", file=sys.stderr)
+            raise SystemExit(USAGE)
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as exc:
+        if exc.errno not in _OUTPUT_LOST:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
+        if not isinstance(exc, BrokenPipeError):
+            print(f"Error: the output cannot be written: {exc.strerror}", file=sys.stderr)
+        raise SystemExit(FAILURE) from exc
 
 
 def note(text: str) -> None:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import resource
 import shutil
@@ -14,13 +13,14 @@ from typing import Any
 
 from mlx_manager.command_line.check import Check
 from mlx_manager.command_line.console import format_bytes
+from mlx_manager.mlx_server import machine
+from mlx_manager.mlx_server.utils import mlx_backend
 
 PROBE_SECONDS = 120
 WANTED_FILES = 1024
 """A connection takes a descriptor, and so do workers and their sockets."""
 CRITICAL_BYTES = 1024**3
 PACKAGES = ("mlx-manager", "mlx", "mlx-lm", "transformers", "huggingface-hub")
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def checks() -> Iterator[Check]:
@@ -58,27 +58,40 @@ def _version(package: str) -> str | None:
 
 def _mlx() -> Iterator[Check]:
     """The build and the device of a worker, and the BLAS that it multiplies with."""
-    build = _build()
+    builds = ", ".join(mlx_backend.installed_builds()) or "MLX"
+    missing = mlx_backend.why_mlx_cannot_run()
+    if missing is not None:
+        yield Check("MLX", "broken", "there is no backend of MLX", missing)
+        return
     try:
         probe = _probe()
     except ValueError as exc:
-        yield Check("MLX", "broken", f"{build}: {exc}", "reinstall it: pip install --force-reinstall mlx")
+        remedy = mlx_backend.why_builds_conflict() or "reinstall it: pip install --force-reinstall mlx"
+        yield Check("MLX", "broken", f"{builds}: {exc}", remedy)
         return
-    found = f"{build} {probe['version']} on {probe['device']}"
-    if probe["working_set_bytes"] is not None:
-        found += f", Metal recommends at most {format_bytes(probe['working_set_bytes'])}"
+    found = f"{builds} {probe['version']} on {probe['device']}"
+    if probe["memory_bytes"] is not None:
+        found += f", which has {format_bytes(probe['memory_bytes'])} for it"
     on_cpu = "cpu" in probe["device"]
-    if on_cpu and shutil.which("nvidia-smi") is not None:
-        yield Check("MLX", "warning", found, "this machine has an NVIDIA GPU: pip install 'mlx-manager[cuda]'")
-    else:
-        yield Check("MLX", "ok", found)
+    yield _fit(found, on_cpu)
     yield _blas(on_cpu, probe)
 
 
-def _build() -> str:
-    """`mlx-cpu`, `mlx-metal`, `mlx-cuda-13`: the package that has the device's part of MLX."""
-    names = {distribution.name for distribution in importlib.metadata.distributions()}
-    return next((name for name in sorted(names, reverse=True) if name.startswith("mlx-c")), "mlx-metal")
+def _fit(found: str, on_cpu: bool) -> Check:
+    """Whether what is installed is for the device that MLX finds, and that device is the machine's best."""
+    conflict = mlx_backend.why_builds_conflict()
+    if conflict is not None:
+        return Check("MLX", "broken", found, conflict)
+    if on_cpu and sys.platform == "linux" and not mlx_backend.computes_on_cpu():
+        remedy = f"look at nvidia-smi: the driver, or {mlx_backend.install_command('cpu')} to do without a GPU"
+        return Check("MLX", "broken", f"{found}: the CUDA build finds no GPU", remedy)
+    if on_cpu and shutil.which("nvidia-smi") is not None:
+        remedy = (
+            "this machine has an NVIDIA GPU: pip uninstall -y mlx-cpu && "
+            f"{mlx_backend.install_command('cuda13')} (cuda12 for CUDA 12)"
+        )
+        return Check("MLX", "warning", found, remedy)
+    return Check("MLX", "ok", found)
 
 
 def _probe() -> dict[str, Any]:
@@ -109,24 +122,11 @@ def _blas(on_cpu: bool, probe: dict[str, Any]) -> Check:
 
 
 def _memory() -> Check:
-    total, available = _machine_bytes(), _available_bytes()
+    total, available = machine.memory_bytes(), _available_bytes()
     found = f"{format_bytes(total)}" + (f", {format_bytes(available)} available" if available is not None else "")
     if available is not None and available < CRITICAL_BYTES:
         return Check("memory", "warning", found, "end other programs, or choose a small model")
     return Check("memory", "ok", found)
-
-
-def _machine_bytes() -> int:
-    """Of the machine, or of the container where that has less."""
-    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), container_limit_bytes() or sys.maxsize)
-
-
-def container_limit_bytes() -> int | None:
-    try:
-        limit = _CGROUP_LIMIT.read_text("utf-8").strip()
-    except OSError:
-        return None
-    return int(limit) if limit.isdigit() else None
 
 
 def _available_bytes() -> int | None:

@@ -23,20 +23,21 @@ class Probe:
     """Of a float32 product."""
     openblas: bool
     """Whether it is loaded into the process; only Linux can tell."""
-    working_set_bytes: int | None
-    """What Metal recommends to stay below."""
+    memory_bytes: int | None
+    """What a CUDA device has, or what Metal recommends to stay below; None for a CPU."""
 
 
 def probe() -> Probe:
     import mlx.core as mx
 
-    working_set = mx.device_info().get("max_recommended_working_set_size")
+    device = mx.device_info()
+    memory = device.get("max_recommended_working_set_size", device.get("total_memory"))
     return Probe(
         version=importlib.metadata.version("mlx"),
         device=str(mx.default_device()),
         gigaflops=_gigaflops(),
         openblas=_has_openblas(),
-        working_set_bytes=None if working_set is None else int(working_set),
+        memory_bytes=None if memory is None else int(memory),
     )
 
 

@@ -1,7 +1,8 @@
 """`models`: what can be used, as the running server says, else as the one that `serve` would start would."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from mlx_manager.command_line.connection import Server, ServerRefused, ServerUnreachable, find_server
 from mlx_manager.command_line.console import (
@@ -14,7 +15,7 @@ from mlx_manager.command_line.console import (
     print_table,
 )
 
-COLUMNS = ("MODEL", "SIZE", "QUANTISATION", "CONTEXT", "FITS", "LOADED")
+COLUMNS = ("MODEL", "SIZE", "QUANTISATION", "CONTEXT", "TOOLS", "FITS", "LOADED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class ListedModel:
     size_bytes: int | None
     quantization: str | None
     context_length: int | None
+    tools: str | None
+    """`native` where its chat template shows tools, `prompted` where the server's prompt does; else None."""
     fits: bool | None
     """Whether it could be loaded if it were alone."""
     loaded: bool | None
@@ -53,6 +56,7 @@ def of_server(server: Server) -> list[ListedModel]:
             size_bytes=model.get("size_bytes"),
             quantization=model.get("quantization"),
             context_length=model.get("context_length"),
+            tools=_tools(model),
             fits=_fits(model.get("size_bytes"), limit_bytes),
             loaded=model.get("loaded"),
         )
@@ -79,11 +83,19 @@ def of_settings() -> list[ListedModel]:
                 size_bytes=size_bytes,
                 quantization=None if facts is None else facts.quantization,
                 context_length=None if facts is None else facts.context_length,
+                tools=None
+                if facts is None
+                else facts.capabilities.with_tool_prompt(settings.tool_prompt).tools or None,
                 fits=_fits(size_bytes, int(settings.max_memory_gb * BYTES_PER_GB)),
                 loaded=False,
             )
         )
     return listed
+
+
+def _tools(model: Mapping[str, Any]) -> str | None:
+    tools = (model.get("capabilities") or {}).get("tools")
+    return tools if isinstance(tools, str) else None
 
 
 def _budget_bytes(server: Server) -> int | None:
@@ -105,6 +117,7 @@ def _cells(model: ListedModel) -> Sequence[str]:
         format_bytes(model.size_bytes),
         model.quantization if model.quantization is not None else ABSENT,
         format_number(model.context_length),
+        model.tools if model.tools is not None else ABSENT,
         format_flag(model.fits),
         format_flag(model.loaded),
     )

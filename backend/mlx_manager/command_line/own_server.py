@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 
 from mlx_manager.command_line.connection import ANSWER_SECONDS, Server, key_of_settings
-from mlx_manager.command_line.console import CommandFailed
+from mlx_manager.command_line.console import USAGE, CommandFailed
+from mlx_manager.mlx_server.utils.mlx_backend import why_mlx_cannot_run
 
 POLL_SECONDS = 0.1
 END_SECONDS = 15
@@ -27,6 +28,9 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 @contextlib.contextmanager
 def own_server(model: str | None) -> Iterator[Server]:
     """A server on a free port that has loaded `model`, or the default one. Raises CommandFailed when it cannot."""
+    fault = why_mlx_cannot_run()
+    if fault is not None:
+        raise CommandFailed(fault)
     port = _free_port()
     settings = {"HOST": "127.0.0.1", "PORT": str(port), "DRAIN_TIMEOUT_SECONDS": "1", "LOG_LEVEL": "INFO"}
     if model is not None:
@@ -62,6 +66,8 @@ def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: P
                 raise CommandFailed(str(readiness.get("error", "The model cannot be loaded.")))
             time.sleep(POLL_SECONDS)
     last_words = "\n".join(log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:])
+    if process.returncode == USAGE:  # its lines say why it cannot start
+        raise CommandFailed(last_words)
     raise CommandFailed(f"The server ended while it started, with status {process.returncode}:\n{last_words}")
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from mlx_manager.command_line.check import Check
 from mlx_manager.command_line.connection import Server, local_root
 from mlx_manager.command_line.console import CommandFailed, format_bytes
-from mlx_manager.command_line.machine_checks import container_limit_bytes
 from mlx_manager.command_line.models import of_settings
+from mlx_manager.mlx_server import machine
 from mlx_manager.mlx_server.config import MLXServerSettings
+from mlx_manager.mlx_server.utils import mlx_backend
 from mlx_manager.mlx_server.utils.listening import listen
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 
@@ -26,12 +27,12 @@ def checks(settings: MLXServerSettings) -> Iterator[Check]:
 
 
 def _budget(settings: MLXServerSettings) -> Check:
-    """What the models may take: of a container's memory the default knows nothing."""
-    budget, limit = int(settings.max_memory_gb * BYTES_PER_GB), container_limit_bytes()
+    """What the models may take where workers compute on the machine's own memory."""
+    budget, limit = int(settings.max_memory_gb * BYTES_PER_GB), machine.memory_bytes()
     found = f"models may take {format_bytes(budget)}"
-    if limit is not None and budget > limit:
+    if budget > limit and mlx_backend.build_in_place() in (None, "mlx-cpu", "mlx-metal"):
         remedy = f"set MLX_SERVER_MAX_MEMORY_GB below {limit / BYTES_PER_GB:.1f}"
-        return Check("model memory", "warning", f"{found}, the container has {format_bytes(limit)}", remedy)
+        return Check("model memory", "warning", f"{found}, the machine or container has {format_bytes(limit)}", remedy)
     return Check("model memory", "ok", found)
 
 
@@ -60,7 +61,7 @@ def _hub_cache() -> Check:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    existing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         return Check("model folder", "broken", f"{existing} cannot be written", "set HF_HOME to a folder of your own")
     free = shutil.disk_usage(existing).free

@@ -36,8 +36,10 @@ from pydantic_settings import (
 )
 
 from mlx_manager.demo import DEMO_MODEL_ID
-from mlx_manager.mlx_server.edge_settings import EdgeSettings, UserPath
+from mlx_manager.mlx_server import machine
+from mlx_manager.mlx_server.edge_settings import BLANK_IS_NONE, EdgeSettings, UserPath
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
+from mlx_manager.mlx_server.utf8 import is_utf8, shown
 
 CONFIG_FILE = "mlx-manager.toml"
 KEEP_FOREVER = -1.0
@@ -47,7 +49,7 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
 
 
 def _share_of_memory_gb(share: float) -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * share / 1024**3
+    return machine.memory_bytes() * share / 1024**3
 
 
 def duration_seconds(value: object) -> float:
@@ -76,6 +78,8 @@ Duration = Annotated[float, BeforeValidator(duration_seconds)]
 def why_no_folder(path: str | Path) -> str | None:
     """Why there is no folder to read at `path`; None where there is one."""
     path = os.path.expanduser(path)
+    if not is_utf8(path):
+        return f"the path {shown(path)} is not UTF-8: rename it"
     if os.path.isdir(path):
         return None if os.access(path, os.R_OK | os.X_OK) else f"the folder {path} may not be read: permission denied"
     return f"{path} is a file and no folder" if os.path.exists(path) else f"there is no folder {path}"
@@ -90,7 +94,7 @@ class SamplingSettings(_TomlTable):
 
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0, le=10**9)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -101,17 +105,17 @@ class ModelSettings(_TomlTable):
     """One `[[models]]` entry of the file: a model that lies at `path`, or is the hub's `repo` or has its id there."""
 
     id: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-    path: UserPath | None = None
+    path: Annotated[UserPath | None, BLANK_IS_NONE] = None
     repo: str | None = None
     revision: str | None = None
     aliases: list[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]] = []
     sampling: SamplingSettings = SamplingSettings()
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=10**9)
     """Where answers end when the request does not say."""
-    context_length: int | None = Field(default=None, ge=1)
-    chat_template: UserPath | None = None
+    context_length: int | None = Field(default=None, ge=1, le=10**9)
+    chat_template: Annotated[UserPath | None, BLANK_IS_NONE] = None
     """A file with a Jinja template, in place of the model's own."""
-    adapter: UserPath | None = None
+    adapter: Annotated[UserPath | None, BLANK_IS_NONE] = None
     """A folder with a LoRA adapter, as mlx-lm makes them."""
     pin: bool = False
     """Once loaded, it stays."""
@@ -151,7 +155,7 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     available_models: Annotated[list[str], NoDecode] = [DEMO_MODEL_ID, "mlx-community/Llama-3.2-3B-Instruct-4bit"]
     """Ids that requests may load besides the default model; comma-separated in the environment."""
     models: list[ModelSettings] = []
-    models_dir: UserPath | None = None
+    models_dir: Annotated[UserPath | None, BLANK_IS_NONE] = None
     """A folder whose subfolders (`name` or `org/name`) are models; requests may load them."""
     hub_cache: bool = True
     """Whether requests may load what lies in the Hugging Face cache."""
@@ -163,32 +167,41 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     """Ids that are loaded at start besides the default model; comma-separated in the environment."""
     keep_alive: Duration = KEEP_FOREVER
     """How long a model stays loaded when it is idle: seconds, or "5m"; -1 for as long as there is room."""
-    max_models: int = Field(default=4, ge=1)
+    max_models: int = Field(default=4, ge=1, le=10**9)
     """Models loaded at once; the least recently used idle one makes room for the next."""
-    max_memory_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.75), gt=0)
+    max_memory_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.75), gt=0, le=1e6, allow_inf_nan=False)
     """Weights and KV caches of all loaded models together."""
-    prefix_cache_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.1), ge=0)
+    prefix_cache_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.1), ge=0, le=1e6, allow_inf_nan=False)
     """KV caches that all models together keep of past prompts, for prompts that begin alike; 0 turns this off."""
-    inter_token_latency_ms: int = Field(default=100, ge=10)
+    wire_memory: bool = False
+    """Whether macOS must not page out a model's memory, by `mx.set_wired_limit`. It has crashed machines."""
+    inter_token_latency_ms: int = Field(default=100, ge=10, le=10**9)
     """How long running streams may wait for a part of somebody's long prompt to be taken in."""
 
-    default_max_tokens: int = Field(default=4096, ge=1)
+    default_max_tokens: int = Field(default=4096, ge=1, le=10**9)
     """Chat completions stop here when neither the request nor the model's generation_config says."""
     validation_error_status: Annotated[Literal[422, 400], BeforeValidator(int)] = 422
     """Status of a body that breaks the schema; 400 is what api.openai.com answers."""
-    max_queue: int = Field(default=256, ge=0)
+    max_queue: int = Field(default=256, ge=0, le=10**9)
     """Generations of one model that may wait for their turn, beyond those that run."""
-    max_messages: int = Field(default=10_000, ge=1)
+    max_messages: int = Field(default=10_000, ge=1, le=10**9)
     """Of a request."""
-    max_tools: int = Field(default=1024, ge=1)
+    max_tools: int = Field(default=1024, ge=1, le=10**9)
     """Of a request."""
-    max_prompt_characters: int = Field(default=4_000_000, ge=1)
+    max_prompt_characters: int = Field(default=4_000_000, ge=1, le=10**9)
     """Of a request's prompts together, messages and tools among them; a token id counts as four."""
-    request_timeout_seconds: float = Field(default=600, ge=0, allow_inf_nan=False)
+    tool_prompt: bool = True
+    """Whether a model whose chat template does not show tools is shown them by a prompt; else `tools` is refused."""
+    hoist_system_messages: bool = False
+    """Whether system messages that a chat template does not accept in their places go to the beginning of the chat.
+
+    Else they become parts of the user messages beside them, and the prefix cache stays useful.
+    """
+    request_timeout_seconds: float = Field(default=600, ge=0, le=1e9, allow_inf_nan=False)
     """A request that takes longer is ended; 0 for no limit."""
-    worker_timeout_seconds: float = Field(default=30, ge=3, allow_inf_nan=False)
+    worker_timeout_seconds: float = Field(default=30, ge=3, le=1e9, allow_inf_nan=False)
     """A worker that says nothing for so long, while its heartbeat comes every second, is killed and replaced."""
-    step_timeout_seconds: float = Field(default=300, gt=0, allow_inf_nan=False)
+    step_timeout_seconds: float = Field(default=300, gt=0, le=1e9, allow_inf_nan=False)
     """The longest that one step of the engine may take, a chunk of a long prompt on a slow machine among them."""
     reject_unknown_fields: bool = False
     """Whether a request field that nobody knows is refused; else it is warned of once per name."""
@@ -196,12 +209,12 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     """Whether the line `x-anthropic-billing-header: ...` is removed from the beginning of a system prompt."""
     strip_token_counter: bool = True
     """Whether system messages that say only how many tokens are left are removed: they change at every request."""
-    drain_timeout_seconds: int = Field(default=30, ge=0)
+    drain_timeout_seconds: int = Field(default=30, ge=0, le=10**9)
     """How long running requests may go on after SIGTERM."""
 
     upstreams: Annotated[list[UpstreamSettings], NoDecode] = []
     """Other servers whose models this one serves too; a JSON list in the environment."""
-    upstream_poll_seconds: float = Field(default=10, gt=0, allow_inf_nan=False)
+    upstream_poll_seconds: float = Field(default=10, gt=0, le=1e9, allow_inf_nan=False)
     """How often each upstream is asked whether it is well, and for its models."""
     aliases: Annotated[dict[str, str], NoDecode] = {}
     """Names, or patterns with `*`, of models that are not there, and the id of the model that answers for each; the
@@ -233,7 +246,8 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     @field_validator("default_model")
     @classmethod
     def _folder_exists(cls, value: str) -> str:
-        fault = why_no_folder(value) if value.startswith(("/", "./", "../", "~")) else None
+        is_folder = value.startswith(("/", "./", "../", "~")) or not is_utf8(value)
+        fault = why_no_folder(value) if is_folder else None
         if fault is not None:
             raise ValueError(fault)
         return value
@@ -295,12 +309,12 @@ class ConfigFileError(Exception):
 
 
 def _config_file() -> dict[str, Any]:
-    named = os.environ.get("MLX_SERVER_CONFIG")
+    named = os.environ.get("MLX_SERVER_CONFIG", "").strip()
     path = Path(os.path.expanduser(named if named else CONFIG_FILE))
-    if not named and not path.is_file():
+    if not named and not os.path.isfile(path):  # Path.is_file raises where the folder may not be entered
         return {}
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as exc:
         raise ConfigFileError(f"The settings file {path} cannot be read: {exc}") from exc
 

@@ -29,8 +29,14 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))  # Path.expanduser raises for the home of nobody
 
 
+def _none_if_blank(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
 UserPath = Annotated[Path, AfterValidator(_absolute)]
 """As a user writes it: `~` is the home folder."""
+BLANK_IS_NONE = BeforeValidator(_none_if_blank)
+"""For a path that may be left out."""
 
 
 def _entries(value: object) -> object:
@@ -73,6 +79,13 @@ def _api_key(entry: object, number: int) -> ApiKey:
     return ApiKey(name, key)
 
 
+def _admin_key(key: SecretStr | None) -> SecretStr | None:
+    usable = header_key(key)
+    if key is not None and usable is None:
+        raise ValueError("the key is blank: leave the setting out, or give a key")
+    return usable
+
+
 def _readable_keys(path: Path) -> Path:
     read_keys_file(path)
     return path
@@ -81,7 +94,7 @@ def _readable_keys(path: Path) -> Path:
 def read_keys_file(path: Path) -> list[ApiKey]:
     """A `key` or `name=key` on each line; `#` begins a comment line. Raises ValueError, which shows no key."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is no UTF-8 text"
         raise ValueError(f"{path} cannot be read: {reason}") from exc
@@ -118,9 +131,9 @@ class EdgeSettings(BaseModel):
 
     api_keys: Annotated[list[ApiKey], NoDecode, BeforeValidator(_api_keys)] = []
     """Who may ask: `key` or `name=key`, comma-separated in the environment; without any, everybody may."""
-    api_keys_file: Annotated[UserPath, AfterValidator(_readable_keys)] | None = None
+    api_keys_file: Annotated[Annotated[UserPath, AfterValidator(_readable_keys)] | None, BLANK_IS_NONE] = None
     """More of them, one on each line."""
-    admin_key: SecretStr | None = Field(default=None, min_length=1)
+    admin_key: Annotated[SecretStr | None, AfterValidator(_admin_key)] = None
     """What `/admin` asks for; it opens all other endpoints too."""
     insecure_no_auth: bool = False
     """Whether the server may listen beyond this machine without keys."""
@@ -129,20 +142,20 @@ class EdgeSettings(BaseModel):
     cors_origins: Origins = []
     """Origins of web pages that may use the server; `*` stands for any text in one."""
 
-    max_body_mb: float = Field(default=32, gt=0, le=1024)
+    max_body_mb: float = Field(default=32, gt=0, le=1024, allow_inf_nan=False)
     """The largest request body."""
     max_json_depth: int = Field(default=256, ge=8, le=512)
     """How deep lists and objects of a body may be nested."""
-    header_timeout_seconds: float = Field(default=10, gt=0, allow_inf_nan=False)
+    header_timeout_seconds: float = Field(default=10, gt=0, le=1e9, allow_inf_nan=False)
     """How long the headers of a request may take to arrive."""
-    body_timeout_seconds: float = Field(default=30, gt=0, allow_inf_nan=False)
+    body_timeout_seconds: float = Field(default=30, gt=0, le=1e9, allow_inf_nan=False)
     """How long a body may take, and a second more for each 16 KB of it; as long may a client take no answer in."""
-    max_connections: int = Field(default=1024, ge=1)
+    max_connections: int = Field(default=1024, ge=1, le=10**9)
     """Open at once; the next are answered with 503."""
 
-    rate_limit_requests_per_minute: int = Field(default=0, ge=0)
+    rate_limit_requests_per_minute: int = Field(default=0, ge=0, le=10**9)
     """Generations that each key may ask for, or each address where there are no keys; 0 for no limit."""
-    rate_limit_tokens_per_minute: int = Field(default=0, ge=0)
+    rate_limit_tokens_per_minute: int = Field(default=0, ge=0, le=10**9)
     """Tokens of prompts and answers, likewise."""
 
     def all_api_keys(self) -> list[ApiKey]:

@@ -31,6 +31,8 @@ ServerError
 └── RequestTimeout             the request took longer than the server lets one take
 """
 
+from mlx_manager.mlx_server.utf8 import shown
+
 
 class ServerError(Exception):
     """Says what was wrong, with the value, and the remedy. `param` names the request field at fault, if one is.
@@ -40,7 +42,7 @@ class ServerError(Exception):
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = shown(message)
         self.param = param
         self.retry_after_seconds = retry_after_seconds
 

@@ -8,12 +8,14 @@ from mlx_manager.mlx_server.types import (
     Choice,
     ChoiceFinished,
     Completed,
+    Delta,
     FinishReason,
     Generation,
     GenerationEvents,
     Passage,
     Prefilled,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     TokenLogprob,
@@ -34,7 +36,7 @@ async def fold(events: GenerationEvents) -> Generation:
             match event:
                 case Started() | Prefilled():
                     pass
-                case TextDelta() | ReasoningDelta() | ToolCallStarted() | ToolCallDelta():
+                case TextDelta() | ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
                     parts[event.index].add(event)
                 case ChoiceFinished(index, reason, stop):
                     choices.append(parts[index].choice(index, reason, stop))
@@ -49,21 +51,22 @@ class ChoiceParts:
     """What has come of one choice."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[type[TextDelta] | type[ReasoningDelta], list[str]] | int] = []
+        self._parts: list[tuple[type[TextDelta | ReasoningDelta | RefusalDelta], list[str]] | int] = []
         """Passages, and the numbers of calls."""
         self._kind: type | None = None
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._calls: dict[int, tuple[ToolCallStarted, list[str]]] = {}
 
-    def add(self, event: TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta) -> None:
+    def add(self, event: Delta) -> None:
         match event:
-            case TextDelta(_, text, logprobs) | ReasoningDelta(_, text, logprobs):
-                self._logprobs += logprobs
+            case TextDelta() | ReasoningDelta() | RefusalDelta():
+                if not isinstance(event, RefusalDelta):
+                    self._logprobs += event.logprobs
                 if self._kind is not type(event):
                     self._kind, self._texts = type(event), []
                     self._parts.append((type(event), self._texts))
-                self._texts.append(text)
+                self._texts.append(event.text)
             case ToolCallStarted():
                 self._kind = ToolCallStarted
                 self._parts.append(event.call)
@@ -85,10 +88,11 @@ class ChoiceParts:
             tuple(self._logprobs),
             _joined(parts, ReasoningDelta),
             tuple(calls.values()),
+            _joined(parts, RefusalDelta),
             stop,
             parts,
         )
 
 
-def _joined(parts: tuple[Passage | ToolCall, ...], kind: type[TextDelta] | type[ReasoningDelta]) -> str:
+def _joined(parts: tuple[Passage | ToolCall, ...], kind: type[TextDelta | ReasoningDelta | RefusalDelta]) -> str:
     return "".join(part.text for part in parts if isinstance(part, Passage) and part.kind is kind)

@@ -50,12 +50,15 @@ from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
 from mlx_manager.mlx_server.protocols.messages import Messages
 from mlx_manager.mlx_server.services.hygiene import hygiene_of
-from mlx_manager.mlx_server.services.inference import InferenceService
+from mlx_manager.mlx_server.services.inference import InferenceService, set_running_service
+from mlx_manager.mlx_server.services.prompts import prompt_rules
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import listen
-from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB, get_memory_usage, recommended_memory_gb
+from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
+from mlx_manager.mlx_server.utils.mlx_backend import why_builds_conflict, why_mlx_cannot_run
+from mlx_manager.mlx_server.utils.streams import open_closed_streams
 from mlx_manager.mlx_server.utils.terminal import terminal_watch
 
 logger = logging.getLogger(__name__)
@@ -130,7 +133,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: MLXServerSettings = app.state.settings
     if app.state.tracing.enabled:
         logger.info("LogFire instrumentation enabled")
-    logger.info("Memory usage at startup: %s", get_memory_usage())
+    conflict = why_builds_conflict()
+    if conflict is not None:
+        logger.warning("%s", conflict)
     pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
     upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
     routing = Routing(pool, upstreams, settings.fallbacks, settings.aliases)
@@ -139,18 +144,20 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.request_timeout_seconds,
         routing,
         hygiene=hygiene_of(settings),
-        max_prompt_characters=settings.max_prompt_characters,
+        prompt_rules=prompt_rules(settings),
         trace_content=settings.trace_content,
     )
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
     app.state.reloader = Reloader(app)
     set_running_pool(pool)
+    set_running_service(inference)
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
         pool.preload(model_id)
     upstreams.start()
     try:
         yield
     finally:
+        set_running_service(None)
         set_running_pool(None)
         app.state.server = None
         await upstreams.aclose()
@@ -158,17 +165,16 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics) -> ModelPoolManager:
-    max_memory_gb, recommended_gb = settings.max_memory_gb, recommended_memory_gb()
-    if recommended_gb is not None and "max_memory_gb" not in settings.model_fields_set:
-        max_memory_gb = min(max_memory_gb, recommended_gb)
     return ModelPoolManager(
         catalog,
-        _engine_options(settings, max_memory_gb),
+        _engine_options(settings),
         max_models=settings.max_models,
-        max_memory_gb=max_memory_gb,
+        max_memory_gb=settings.max_memory_gb,
+        limits_of_device=frozenset({"max_memory_gb", "prefix_cache_gb"} - settings.model_fields_set),
         max_queue=settings.max_queue,
         patience=Patience(settings.worker_timeout_seconds, settings.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
+        request_timeout_seconds=settings.request_timeout_seconds,
         metrics=metrics,
     )
 
@@ -182,11 +188,12 @@ def _preloaded(settings: MLXServerSettings, catalog: Catalog) -> list[str]:
     return [catalog.resolve(name).id for name in known]
 
 
-def _engine_options(settings: MLXServerSettings, max_memory_gb: float) -> EngineOptions:
+def _engine_options(settings: MLXServerSettings) -> EngineOptions:
     return EngineOptions(
-        memory_limit_bytes=int(max_memory_gb * BYTES_PER_GB),
+        memory_limit_bytes=int(settings.max_memory_gb * BYTES_PER_GB),
         prefix_cache_bytes=int(settings.prefix_cache_gb * BYTES_PER_GB),
         inter_token_latency_ms=settings.inter_token_latency_ms,
+        wire_memory=settings.wire_memory,
     )
 
 
@@ -217,12 +224,13 @@ if not TYPE_CHECKING:  # it would give every name a type
 
 def serve() -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
+    open_closed_streams()
     try:
         settings, app = config.mlx_server_settings, _app_of_this_process()
     except InvalidSettings as exc:
         _end_start(str(exc))
     configure_logging(settings.log_level, settings.log_format)
-    fault = why_default_is_missing(catalog_of(settings.model_copy(update={"hub_cache": False})))
+    fault = why_mlx_cannot_run() or why_default_is_missing(catalog_of(settings.model_copy(update={"hub_cache": False})))
     if fault is not None:
         _end_start(fault)
     try:  # before anything is loaded
@@ -302,6 +310,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """After the drain timeout, whoever still waits gets an error in its protocol, not a cut connection."""
+        self._state.server.pool.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._state.settings.drain_timeout_seconds):
                 while self.server_state.tasks and not self.force_exit:  # noqa: ASYNC110  uvicorn has no event for it

@@ -13,6 +13,8 @@ class GenerationRecord:
     """One generation: waited for, queued, prefilled, decoded. It goes with its request."""
 
     began: float = field(default_factory=time.perf_counter)
+    began_ns: int = field(default_factory=time.time_ns)
+    """The same moment as Unix time. All other times are told from it, so that no two clocks are compared."""
     streamed: bool = False
     model: str = ""
     """The id of the model that answers: the one asked for, or one that stands in for it; "" before one is found."""
@@ -39,6 +41,8 @@ class GenerationRecord:
     """Of the prompt, that the prefix cache keeps from this request on."""
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    warnings: list[str] = field(default_factory=list)
+    """What of the request has no effect, in sentences of ASCII, for the client to read."""
     finish_reasons: list[str] = field(default_factory=list)
     tool_calls: list[str] = field(default_factory=list)
     """Names of the tools called."""
@@ -47,6 +51,10 @@ class GenerationRecord:
 
     error: Exception | None = None
     client_left: bool = False
+
+    def unix_ns(self, moment: float) -> int:
+        """Unix time in nanoseconds of a `moment` of this record."""
+        return self.began_ns + int((moment - self.began) * 1e9)
 
     @property
     def time_to_first_output(self) -> float | None:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from mlx_manager.mlx_server.records import GenerationRecord
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 CHARACTERS_PER_TOKEN = 4
 """About as many in English text."""
 
@@ -71,12 +71,23 @@ class Grammar:
     """What an answer has to look like, asked for by the request's field `param`.
 
     `source` is a JSON schema, a regular expression, a JSON list of strings, or Lark as llguidance speaks it; nothing
-    for a JSON object.
+    for a JSON object. A `strict` schema is refused where it cannot be enforced whole.
     """
 
     kind: GrammarKind
     source: str
     param: str
+    strict: bool = False
+
+
+NO_TOKEN_LIMIT = 2**31 - 1
+"""As the most tokens of an answer: as many as there is room for."""
+ENFORCED_FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)
+"""The values of a JSON schema's `format` that a grammar enforces. The others are annotations."""
+SCHEMA_LABEL = "x-mlx-manager"
+"""A key of the schemas inside of a Lark grammar: `{"what": a name for messages, "strict": whether it is}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +124,7 @@ class ToolDefinition:
     description: str | None
     parameters: Mapping[str, object]
     text_length: int
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +292,14 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusalDelta:
+    """What an upstream's model says in place of an answer that it may not give."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCallStarted:
     """`call` counts the calls of the choice from 0; the deltas of its arguments follow under the same number."""
 
@@ -310,17 +330,16 @@ class Completed:
     usage: Usage
 
 
-GenerationEvent = (
-    Started | Prefilled | TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta | ChoiceFinished | Completed
-)
+Delta = TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta
+GenerationEvent = Started | Prefilled | Delta | ChoiceFinished | Completed
 GenerationEvents = AsyncGenerator[GenerationEvent, None]
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A stretch of a choice's text, or of its reasoning."""
+    """A stretch of a choice's text, of its reasoning, or of its refusal."""
 
-    kind: type[TextDelta] | type[ReasoningDelta]
+    kind: type[TextDelta | ReasoningDelta | RefusalDelta]
     text: str
 
 
@@ -334,6 +353,7 @@ class Choice:
     logprobs: Logprobs = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    refusal: str = ""
     stop: str | None = field(default=None, compare=False)
     parts: tuple[Passage | ToolCall, ...] = field(default=(), compare=False, repr=False)
 

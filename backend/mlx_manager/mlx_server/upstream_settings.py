@@ -27,7 +27,7 @@ class UpstreamSettings(BaseModel):
     """When not given: none for `models`, and the name with a slash for what the upstream lists."""
     fallback: list[ModelId] = []
     """Models that answer in place of this upstream's while it cannot, the first one that can."""
-    timeout_seconds: float = Field(default=300, gt=0, allow_inf_nan=False)
+    timeout_seconds: float = Field(default=300, gt=0, le=1e9, allow_inf_nan=False)
     """The longest that it may say nothing while it answers."""
 
     @field_validator("base_url")

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -28,6 +28,7 @@ LOADING = "loading model"
 """What a health check says of a server that is there and cannot answer yet."""
 _EXCERPT_CHARACTERS = 200
 
+S = TypeVar("S", bound=ProviderSettings)
 ListedModel = dict[str, Any]
 """An entry of `/v1/models`: it has an `id`, and what else the server tells."""
 
@@ -56,26 +57,33 @@ class ProviderHealthStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Provider:
-    """What tells one kind of server from another."""
+class Provider(Generic[S]):
+    """What tells one kind of server from another, and what can be done with all of them."""
 
     name: str
     """As `provider_type` of a health status."""
     title: str
     start: str
     """The command that starts one."""
-    settings: type[ProviderSettings]
+    settings: type[S]
     default_model: str
     """A name by which the server knows whatever it has loaded."""
     is_loaded: Callable[[ListedModel], bool]
     """Whether an entry of the list is the loaded model, where the server shows it."""
     profile: "OpenAIModelProfile"
     empty_reply_hint: str = ""
+    has_health: bool = True
+    """OpenAI's API has no `/health`: what is there on such a server may be somebody else's."""
+    setting_prefix: str | None = None
+    """Before the names of settings in remedies, where the settings are not read from the environment."""
 
-    def variable(self, name: str) -> str:
-        return f"{self.settings.model_config['env_prefix']}{name}"
+    def setting(self, name: str) -> str:
+        """What remedies call a setting."""
+        if self.setting_prefix is not None:
+            return f"{self.setting_prefix}{name}"
+        return f"{self.settings.model_config['env_prefix']}{name.upper()}"
 
-    def read_settings(self, given: ProviderSettings | None = None, /, **values: Any) -> ProviderSettings:
+    def read_settings(self, given: S | None = None, /, **values: Any) -> S:
         """`given`, or else `values` over the environment's. Raises ModelError for values that cannot be used."""
         if given is not None:
             return given
@@ -86,6 +94,62 @@ class Provider:
             raise ModelError(
                 f"The settings of {self.title} cannot be used: {wrong}", details={"url": None, "status": None}
             ) from exc
+
+    async def detect_model(self, base_url: str, timeout: float = 10) -> str | None:  # noqa: ASYNC109
+        """The id of the model to use: the configured one if it is listed, else the loaded one, else the first.
+
+        None, and a warning, when the server lists none. Raises ModelError.
+        """
+        async with ProviderClient(self, self.read_settings(base_url=base_url, timeout=timeout)) as client:
+            return await client.detect()
+
+    async def check_health(self, settings: S | None = None) -> ProviderHealthStatus:
+        """Raises nothing: what went wrong is in `error`."""
+        try:
+            settings = self.read_settings(settings)
+            async with ProviderClient(self, settings) as client:
+                return await client.check()
+        except ModelError as exc:  # settings that cannot be used
+            base_url = addresses.without_credentials(settings.base_url) if settings is not None else ""
+            return ProviderHealthStatus(False, False, None, base_url, self.name, error=exc.message)
+
+    def create_model(self, model_name: str | None = None, settings: S | None = None) -> "OpenAIChatModel":
+        """Asks no server. Without a name anywhere, the model is whatever the server has loaded."""
+        settings = self.read_settings(settings)
+        try:
+            from mlx_manager.providers import chat_model
+        except ImportError as exc:
+            raise ImportError(
+                f"Making a model needs Pydantic AI ({exc}): pip install 'mlx-manager[pydantic-ai]'"
+            ) from exc
+        names = (model_name, settings.model_name, self.default_model)
+        root = server_root(settings.base_url)
+        with _proxy_named(root):
+            return chat_model.build(
+                next(name for name in names if name is not None),
+                provider_name=self.name,
+                base_url=f"{root}/v1",
+                api_key=settings.api_key,
+                profile=self.profile,
+            )
+
+    async def create_model_async(
+        self,
+        model_name: str | None = None,
+        settings: S | None = None,
+        auto_detect: bool = True,
+        test_connection: bool = True,
+    ) -> "OpenAIChatModel":
+        """Raises ModelError when the server cannot be reached, or its models cannot be listed."""
+        settings = self.read_settings(settings)
+        if model_name is not None:
+            settings = settings.model_copy(update={"model_name": model_name})
+        async with ProviderClient(self, settings) as client:
+            if test_connection:
+                await client.reach()
+            if auto_detect and model_name is None:
+                model_name = await client.detect()
+        return self.create_model(model_name, settings)
 
 
 def server_root(base_url: str) -> str:
@@ -107,7 +171,7 @@ def _proxy_named(root: str) -> Iterator[None]:
 class ProviderClient:
     """One server over one pool of connections, used from one event loop. Close it, or use it with `async with`."""
 
-    def __init__(self, provider: Provider, settings: ProviderSettings) -> None:
+    def __init__(self, provider: Provider[S], settings: S) -> None:
         self.provider = provider
         self.settings = settings
         self.root = server_root(settings.base_url)
@@ -178,7 +242,7 @@ class ProviderClient:
             logger.warning(
                 "%s lists several models, not which is loaded: taking the first; %s chooses another model=%s listed=%d",
                 title,
-                self.provider.variable("MODEL_NAME"),
+                self.provider.setting("model_name"),
                 choice.model_id,
                 len(choice.listed),
             )
@@ -186,6 +250,8 @@ class ProviderClient:
 
     async def read_health(self) -> str | None:
         """What `/health` says, None where there is none. Raises ModelError unless the server is well, or loading."""
+        if not self.provider.has_health:
+            return None
         response = await self._get("/health")
         if response.status_code == 404:
             return None
@@ -195,11 +261,16 @@ class ProviderClient:
         return _status_text(response)
 
     async def fetch_models(self) -> list[ListedModel]:
-        """The entries of `/v1/models`. Raises ModelError."""
+        """The entries of `/v1/models`, without those that name no model. Raises ModelError."""
         reply = await self.fetch_json("/v1/models")
-        models = reply.get("data") if isinstance(reply, dict) else None
-        if not isinstance(models, list) or not all(_is_listed_model(model) for model in models):
+        entries = reply.get("data", "") if isinstance(reply, dict) else ""
+        if entries is None:  # Ollama has no model
+            return []
+        models = [entry for entry in entries if _names_a_model(entry)] if isinstance(entries, list) else []
+        if not isinstance(entries, list) or (entries and not models):
             raise self.unexpected("/v1/models", "a list of models", reply)
+        if len(models) < len(entries):
+            logger.debug("%s lists entries without an id url=%s", self.provider.title, self.root)
         return models
 
     async def fetch_json(self, path: str) -> object:
@@ -234,12 +305,17 @@ class ProviderClient:
         try:
             # httpx bounds each wait for a byte; this bounds all of them together.
             async with asyncio.timeout(seconds):
-                return await self._http.get(self.root + path)
+                try:
+                    return await self._http.get(self.root + path)
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    # It may have been a kept connection that the server had closed; asking twice changes nothing.
+                    return await self._http.get(self.root + path)
         except (TimeoutError, httpx.TimeoutException) as exc:
-            remedy = f"it may be busy, or {provider.variable('TIMEOUT')} too short"
+            remedy = f"it may be busy, or {provider.setting('timeout')} too short"
             raise self._error(path, f"did not answer within {seconds:g} s: {remedy}") from exc
         except httpx.ConnectError as exc:
-            remedy = f"start it with `{provider.start}`, or set {provider.variable('BASE_URL')}"
+            command = f" with `{provider.start}`" if provider.start else ""
+            remedy = f"start it{command}, or set {provider.setting('base_url')}"
             raise self._error(path, f"cannot be reached ({exc}): {remedy}") from exc
         except (httpx.RemoteProtocolError, httpx.ReadError) as exc:
             raise self._error(path, f"broke its reply off ({exc})") from exc
@@ -250,10 +326,10 @@ class ProviderClient:
         path, status = response.url.path, response.status_code
         if response.has_redirect_location:
             target = response.headers["location"]
-            remedy = f"set {self.provider.variable('BASE_URL')} to the server itself"
+            remedy = f"set {self.provider.setting('base_url')} to the server itself"
             raise self._error(path, f"answered {status}, a redirect to {target}: {remedy}", status)
         if not response.is_success:
-            remedy = f" (set {self.provider.variable('API_KEY')})" if status in (401, 403) else ""
+            remedy = f" (set {self.provider.setting('api_key')})" if status in (401, 403) else ""
             raise self._error(path, f"answered {status}: {_reason(response)}{remedy}", status)
 
     def _error(self, path: str, what: str, status: int | None = None) -> ModelError:
@@ -271,62 +347,10 @@ class Choice:
     listed: list[str]
 
 
-async def detect_model(provider: Provider, settings: ProviderSettings) -> str | None:
-    async with ProviderClient(provider, settings) as client:
-        return await client.detect()
-
-
-async def check_health(provider: Provider, settings: ProviderSettings | None) -> ProviderHealthStatus:
-    try:
-        settings = provider.read_settings(settings)
-        async with ProviderClient(provider, settings) as client:
-            return await client.check()
-    except ModelError as exc:  # settings that cannot be used
-        base_url = addresses.without_credentials(settings.base_url) if settings is not None else ""
-        return ProviderHealthStatus(False, False, None, base_url, provider.name, error=exc.message)
-
-
-def create_model(provider: Provider, model_name: str | None, settings: ProviderSettings | None) -> "OpenAIChatModel":
-    """Asks no server. Without a name anywhere, the model is whatever the server has loaded."""
-    settings = provider.read_settings(settings)
-    try:
-        from mlx_manager.providers import chat_model
-    except ImportError as exc:
-        raise ImportError(f"Making a model needs Pydantic AI ({exc}): pip install 'mlx-manager[pydantic-ai]'") from exc
-    names = (model_name, settings.model_name, provider.default_model)
-    root = server_root(settings.base_url)
-    with _proxy_named(root):
-        return chat_model.build(
-            next(name for name in names if name is not None),
-            provider_name=provider.name,
-            base_url=f"{root}/v1",
-            api_key=settings.api_key,
-            profile=provider.profile,
-        )
-
-
-async def create_model_async(
-    provider: Provider,
-    model_name: str | None,
-    settings: ProviderSettings | None,
-    *,
-    auto_detect: bool,
-    test_connection: bool,
-) -> "OpenAIChatModel":
-    """Raises ModelError when the server cannot be reached, or its models cannot be listed."""
-    settings = provider.read_settings(settings)
-    if model_name is not None:
-        settings = settings.model_copy(update={"model_name": model_name})
-    async with ProviderClient(provider, settings) as client:
-        if test_connection:
-            await client.reach()
-        if auto_detect and model_name is None:
-            model_name = await client.detect()
-    return create_model(provider, model_name, settings)
-
-
-def _is_listed_model(model: object) -> bool:
-    return isinstance(model, dict) and isinstance(model.get("id"), str)
+def _names_a_model(entry: object) -> bool:
+    """What cannot be printed is no id either: half a surrogate pair, say, fits no JSON of ours."""
+    model_id = entry.get("id") if isinstance(entry, dict) else None
+    return isinstance(model_id, str) and model_id != "" and model_id.isprintable()
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:

@@ -1,21 +1,9 @@
 """llama.cpp's servers: its own llama-server, and llama-cpp-python's, which has neither health nor slots nor props."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlx_manager.providers.base import (
-    ListedModel,
-    Provider,
-    ProviderClient,
-    ProviderHealthStatus,
-    check_health,
-    create_model,
-    create_model_async,
-    detect_model,
-)
+from mlx_manager.providers.base import ListedModel, Provider, ProviderClient, ProviderHealthStatus
 from mlx_manager.providers.settings import LlamaCppSettings
-
-if TYPE_CHECKING:
-    from pydantic_ai.models.openai import OpenAIChatModel
 
 
 def _is_loaded(model: ListedModel) -> bool:
@@ -70,27 +58,7 @@ class LlamaCppClient(ProviderClient):
         return await self.fetch_models()
 
 
-async def detect_llamacpp_model(base_url: str, timeout: float = 10) -> str | None:  # noqa: ASYNC109
-    """The id of the model to use; None, and a warning, when the server lists none. Raises ModelError."""
-    return await detect_model(LLAMACPP, LLAMACPP.read_settings(base_url=base_url, timeout=timeout))
-
-
-async def llamacpp_health_check(settings: LlamaCppSettings | None = None) -> ProviderHealthStatus:
-    """Raises nothing: what went wrong is in `error`."""
-    return await check_health(LLAMACPP, settings)
-
-
-def create_llamacpp_model(model_name: str | None = None, settings: LlamaCppSettings | None = None) -> "OpenAIChatModel":
-    return create_model(LLAMACPP, model_name, settings)
-
-
-async def create_llamacpp_model_async(
-    model_name: str | None = None,
-    settings: LlamaCppSettings | None = None,
-    auto_detect: bool = True,
-    test_connection: bool = True,
-) -> "OpenAIChatModel":
-    """Raises ModelError when the server cannot be reached, or its models cannot be listed."""
-    return await create_model_async(
-        LLAMACPP, model_name, settings, auto_detect=auto_detect, test_connection=test_connection
-    )
+detect_llamacpp_model = LLAMACPP.detect_model
+llamacpp_health_check = LLAMACPP.check_health
+create_llamacpp_model = LLAMACPP.create_model
+create_llamacpp_model_async = LLAMACPP.create_model_async

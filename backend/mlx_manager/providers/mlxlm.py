@@ -1,23 +1,9 @@
 """mlx-lm's own server, mlx_lm.server. It lists every model of the Hugging Face cache and loads what a request names."""
 
 import logging
-from typing import TYPE_CHECKING
 
-from mlx_manager.providers.base import (
-    ListedModel,
-    ModelError,
-    Provider,
-    ProviderClient,
-    ProviderHealthStatus,
-    check_health,
-    create_model,
-    create_model_async,
-    detect_model,
-)
+from mlx_manager.providers.base import ListedModel, ModelError, Provider, ProviderClient
 from mlx_manager.providers.settings import MlxLmSettings
-
-if TYPE_CHECKING:
-    from pydantic_ai.models.openai import OpenAIChatModel
 
 logger = logging.getLogger(__name__)
 
@@ -67,30 +53,7 @@ class MlxLmClient(ProviderClient):
         return next((model for model in models if model["id"] == chosen), None)
 
 
-async def detect_mlxlm_model(base_url: str, timeout: float = 10) -> str | None:  # noqa: ASYNC109
-    """The configured model (`MLXLM_MODEL_NAME`) if it is listed, else the loaded one, else the first.
-
-    None, and a warning, when the server lists none. Raises ModelError.
-    """
-    return await detect_model(MLXLM, MLXLM.read_settings(base_url=base_url, timeout=timeout))
-
-
-async def mlxlm_health_check(settings: MlxLmSettings | None = None) -> ProviderHealthStatus:
-    """Raises nothing: what went wrong is in `error`."""
-    return await check_health(MLXLM, settings)
-
-
-def create_mlxlm_model(model_name: str | None = None, settings: MlxLmSettings | None = None) -> "OpenAIChatModel":
-    return create_model(MLXLM, model_name, settings)
-
-
-async def create_mlxlm_model_async(
-    model_name: str | None = None,
-    settings: MlxLmSettings | None = None,
-    auto_detect: bool = True,
-    test_connection: bool = True,
-) -> "OpenAIChatModel":
-    """Raises ModelError when the server cannot be reached, or its models cannot be listed."""
-    return await create_model_async(
-        MLXLM, model_name, settings, auto_detect=auto_detect, test_connection=test_connection
-    )
+detect_mlxlm_model = MLXLM.detect_model
+mlxlm_health_check = MLXLM.check_health
+create_mlxlm_model = MLXLM.create_model
+create_mlxlm_model_async = MLXLM.create_model_async

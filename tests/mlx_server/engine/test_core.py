@@ -1,14 +1,14 @@
 """The engine core, stepped by hand with no process around it."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
-from mlx_lm.models import gemma2
-from mlx_lm.models.cache import ChunkedKVCache
 
-from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
 from mlx_manager.mlx_server.engine.messages import (
     MAX_BATCH_ROWS,
     Admitted,
@@ -17,7 +17,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Step,
     Submit,
 )
-from mlx_manager.mlx_server.engine.sampling import LogitsProcessor, make_processors
+from mlx_manager.mlx_server.engine.sampling import BatchSampler, LogitsProcessor, make_processors
 from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.types import SamplingParams
 
@@ -218,21 +218,40 @@ def test_more_sequences_than_the_batch_holds_all_get_their_turn(model: nn.Module
     assert len(tokens) == MAX_BATCH_ROWS + 20
 
 
-def test_architecture_that_cannot_be_batched_is_refused_at_load(model: nn.Module) -> None:
-    class Unbatchable(nn.Module):  # type: ignore[misc]
-        def make_cache(self) -> list[ChunkedKVCache]:
-            return [ChunkedKVCache(8)]
-
-    with pytest.raises(ValueError, match="ChunkedKVCache"):
-        EngineCore(Unbatchable())
-
-
-def test_architecture_that_takes_no_batch_is_served_one_by_one() -> None:
-    """mlx-lm's gemma2 with grouped heads does not take the mask of several rows."""
-    arguments = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 100}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16}
-    model = gemma2.Model(gemma2.ModelArgs(model_type="gemma2", rms_norm_eps=1e-5, **arguments, **heads))
+def test_prefill_that_waits_for_memory_does_not_slow_the_running_rows_down(model: nn.Module) -> None:
     core = EngineCore(model)
-    for sequence in range(3):
-        core.submit(submission(sequence, [sequence + 1] * (5 * sequence + 2), 4))
-    assert {sequence: len(tokens) for sequence, tokens in run(core).items()} == {0: 4, 1: 4, 2: 4}
+    core.submit(submission(0, [1] * 40, 60))
+    while not any(isinstance(event, Step) for event in core.step()):
+        pass
+    core.limit(core.memory.needed(1, 200), 0)
+    core.submit(submission(1, [2] * 40, 10))
+    core.step()
+    for _ in range(20):
+        assert any(isinstance(event, Step) for event in core.step())
+    assert {sequence: len(tokens) for sequence, tokens in run(core).items()}[1] == 10
+
+
+@pytest.mark.parametrize("prefix_bytes", [2**28, 0])
+def test_top_p_of_a_flat_distribution_draws_from_its_whole_nucleus(model: nn.Module, prefix_bytes: int) -> None:
+    """The same tokens as from the sorted vocabulary, each of them once, whatever runs beside."""
+    flat = [SamplingParams(seed=seed, temperature=3.0, top_p=0.95) for seed in range(3)]
+    prompts = [[seed + 1, 2, 3] for seed in range(3)]
+    limits = EngineLimits(prefix_bytes=prefix_bytes)
+    core = EngineCore(model, limits)
+    for sequence, params in enumerate(flat):
+        core.submit(submission(sequence, prompts[sequence], 12, params))
+    core.submit(submission(9, [7, 8], 40))
+    tokens = run(core)
+    for sequence, params in enumerate(flat):
+        assert tokens[sequence] == from_sorted_vocabulary(model, prompts[sequence], params, 12)
+    assert len(tokens[9]) == 40
+    assert len({token for row in flat for token in tokens[row.seed]}) > 20
+
+
+def from_sorted_vocabulary(model: nn.Module, prompt: list[int], params: SamplingParams, count: int) -> list[int]:
+    tokens = list(prompt)
+    for drawn in range(count):
+        logits = model(mx.array([tokens]))[:, -1]
+        token: Any = BatchSampler([params])(logits, np.array([drawn], dtype=np.uint64)).tolist()
+        tokens += token
+    return tokens[len(prompt) :]

@@ -2,16 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
 from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.logprobs import take_logprobs
 from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs, Step, Submit
 from mlx_manager.mlx_server.engine.worker import load
-from mlx_manager.mlx_server.types import SamplingParams
+from mlx_manager.mlx_server.types import SamplingParams, Thinking
 
 GREEDY = SamplingParams(seed=0, temperature=0)
 WILD = SamplingParams(
@@ -150,3 +151,33 @@ def test_no_end_token_is_drawn_before_the_least_number_of_tokens(model: nn.Modul
     sampling = replace(GREEDY, min_tokens=5, end_tokens=[end], logit_bias={end: 50.0})
     tokens, _, _ = run(EngineCore(model), Submit(0, PROMPT, 20, [end], sampling))
     assert tokens[0].index(end) == 5
+
+
+def test_a_neighbours_penalties_and_a_mask_do_not_change_a_rows_logprobs(model: nn.Module) -> None:
+    """Rows with processors are computed apart, and masks written into the logits of the whole batch."""
+    thinking = Thinking(open_token=None, close_tokens=(7, 8), budget=2)
+    asking = Submit(0, PROMPT, 6, [], GREEDY, logprobs=3, thinking=thinking)
+    penalized = Submit(1, [9, 9, 9], 6, [], replace(GREEDY, frequency_penalty=2.0))
+    tokens, alone, _ = run(EngineCore(model), asking)
+    _, beside, _ = run(EngineCore(model), asking, penalized)
+    whole = expected(model, PROMPT + tokens[0])[len(PROMPT) - 1 : -1]
+    for scores in (alone[0], beside[0]):
+        for row, top in zip(whole, scores.top, strict=True):
+            assert top == pytest.approx(sorted(values(row), reverse=True)[:3], abs=1e-4)
+
+
+def test_logprobs_of_the_last_step_are_read_without_a_new_operation(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new one would wait for the step in flight: MLX executes a stream's operations in their order."""
+    taken = take_logprobs([Asking(0, 2)], expected(model, PROMPT)[-1:], mx.array([3]))
+    assert taken is not None
+    mx.eval(taken.arrays)
+    for name in ("maximum", "minimum", "where", "eval", "async_eval"):
+        monkeypatch.setattr(mx, name, None)
+    assert len(taken.read({id(taken.rows[0]): 0}).top[0]) == 2
+
+
+class Asking(NamedTuple):
+    sequence: int
+    logprobs: int | None

@@ -60,7 +60,7 @@ UP: list[UpMessage] = [
     RequestFinished(2, "length"),
     RequestFailed(4, "Metal ran out of memory 😀"),
     Heartbeat(0.25, 2**34),
-    Capacity(2**31),
+    Capacity(2**31, 2**33),
     Stats(2**40, 2**41, 0, 64, 2**33, 1000, 2**20, 3, 64),
 ]
 

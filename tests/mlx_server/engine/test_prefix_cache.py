@@ -3,6 +3,7 @@
 import gc
 import importlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -148,17 +149,25 @@ def test_prompts_at_once_with_one_cold_prefix_take_it_in_once(model: nn.Module) 
     assert [tokens for tokens, _ in together] == [ask(fresh, prompt)[0][0] for prompt in prompts]
 
 
+@pytest.fixture
+def exact_allocations() -> Iterator[None]:
+    """MLX keeps no freed buffers: a reused one may be larger than its array."""
+    before = mx.set_cache_limit(0)
+    yield
+    mx.set_cache_limit(before)
+
+
+@pytest.mark.usefixtures("exact_allocations")
 def test_ledger_is_what_mlx_holds_and_keeps_to_its_budget(model: nn.Module) -> None:
-    """MLX rounds each array up to what it has at hand, by two pages at most."""
     budget = 3_000_000
-    core = core_of(model, prefix_bytes=budget)
+    core = core_of(model, prefix_bytes=budget, inter_token_seconds=1e9)  # chunks of one size on any machine
     gc.collect()  # what other tests left behind
     empty = mx.get_active_memory()
     for round_ in range(3):
         ask(core, *(SYSTEM + message(10 * round_ + n, 900) for n in range(10)), max_tokens=20)
         mx.synchronize()
         assert budget / 2 < core.prefixes.nbytes <= budget
-        assert 0 <= mx.get_active_memory() - empty - core.prefixes.nbytes <= 0.1 * core.prefixes.nbytes
+        assert 0 <= mx.get_active_memory() - empty - core.prefixes.nbytes <= 0.02 * core.prefixes.nbytes
     assert core.prefixes.evictions > 0
     core.prefixes.shrink(0)
     assert core.prefixes.nbytes == 0

@@ -116,10 +116,68 @@ def test_a_row_draws_the_same_whatever_its_neighbours_ask_for() -> None:
         assert together == alone
 
 
-def test_top_p_looks_at_the_likeliest_thousand_of_a_flat_distribution() -> None:
-    flat = [-i / 1e6 for i in range(4000)]
-    tokens = draws(SamplingParams(seed=1, top_p=0.99), flat, 500)
-    assert MAX_NUCLEUS / 2 < max(tokens) < MAX_NUCLEUS
+def nucleus(logits: mx.array, params: SamplingParams) -> set[int]:
+    """By numpy, in float64: the fewest of the likeliest tokens that hold top-p, and what min-p leaves of them."""
+    scaled = np.array(logits, dtype=np.float64) / params.temperature
+    order = np.argsort(-scaled)
+    weights = np.exp(scaled[order] - scaled.max())
+    mass_above = np.cumsum(weights) - weights
+    return set(order[(mass_above < params.top_p * weights.sum()) & (weights >= params.min_p)].tolist())
+
+
+FLAT = mx.random.normal((20_000,), key=mx.random.key(1))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(seed=1, top_p=0.95, temperature=2),
+        SamplingParams(seed=2, top_p=0.5),
+        SamplingParams(seed=3, top_p=0.9, min_p=0.05),
+    ],
+)
+def test_top_p_draws_from_the_whole_nucleus_of_flat_logits(params: SamplingParams) -> None:
+    expected = nucleus(FLAT, params)
+    assert len(expected) > 2 * MAX_NUCLEUS
+    rows = mx.broadcast_to(FLAT, (64, FLAT.size))
+    sampler = BatchSampler([params] * 64)
+    tokens = [
+        token for i in range(64) for token in tokens_of(sampler(rows, np.arange(64 * i, 64 * i + 64, dtype=np.uint64)))
+    ]
+    assert set(tokens) <= expected
+    likeliest_tokens = set(np.argsort(-np.array(FLAT))[:MAX_NUCLEUS].tolist())
+    weights = np.exp(np.array(FLAT, dtype=np.float64) / params.temperature)
+    share = weights[list(likeliest_tokens)].sum() / weights[list(expected)].sum()
+    assert sum(token in likeliest_tokens for token in tokens) / len(tokens) == pytest.approx(share, abs=0.04)
+
+
+def test_quick_draw_says_where_the_likeliest_tokens_fall_short() -> None:
+    rows = [
+        SamplingParams(seed=1, top_p=0.9),
+        SamplingParams(seed=2, top_p=0.9),
+        SamplingParams(seed=3, top_p=0.9, top_k=2000),
+        SamplingParams(seed=4, top_p=0.9, min_p=0.5),
+        SamplingParams(seed=5),
+    ]
+    steep = -0.05 * mx.arange(FLAT.size)
+    sampler = BatchSampler(rows, quick=[True] * len(rows))
+    quickly = tokens_of(sampler(mx.stack([FLAT, steep, FLAT, FLAT, FLAT]), np.zeros(len(rows), dtype=np.uint64)))
+    assert sampler.short_rows == [0, 1, 2, 3]
+    assert sampler.short is not None
+    assert sampler.short.tolist() == [True, False, False, False]
+    exactly = tokens_of(BatchSampler(rows)(mx.stack([FLAT, steep, FLAT, FLAT, FLAT]), np.zeros(5, dtype=np.uint64)))
+    assert quickly[1:] == exactly[1:]
+
+
+def test_token_without_a_weight_is_never_drawn() -> None:
+    """A parallel scan adds up in blocks, so that its sums need not rise from one token to the next."""
+    logits = mx.where(mx.arange(50_000) % 1000 == 7, 0.0, -mx.inf)
+    for params in (SamplingParams(seed=1), SamplingParams(seed=1, top_p=0.99), SamplingParams(seed=1, min_p=0.5)):
+        sampler = BatchSampler([params])
+        tokens = [
+            token for i in range(300) for token in tokens_of(sampler(logits[None], np.array([i], dtype=np.uint64)))
+        ]
+        assert {token % 1000 for token in tokens} == {7}
 
 
 def test_another_seed_or_place_in_the_stream_draws_another_token() -> None:

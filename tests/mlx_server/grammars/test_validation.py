@@ -1,26 +1,48 @@
 """Grammars tried out by real checking processes, and generated with through a real worker."""
 
 import asyncio
+import contextlib
+import dataclasses
 import json
+import re
 from collections.abc import AsyncIterator
 
 import jsonschema
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mlx_manager.demo import DEMO_MODEL_ID
 from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.mlx_server.grammars.keywords import LEFT_OUT, UNENFORCED
+from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.validation import MAX_SOURCE_CHARACTERS, GrammarValidator
+from mlx_manager.mlx_server.grammars.verdict import Question, Refused
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
-from mlx_manager.mlx_server.types import Grammar, GrammarKind, SamplingParams
-from tests.mlx_server.engine.json_schemas import SCHEMAS, Schema, closed
+from mlx_manager.mlx_server.types import SCHEMA_LABEL, Grammar, GrammarKind, SamplingParams
+from tests.mlx_server.engine.json_schemas import SCHEMAS, SMALL, Schema, closed
 
 pytestmark = pytest.mark.anyio
 
+KEYWORDS = sorted(
+    {*UNENFORCED, *LEFT_OUT, "additionalProperties", "allOf", "anyOf", "const", "enum", "format", "items", "maxItems"}
+    | {
+        "minProperties",
+        "oneOf",
+        "pattern",
+        "patternProperties",
+        "prefixItems",
+        "properties",
+        "required",
+        "type",
+        "$ref",
+    }
+)
 SLOW: Schema = {"allOf": [{"type": "string", "pattern": f"a.*b{n}.*c"} for n in range(100)]}
 
 
@@ -39,34 +61,102 @@ def checkers() -> set[int]:
     return {child.pid for child in psutil.Process().children() if "grammars.checker" in " ".join(child.cmdline())}
 
 
+def links(count: int) -> Schema:
+    """References that lead to references."""
+    definitions: Schema = {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(count)}
+    return {"$defs": {**definitions, f"d{count}": {"type": "null"}}, "$ref": "#/$defs/d0"}
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 async def test_schema_that_llguidance_has_is_found_valid(validator: GrammarValidator, name: str) -> None:
     assert await validator.compile(schema_grammar(SCHEMAS[name]))
 
 
 @pytest.mark.parametrize(
-    ("schema", "keyword"),
+    ("schema", "keyword", "place"),
     [
-        (closed({"a": {"not": {"type": "string"}}}), "not"),
-        ({"if": {"type": "string"}, "then": {"minLength": 2}}, "if"),
-        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
-        ({"type": "array", "contains": {"type": "string"}}, "contains"),
-        ({"type": "object", "propertyNames": {"pattern": "^a"}}, "propertyNames"),
-        ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
-        ({"type": "object", "unevaluatedProperties": False}, "unevaluatedProperties"),
-        ({"oneOf": [{"type": "string"}, {"minLength": 3}]}, "oneOf"),
-        ({"type": "string", "format": "iban"}, "format"),
-        ({"type": "string", "pattern": "(?=a)b"}, "look-ahead"),
-        ({"type": "object", "minProperties": 2}, "minProperties"),
-        (closed({"a": {"type": "object", "minProperties": 4, "required": ["b", "c"]}}), "minProperties"),
+        (closed({"a": {"not": {"type": "string"}}}), "not", "properties.a"),
+        ({"if": {"type": "string"}, "then": {"minLength": 2}}, "if", "the top level"),
+        ({"type": "array", "items": {"type": "array", "uniqueItems": True}}, "uniqueItems", "items"),
+        ({"type": "array", "contains": {"type": "string"}}, "contains", "the top level"),
+        ({"type": "array", "prefixItems": [{}], "unevaluatedItems": False}, "unevaluatedItems", "the top level"),
+        ({"type": "object", "propertyNames": {"pattern": "^a"}}, "propertyNames", "the top level"),
+        ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired", "the top level"),
+        ({"type": "object", "dependencies": {"a": ["b"]}}, "dependencies", "the top level"),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "array", "uniqueItems": True}}}, "uniqueItems", "$defs.x"),
+        ({"anyOf": [{"type": "null"}, {"type": "array", "uniqueItems": True}]}, "uniqueItems", "anyOf.1"),
+        ({"oneOf": [{"type": "string"}, {"minLength": 3}]}, "oneOf", "the top level"),
+        ({"type": "string", "pattern": "(?=a)b"}, "pattern", "the top level"),
+        ({"type": "string", "pattern": r"(a)\1"}, "pattern", "the top level"),
+        ({"patternProperties": {"^a": True, "b$": True}}, "patternProperties", "the top level"),
+        ({"patternProperties": {"^(?!a)": True}, "additionalProperties": False}, "patternProperties", "the top level"),
+        ({"type": "object", "minProperties": 2}, "minProperties", "the top level"),
+        (closed({"a": SMALL, "b": SMALL}, ["a"]) | {"maxProperties": 1}, "maxProperties", "the top level"),
+        (closed({"ä\n": {"type": "array", "uniqueItems": True}}), "uniqueItems", r"properties.\xe4\n"),
     ],
 )
-async def test_what_cannot_be_expressed_is_refused_by_its_keyword(
-    validator: GrammarValidator, schema: Schema, keyword: str
+async def test_a_keyword_that_cannot_be_enforced_is_refused_where_strict_and_else_left_out(
+    validator: GrammarValidator, schema: Schema, keyword: str, place: str
 ) -> None:
-    with pytest.raises(UnsupportedParameter, match=keyword) as refusal:
-        await validator.compile(schema_grammar(schema))
+    grammar = schema_grammar(schema)
+    assert (await validator.compile(grammar)).unenforced == (
+        f"response_format: '{keyword}' at {place} is not enforced",
+    )
+    with pytest.raises(UnsupportedParameter, match=re.escape(f"response_format: '{keyword}' at {place}")) as refusal:
+        await validator.compile(dataclasses.replace(grammar, strict=True))
     assert refusal.value.param == "response_format.json_schema.schema"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "iban"},
+        {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "string"}},
+        {"type": "array", "uniqueItems": False},
+        {"type": "array", "uniqueItems": True, "maxItems": 1},
+        {"type": "string", "not": {"type": "null"}},
+        {"if": {"type": "string"}},
+        {"type": "object", "dependentRequired": {}, "minProperties": 0},
+        {"type": "string", "pattern": r"\\1\(\?=", "contentMediaType": "text/plain"},
+        {"oneOf": [{"type": "string"}, {"type": "integer"}, {"enum": [None, True]}]},
+        {
+            "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+            "discriminator": {"propertyName": "kind"},
+            "$defs": {name: closed({"kind": {"const": name}}) for name in ("cat", "dog")},
+        },
+    ],
+)
+async def test_a_keyword_that_says_nothing_is_left_out_without_a_word(
+    validator: GrammarValidator, schema: Schema
+) -> None:
+    assert (await validator.compile(dataclasses.replace(schema_grammar(schema), strict=True))).unenforced == ()
+
+
+async def test_each_schema_in_a_grammar_is_named_by_its_label(validator: GrammarValidator) -> None:
+    def lark(schema: Schema, strict: bool) -> Grammar:
+        labelled = {**schema, SCHEMA_LABEL: {"what": "tool 'f'", "strict": strict}}
+        return Grammar("lark", f"start: %json {json.dumps(labelled)}", "tools")
+
+    unique = {"type": "array", "uniqueItems": True}
+    compiled = await validator.compile(lark(unique, strict=False))
+    assert compiled.unenforced == ("tool 'f': 'uniqueItems' at the top level is not enforced",)
+    with pytest.raises(UnsupportedParameter, match="tool 'f': 'uniqueItems'"):
+        await validator.compile(lark(unique, strict=True))
+    with pytest.raises(InvalidRequest, match=r"tool 'f': .*objekt"):
+        await validator.compile(lark({"type": "objekt"}, strict=False))
+
+
+@settings(max_examples=200)
+@given(
+    schema=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just({"$ref": "#"}),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=4),
+        max_leaves=12,
+    )
+)
+def test_nonsense_in_place_of_a_schema_is_refused_and_breaks_nothing(schema: object) -> None:
+    with contextlib.suppress(Refused):
+        translate(Question("json_schema", json.dumps(schema)))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +173,7 @@ async def test_what_cannot_be_expressed_is_refused_by_its_keyword(
         ("json_schema", "[1]", "object"),
         ("json_schema", '{"type":', "not JSON"),
         ("json_schema", "[" * 100_000, "not JSON"),
+        ("json_schema", json.dumps(links(2000)), "references"),
         ("json_schema", '{"items":' * 200 + "{}" + "}" * 200, "nested"),
         ("regex", "(ab", "unclosed group"),
         ("regex", "(?=a)b", "look-ahead"),
@@ -95,7 +186,6 @@ async def test_what_cannot_be_expressed_is_refused_by_its_keyword(
         ("lark", 'start: "a" nowhere', "nowhere"),
         ("lark", 'begin: "a"', "start"),
         ("lark", "start: " + "(" * 10_000, "nested"),
-        ("lark", 'start: %json {"not": {}}', "not"),
         ("lark", 'start: %json {"type": ', "%json"),
         ("lark", "x" * (MAX_SOURCE_CHARACTERS + 1), "characters"),
     ],
@@ -191,7 +281,7 @@ async def test_constrained_answer_through_pool_and_worker() -> None:
     pool = ModelPoolManager(Catalog(DEMO_MODEL_ID, []), options, max_models=1, max_memory_gb=4)
     try:
         async with pool.lease(DEMO_MODEL_ID) as model:
-            grammar = await pool.grammars.compile(schema_grammar(SCHEMAS["object"]))
+            grammar = (await pool.grammars.compile(schema_grammar(SCHEMAS["object"]))).grammar
             tokens: list[int] = []
             params = SamplingParams(seed=1)
             submission = Submit(0, [5, 6], 100, model.stop_tokens, params, grammar)
@@ -200,7 +290,8 @@ async def test_constrained_answer_through_pool_and_worker() -> None:
                     tokens += news.token_ids
             assert news.finish_reason == "stop"
             jsonschema.validate(json.loads(model.tokenizer.decode(tokens[:-1])), SCHEMAS["object"])
-            unknown = await pool.grammars.compile(Grammar("lark", "start: <|no_such_token|>", "guided_grammar"))
+            lark = Grammar("lark", "start: <|no_such_token|>", "guided_grammar")
+            unknown = (await pool.grammars.compile(lark)).grammar
             with pytest.raises(InvalidRequest, match="no_such_token"):
                 async with model.engine.generate([replace(submission, grammar=unknown)]):
                     pass

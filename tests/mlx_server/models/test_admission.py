@@ -27,3 +27,11 @@ def test_sequences_of_one_request_are_let_in_together_or_not_at_all() -> None:
             pass
         with admission.admit("model", 1):
             pass
+
+
+def test_models_that_were_asked_for_once_are_forgotten() -> None:
+    admission = Admission(max_queue=0)
+    for number in range(1000):
+        with admission.admit(f"model{number}", 1):
+            pass
+    assert not admission._admitted

@@ -1,13 +1,19 @@
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.config import ModelSettings
 from mlx_manager.mlx_server.errors import ModelLoadFailed, ModelNotFound
+from mlx_manager.mlx_server.models import catalog as catalog_module
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 
 LLAMA = "mlx-community/Llama-3.2-3B-Instruct-4bit"
@@ -184,16 +190,17 @@ def test_links_out_of_the_models_folder_are_not_served(tmp_path: Path, caplog: p
     assert "linked is not served: it leads out" in caplog.text
 
 
-def hub_model(cache: Path, repo: str, commit: str = "abc123") -> Path:
-    """A copy of the demo as the hub's client leaves it: a snapshot of links to blobs."""
+def hub_model(cache: Path, repo: str, commit: str = "abc123", *, links: bool = True) -> Path:
+    """A copy of the demo as the hub's client leaves it: a snapshot of links to blobs, or of files."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True)
-    (folder / "blobs").mkdir()
-    for number, file in enumerate(path for path in demo_model_path().iterdir() if path.is_file()):
-        shutil.copy(file, folder / "blobs" / str(number))
-        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
-    (folder / "refs").mkdir()
+    (folder / "blobs").mkdir(exist_ok=True)
+    for file in (path for path in demo_model_path().iterdir() if path.is_file()):
+        shutil.copy(file, folder / "blobs" / file.name if links else snapshot)
+        if links:
+            (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    (folder / "refs").mkdir(exist_ok=True)
     (folder / "refs" / "main").write_text(commit)
     return snapshot
 
@@ -216,6 +223,113 @@ def test_models_of_the_hub_cache_are_loadable_when_they_are_whole_and_run(hub_ca
     assert ids(catalog) == ["demo", "org/whole"]
     assert catalog.resolve("org/whole").folder == whole
     assert ids(Catalog("demo", [], hub_cache=False)) == ["demo"]
+
+
+def refs_missing(repo: Path) -> None:
+    shutil.rmtree(repo / "refs")
+
+
+def refs_moved_on(repo: Path) -> None:
+    (repo / "refs" / "main").write_text("f" * 40)
+
+
+def refs_moved_to_a_partial_one(repo: Path) -> None:
+    (repo / "snapshots" / "fff").mkdir()
+    (repo / "snapshots" / "fff" / "config.json").write_text("{}")
+    (repo / "refs" / "main").write_text("fff")
+
+
+def refs_with_a_line_end(repo: Path) -> None:
+    (repo / "refs" / "main").write_text("abc123\n")
+
+
+def refs_to_elsewhere(repo: Path) -> None:
+    (repo / "refs" / "main").write_text("../../elsewhere")
+
+
+def other_files(repo: Path) -> None:
+    (repo / "snapshots" / ".DS_Store").touch()
+    (repo / ".no_exist" / "abc123").mkdir(parents=True)
+    refs_missing(repo)
+
+
+LAYOUTS = [
+    refs_missing,
+    refs_moved_on,
+    refs_moved_to_a_partial_one,
+    refs_with_a_line_end,
+    refs_to_elsewhere,
+    other_files,
+]
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_whole_snapshot_is_found_whatever_the_refs_say(
+    hub_cache: Path, layout: Callable[[Path], None], links: bool
+) -> None:
+    whole = hub_model(hub_cache, "org/model", links=links)
+    layout(whole.parent.parent)
+    catalog = Catalog("demo", [], hub_cache=True)
+    assert ids(catalog) == ["demo", "org/model"]
+    assert catalog.resolve("org/model").local_folder() == whole
+
+
+def test_of_several_snapshots_the_one_of_the_refs_is_loaded_else_the_newest(hub_cache: Path) -> None:
+    for age, commit in enumerate(["newest", "middle", "oldest"]):
+        os.utime(hub_model(hub_cache, "org/model", commit), (1e9 - age, 1e9 - age))
+    repo = hub_cache / "models--org--model"
+    (repo / "refs" / "main").write_text("middle")
+    entry = Catalog("demo", ["org/model"]).resolve("org/model")
+    assert entry.local_folder() == repo / "snapshots" / "middle"
+    (repo / "refs" / "main").unlink()
+    assert entry.local_folder() == repo / "snapshots" / "newest"
+
+
+@pytest.mark.parametrize("revision", ["0ld", "main", "v1.0", "refs/pr/1"])
+def test_a_revision_is_that_one_or_none(hub_cache: Path, revision: str) -> None:
+    old, repo = hub_model(hub_cache, "org/model", "0ld"), hub_cache / "models--org--model"
+    settings = ModelSettings(id="mine", repo="org/model", revision=revision)
+    entry = Catalog("demo", [], models=[settings]).resolve("mine")
+    (repo / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+    if revision != "0ld":
+        (repo / "refs" / revision).write_text("gone")
+        assert entry.local_folder() is None
+        (repo / "refs" / revision).write_text("0ld")
+    assert entry.local_folder() == old
+
+
+def lose_blob(snapshot: Path) -> None:
+    (snapshot / "model.safetensors").resolve().unlink()
+
+
+def lose_tokenizer(snapshot: Path) -> None:
+    (snapshot / "tokenizer.json").unlink()
+
+
+def lose_shard_and_index(snapshot: Path) -> None:
+    (snapshot / "model.safetensors").rename(snapshot / "model-00002-of-00003.safetensors")
+
+
+@pytest.mark.parametrize("damage", [lose_blob, lose_tokenizer, lose_shard_and_index])
+def test_a_partial_snapshot_is_not_offered(hub_cache: Path, damage: Callable[[Path], None]) -> None:
+    damage(hub_model(hub_cache, "org/model"))
+    assert ids(Catalog("demo", [], hub_cache=True)) == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "place"), [("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")]
+)
+def test_the_cache_lies_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, place: str
+) -> None:
+    whole = hub_model(tmp_path / "cache" / place, "org/model")
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    command = "from mlx_manager.mlx_server.models.hub import cached_folder; print(cached_folder('org/model'))"
+    found = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() == str(whole)
 
 
 @pytest.mark.anyio
@@ -263,3 +377,41 @@ def test_any_repo_may_be_downloaded_when_that_is_on() -> None:
 
 def test_the_default_model_answers_for_unknown_ones_when_that_is_on() -> None:
     assert Catalog("demo", [], default_for_unknown=True).resolve("gpt-4o").id == "demo"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS makes no such names")
+@pytest.mark.parametrize("place", ["models_dir", "link", "hub_cache", "available"])
+def test_folder_whose_name_is_not_utf_8_is_left_out_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    names = {"hub_cache": b"models--org--bad\xff", "available": b"bad\xff", "link": b"real\xff"}
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + names.get(place, b"bad\xff")))
+    shutil.copytree(demo_model_path(), folder)
+    shutil.copytree(demo_model_path(), tmp_path / "good")
+    if place == "link":
+        (tmp_path / "fine").symlink_to(folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(catalog_module, "SCAN_SECONDS", 0)
+    catalog = Catalog(
+        "demo",
+        [str(folder)] if place == "available" else [],
+        models_dir=tmp_path if place in ("models_dir", "link") else None,
+        hub_cache=place == "hub_cache",
+    )
+    catalog.refresh()
+    assert ids(catalog) == ["demo", "good"] if place in ("models_dir", "link") else ["demo"]
+    warnings = [record.getMessage() for record in caplog.records if "not UTF-8" in record.getMessage()]
+    assert len(warnings) == 1, warnings
+    "".join([*warnings, *ids(catalog)]).encode("utf-8")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter any folder")
+def test_folders_that_may_not_be_entered_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    shutil.copytree(demo_model_path(), closed / "one")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(closed / "hub"))
+    closed.chmod(0)
+    try:
+        assert ids(Catalog("demo", [], models_dir=tmp_path, hub_cache=True)) == ["demo"]
+    finally:
+        closed.chmod(0o700)

@@ -97,12 +97,11 @@ async def test_nobody_is_evicted_for_a_model_that_does_not_fit_beside_the_leased
 ) -> None:
     measured = await sizes(folders)
     room_gb = 1.2 * (measured["small"] + measured["medium"] + measured["large"] / 2) / 2**30
-    async with pool_of(*folders.values(), max_memory_gb=room_gb) as pool:
+    async with pool_of(*folders.values(), max_memory_gb=room_gb, request_timeout_seconds=0.2) as pool:
         await pool.get_model("small")
         async with pool.lease("medium"):
-            with pytest.raises(InsufficientMemory, match=r"medium \(\d\.\d\d MB\)") as refused:
+            with pytest.raises(InsufficientMemory, match="medium"):
                 await pool.get_model("large")
-            assert "it needs" in refused.value.message
             assert set(pool.get_loaded_models()) == {"small", "medium"}
 
 
@@ -110,7 +109,7 @@ async def test_pinned_model_is_not_evicted_until_it_is_unpinned(folders: dict[st
     async with pool_of(*folders.values(), max_models=1) as pool:
         await pool.get_model("small")
         pool.pin("small")
-        with pytest.raises(InsufficientMemory):
+        with pytest.raises(InsufficientMemory, match=r"it needs .* small \(\d\.\d\d MB\)"):
             await pool.get_model("medium")
         pool.pin("small", pinned=False)
         await pool.get_model("medium")
@@ -120,23 +119,17 @@ async def test_pinned_model_is_not_evicted_until_it_is_unpinned(folders: dict[st
 async def test_model_that_is_asked_for_while_it_is_being_evicted_comes_back_and_nobody_fails(
     folders: dict[str, Path],
 ) -> None:
-    """Three models take turns in one place: each request waits for room or is told that there is none."""
-    refusals = 0
+    """Three models take turns in one place, and each request waits for its model's."""
 
     async def ask(model_id: str) -> None:
-        nonlocal refusals
-        try:
-            async with pool.lease(model_id) as model:
-                assert model.model_id == model_id
-                assert len(await generate(model)) == 5
-        except InsufficientMemory:
-            refusals += 1
+        async with pool.lease(model_id) as model:
+            assert model.model_id == model_id
+            assert len(await generate(model)) == 5
 
     async with pool_of(*folders.values(), max_models=1) as pool:
         for _ in range(2):
             for model_id in folders:
                 await asyncio.gather(*(ask(model_id) for _ in range(3)))
-        assert refusals == 0
         await asyncio.gather(*(ask(model_id) for model_id in [*folders] * 4))
         evicting = asyncio.create_task(pool.unload_model(pool.get_loaded_models()[0]))
         await asyncio.gather(evicting, *(ask(model_id) for model_id in folders))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 
 import psutil
@@ -49,15 +50,26 @@ async def test_many_who_ask_share_one_load_and_one_worker(babbler: Path) -> None
         assert models[0].last_used > before
 
 
-async def test_least_recently_used_idle_model_makes_room_and_a_leased_one_stays(babbler: Path, other: Path) -> None:
+async def test_model_waits_until_a_leased_one_can_make_room(babbler: Path, other: Path) -> None:
     async with pool_of(babbler, other, max_models=1) as pool:
         async with pool.lease("babbler") as leased:
-            with pytest.raises(InsufficientMemory, match="babbler"):
-                await pool.get_model("other")
+            waiting = asyncio.create_task(pool.get_model("other"))
+            while not pool.line.places.has_claim("other"):  # noqa: ASYNC110  the line has no event for it
+                await asyncio.sleep(0.01)
+            assert pool.state("other").status == "loading"
             assert len(await generate(leased)) == 5
-        async with pool.lease("other") as model:
-            assert pool.get_loaded_models() == ["other"]
-            assert len(await generate(model)) == 5
+        assert (await waiting).model_id == "other"
+        assert pool.get_loaded_models() == ["other"]
+
+
+async def test_wait_for_a_place_ends_after_half_of_the_time_of_a_request(babbler: Path, other: Path) -> None:
+    async with pool_of(babbler, other, max_models=1, request_timeout_seconds=0.2) as pool, pool.lease("babbler"):
+        with pytest.raises(InsufficientMemory, match=r"within 0\.1 s\. Models in use: babbler") as refused:
+            await pool.get_model("other")
+        assert refused.value.retry_after_seconds == 2
+        while pool.state("other").status == "loading":  # noqa: ASYNC110  its load ends with the last that waited
+            await asyncio.sleep(0)
+        assert pool.state("other").status == "ready"
 
 
 async def test_model_larger_than_the_budget_is_refused_with_the_numbers(babbler: Path) -> None:
@@ -181,13 +193,6 @@ async def test_two_models_asked_for_at_once_are_loaded_one_after_the_other_when_
         assert len(pool.get_loaded_models()) == 1
 
 
-async def test_lack_of_room_is_no_failure_of_the_model(babbler: Path, other: Path) -> None:
-    async with pool_of(babbler, other, max_models=1) as pool, pool.lease("babbler"):
-        with pytest.raises(InsufficientMemory):
-            await pool.get_model("other")
-        assert pool.state("other").status == "ready"
-
-
 async def test_adapter_that_raises_is_a_failed_load_and_leaves_no_worker(tmp_path: Path) -> None:
     class BrokenAdapter(DefaultAdapter):
         def get_stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
@@ -204,13 +209,15 @@ def test_there_is_no_running_pool_outside_of_a_lifespan() -> None:
         get_model_pool()
 
 
-async def test_model_whose_template_does_not_take_tools_is_warned_of_when_it_is_loaded(
+async def test_a_model_that_needs_a_prompt_for_its_tools_is_named_when_it_is_loaded(
     tmp_path: Path, babbler: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     toolless = make_random_llama(tmp_path / "toolless")
     (toolless / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    caplog.set_level(logging.INFO)
     async with pool_of(toolless, babbler) as pool:
         await pool.get_model("babbler")
         assert "Tool calls" not in caplog.text
+        assert "by a prompt" not in caplog.text
         await pool.get_model("toolless")
-    assert "Tool calls of model toolless may fail: the chat template does not show tools to the model" in caplog.text
+    assert "Model toolless is shown tools by a prompt: the chat template does not show tools" in caplog.text

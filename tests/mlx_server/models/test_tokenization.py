@@ -157,14 +157,43 @@ def test_the_window_stays_small_so_that_a_token_costs_the_same_late_and_early(to
     assert longest <= 64
 
 
-def sentencepiece_like(*words: str) -> tuple[Callable[[list[int]], str], dict[str, int]]:
+STRIPS = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+)
+KEEPS = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+METASPACE = decoders.Metaspace(prepend_scheme="first")
+SPECIAL = "<s>"
+
+
+def sentencepiece_like(
+    *words: str, decoder: decoders.Decoder = STRIPS
+) -> tuple[Callable[[list[int]], str], dict[str, int]]:
     """A decoder as Llama 2 and Mistral have it: a space opens each word, the text's first one is dropped."""
     vocabulary = {word: i for i, word in enumerate(words)}
     fast = FastTokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
-    fast.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return lambda tokens: str(fast.decode(tokens)), vocabulary
+    fast.decoder = decoder
+    fast.add_special_tokens([SPECIAL])
+    special = fast.token_to_id(SPECIAL)
+    assert special is not None
+    return lambda tokens: str(fast.decode(tokens)), vocabulary | {SPECIAL: special}
+
+
+WORDS = ["▁", "▁▁", "▁▁▁▁", "▁def", "def", "\n", SPECIAL]
+
+
+@pytest.mark.parametrize("decoder", [STRIPS, KEEPS, METASPACE])
+@given(words=st.lists(st.sampled_from(WORDS), max_size=30), size=st.integers(1, 4))
+@example(words=["▁", "▁▁", "def"], size=1)
+@example(words=[SPECIAL, "▁", SPECIAL, "▁def"], size=1)
+@example(words=["def", "▁", "▁", SPECIAL, "▁▁", "▁def"], size=1)
+def test_all_leading_spaces_are_kept_but_the_one_that_is_the_tokenizers(
+    decoder: decoders.Decoder, words: list[str], size: int
+) -> None:
+    decode, ids = sentencepiece_like(*WORDS[:-1], decoder=decoder)
+    tokens = [ids[word] for word in words]
+    detokenizer = StreamingDetokenizer(decode)
+    pieces = [detokenizer.feed(tokens[place : place + size]) for place in range(0, len(tokens), size)]
+    assert "".join(pieces) + detokenizer.flush() == decode(tokens)
 
 
 def test_the_space_before_a_completions_first_word_is_kept_behind_its_prompt() -> None:

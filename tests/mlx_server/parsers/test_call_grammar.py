@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -142,7 +143,7 @@ def grammar_of(
 ) -> str:
     grammar = output_format.tool_call_grammar(tools, parallel=parallel, special_tokens=special_tokens)
     assert grammar is not None
-    return grammar
+    return grammar.lark
 
 
 def accepts(vocabulary: LLTokenizer, grammar: str, text: str) -> bool:
@@ -238,8 +239,7 @@ def test_arguments_that_break_the_schema_are_not_taken(
 
 def test_a_marker_that_is_a_special_token_is_taken_as_that_token(vocabulary: LLTokenizer) -> None:
     tag = load_tokenizer(demo_model_path()).convert_tokens_to_ids("<|python_tag|>")
-    grammar = detect.HERMES.tool_call_grammar((NOW,), parallel=False, special_tokens={"<tool_call>": tag})
-    assert grammar is not None
+    grammar = grammar_of(detect.HERMES, (NOW,), **{"<tool_call>": tag})
     matcher = LLMatcher(vocabulary, grammar)
     assert LLMatcher.validate_grammar(grammar, vocabulary) == ""
     rest = vocabulary.tokenize_str('\n{"name": "now", "arguments": {}}\n</tool_call>')
@@ -249,8 +249,7 @@ def test_a_marker_that_is_a_special_token_is_taken_as_that_token(vocabulary: LLT
 
 def test_text_up_to_a_special_token_may_be_any(vocabulary: LLTokenizer) -> None:
     tag = load_tokenizer(demo_model_path()).convert_tokens_to_ids("<|python_tag|>")
-    grammar = detect.GLM.tool_call_grammar((WEATHER,), parallel=False, special_tokens={"</arg_value>": tag})
-    assert grammar is not None
+    grammar = grammar_of(detect.GLM, (WEATHER,), **{"</arg_value>": tag})
     text = "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>a </arg_val b"
     tokens = [*vocabulary.tokenize_str(text), tag, *vocabulary.tokenize_str("\n</tool_call>")]
     matcher = LLMatcher(vocabulary, grammar)
@@ -289,8 +288,40 @@ def test_a_schema_that_the_format_cannot_be_held_to_is_refused_by_name(
     output_format: OutputFormat, parameters: dict[str, Any], culprit: str
 ) -> None:
     with pytest.raises(UnsupportedToolSchema, match=culprit) as refused:
-        output_format.tool_call_grammar((Tool("f", parameters),), parallel=False, special_tokens={})
+        output_format.tool_call_grammar((Tool("f", parameters, strict=True),), parallel=False, special_tokens={})
     assert refused.value.param == "tools"
+
+
+@pytest.mark.parametrize(
+    ("output_format", "parameters", "left_out"),
+    [
+        (detect.QWEN_CODER, {"properties": {"a": {"type": "string", "pattern": "x"}}}, "'pattern' at properties.a"),
+        (detect.QWEN_CODER, {"properties": {"a": {"type": ["string", "object"]}}}, "'type' at properties.a"),
+        (detect.GLM, {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}, "'anyOf' at the top level"),
+    ],
+)
+def test_a_keyword_that_the_format_cannot_be_held_to_is_left_out_and_named(
+    vocabulary: LLTokenizer, output_format: OutputFormat, parameters: dict[str, Any], left_out: str
+) -> None:
+    grammar = output_format.tool_call_grammar((Tool("f", parameters),), parallel=False, special_tokens={})
+    assert grammar is not None
+    assert grammar.unenforced == (f"tool 'f': {left_out} is not enforced",)
+    assert LLMatcher.validate_grammar(grammar.lark, vocabulary) == ""
+
+
+def test_a_format_that_nothing_enforces_is_an_annotation() -> None:
+    tool = Tool("f", {"properties": {"a": {"type": "string", "format": "path"}}}, strict=True)
+    grammar = detect.QWEN_CODER.tool_call_grammar((tool,), parallel=False, special_tokens={})
+    assert grammar is not None
+    assert grammar.unenforced == ()
+
+
+@pytest.mark.parametrize("keyword", ["$ref", "allOf"])
+def test_parameters_that_are_not_listed_are_refused_where_they_stand_one_by_one(keyword: str) -> None:
+    tool = Tool("f", {keyword: [] if keyword == "allOf" else "#/$defs/x"})
+    with pytest.raises(UnsupportedToolSchema, match=re.escape(keyword)):
+        detect.GLM.tool_call_grammar((tool,), parallel=False, special_tokens={})
+    assert detect.HERMES.tool_call_grammar((tool,), parallel=False, special_tokens={}) is not None
 
 
 def test_where_no_grammar_is_known_there_is_none() -> None:

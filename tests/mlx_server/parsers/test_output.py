@@ -133,12 +133,12 @@ def test_the_name_comes_first_and_the_arguments_as_they_are_produced() -> None:
     assert parser.flush() == []
 
 
-def test_a_parameter_in_tags_is_sent_when_it_is_complete() -> None:
+def test_a_parameter_in_tags_is_sent_when_what_follows_shows_its_end() -> None:
     parser = detect.QWEN_CODER.make_parser(TOOLS, opened_reasoning=False)
     assert parser.feed("<tool_call>\n<function=get_weather>\n") == [ToolCallStart("get_weather")]
-    assert parser.feed("<parameter=city>\nParis\n</parameter>") == [ToolCallArguments('{"city": "Paris"')]
-    assert parser.feed("\n<parameter=days>\n3\n</parameter>") == [ToolCallArguments(', "days": 3')]
-    assert parser.feed("\n</function>") == [ToolCallArguments("}"), ToolCallEnd()]
+    assert parser.feed("<parameter=city>\nParis\n</parameter>\n") == []
+    assert parser.feed("<parameter=days>") == [ToolCallArguments('{"city": "Paris"')]
+    assert parser.feed("\n3\n</parameter>\n</function>") == [ToolCallArguments(', "days": 3}'), ToolCallEnd()]
 
 
 @given(st.text("a<tol_cah> \n"))

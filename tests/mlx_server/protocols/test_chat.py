@@ -9,6 +9,7 @@ from mlx_manager.mlx_server.errors import ServerError, UnsupportedParameter
 from mlx_manager.mlx_server.protocols.chat import OURS_IN_TEMPLATES, to_request
 from mlx_manager.mlx_server.schemas import openai as schemas
 from mlx_manager.mlx_server.types import (
+    NO_TOKEN_LIMIT,
     ChatRequest,
     ChatTurn,
     SamplingOverrides,
@@ -68,10 +69,42 @@ def test_top_k_minus_one_means_all_tokens_as_zero_does() -> None:
 
 def test_max_completion_tokens_is_the_new_name_of_max_tokens() -> None:
     assert request(max_completion_tokens=5).max_tokens == 5
-    assert refusal(max_completion_tokens=5, max_tokens=6).param == "max_completion_tokens"
+    assert request(max_completion_tokens=5, max_tokens=5, num_predict=5.0).max_tokens == 5
+    assert request(max_completion_tokens=5, max_tokens=-1).max_tokens == 5
+    refused = refusal(max_completion_tokens=5, max_tokens=6)
+    assert refused.param == "max_completion_tokens"
+    assert "max_tokens is 6 and max_completion_tokens is 5" in refused.message
 
 
-@pytest.mark.parametrize(("stop", "expected"), [("END", ("END",)), (["a"], ("a",)), ([], ()), (None, ())])
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "num_predict"])
+def test_a_limit_of_minus_one_is_none(name: str) -> None:
+    assert request(**{name: -1}).max_tokens == NO_TOKEN_LIMIT
+    assert request(**{name: None}).max_tokens is None
+
+
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "seed", "n", "top_k", "min_tokens", "thinking_budget", "max_completion_tokens"]
+)
+def test_an_integer_may_be_written_with_a_point(name: str) -> None:
+    written, plain = request(**{name: 3.0}), request(**{name: 3})
+    names = ("sampling", "max_tokens", "n", "min_tokens", "thinking_budget")
+    assert [getattr(written, field) for field in names] == [getattr(plain, field) for field in names]
+    with pytest.raises(ValidationError):
+        request(**{name: 3.5})
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("END", ("END",)),
+        (["a"], ("a",)),
+        ([], ()),
+        (None, ()),
+        ("", ()),
+        (["", "a", ""], ("a",)),
+        (["a"] * 32, ("a",) * 32),
+    ],
+)
 def test_stop_is_one_string_or_several(stop: object, expected: tuple[str, ...]) -> None:
     assert request(stop=stop).stop == expected
 
@@ -117,7 +150,7 @@ def test_a_parameter_that_is_not_built_is_refused_by_name(fields: dict[str, Any]
         {"temperature": 5.0},
         {"temperature": -0.1},
         {"temperature": float("nan")},
-        {"top_p": 0},
+        {"top_p": -0.1},
         {"top_p": 1.1},
         {"max_tokens": 0},
         {"max_tokens": 1.5},
@@ -129,8 +162,9 @@ def test_a_parameter_that_is_not_built_is_refused_by_name(fields: dict[str, Any]
         {"presence_penalty": -3},
         {"logit_bias": {"7": 101}},
         {"logit_bias": {"hello": 1}},
-        {"stop": ""},
-        {"stop": ["a"] * 17},
+        {"stop": ["a"] * 33},
+        {"max_tokens": -2},
+        {"max_tokens": float("inf")},
         {"messages": []},
         {"messages": [{"role": "king", "content": "Hi"}]},
         {"messages": "Hi"},

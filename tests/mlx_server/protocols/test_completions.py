@@ -141,7 +141,7 @@ def test_unknown_fields_are_refused_when_the_server_is_set_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"temperature": 2.1}, {"max_tokens": -1}, {"prompt": {"text": "Once"}}, {"prompt": None}, {"stop": [""]}]
+    "fields", [{"temperature": 2.1}, {"max_tokens": -2}, {"prompt": {"text": "Once"}}, {"prompt": None}, {"stop": [1]}]
 )
 def test_a_body_that_breaks_the_schema_is_no_body(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

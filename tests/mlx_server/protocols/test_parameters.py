@@ -7,7 +7,7 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from mlx_manager.mlx_server.errors import UnsupportedParameter
-from mlx_manager.mlx_server.protocols.parameters import IGNORED, REFUSED, check_unused
+from mlx_manager.mlx_server.protocols.parameters import IGNORED, REFUSED, RESOURCES, check_unused, warn_once
 from mlx_manager.mlx_server.schemas import openai
 
 
@@ -70,8 +70,18 @@ def test_a_knowingly_ignored_parameter_takes_any_value_in_silence(name: str, cap
     assert caplog.records == []
 
 
-def test_no_parameter_is_both_refused_and_ignored() -> None:
-    assert IGNORED.isdisjoint(REFUSED)
+@pytest.mark.parametrize("name", sorted(RESOURCES))
+def test_a_parameter_of_the_machine_is_accepted_and_warned_of_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        check_unused({name: 4096}, reject_unknown=True)
+        check_unused({name: 2048}, reject_unknown=True)
+    (record,) = caplog.records
+    assert repr(name) in record.getMessage()
+
+
+def test_no_parameter_is_on_two_lists() -> None:
+    assert len({*IGNORED, *REFUSED, *RESOURCES}) == len(IGNORED) + len(REFUSED) + len(RESOURCES)
 
 
 def test_an_unknown_parameter_is_warned_of_once_by_name(caplog: pytest.LogCaptureFixture) -> None:
@@ -127,7 +137,7 @@ def test_fields_of_messages_are_known_at_any_place(caplog: pytest.LogCaptureFixt
         check_unused({"annotations": [], "nobody_has_this": 1}, where="messages[3].")
         check_unused({"annotations": [], "nobody_has_this": 1}, where="messages[4].")
     assert [record.getMessage() for record in caplog.records] == [
-        "Ignoring the unknown request field 'messages[].nobody_has_this'"
+        "Ignoring the request field 'messages[].nobody_has_this'. It is unknown."
     ]
 
 

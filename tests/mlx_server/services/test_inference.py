@@ -3,23 +3,43 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from fastapi import FastAPI
 
 from mlx_manager.mlx_server.config import MLXServerSettings
-from mlx_manager.mlx_server.errors import InvalidRequest, ModelNotFound
+from mlx_manager.mlx_server.errors import InvalidRequest, ModelNotFound, RequestTimeout
 from mlx_manager.mlx_server.main import create_app, lifespan
-from mlx_manager.mlx_server.schemas.openai import ChatCompletionChunk, ChatCompletionResponse, CompletionResponse
-from mlx_manager.mlx_server.services.inference import generate_chat_completion, generate_completion
+from mlx_manager.mlx_server.schemas.openai import ChatCompletionChunk, ChatCompletionResponse, CompletionResponse, Usage
+from mlx_manager.mlx_server.services.inference import Answer, generate_chat_completion, generate_completion
+from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
+from tests import faulty_upstream as faulty
+from tests.small_models import make_random_llama
 
 pytestmark = pytest.mark.anyio
 
+WELL = faulty.Answer((faulty.piece("Hello you", finish_reason="stop"), faulty.DONE))
 MESSAGES = [{"role": "user", "content": "Count to 4"}]
 
 
 @pytest.fixture(scope="module", autouse=True)
-async def running(anyio_backend: str) -> AsyncIterator[None]:
-    app = create_app(MLXServerSettings(logfire_enabled=False))
-    async with lifespan(app):
-        yield
+async def running(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FastAPI]:
+    """With `brief`, whose own limit is 7 tokens, an upstream's models, and a limit for prompts."""
+    brief = make_random_llama(tmp_path_factory.mktemp("models") / "brief", do_sample=False, max_new_tokens=7)
+    with faulty.faulty_upstream({"well": WELL, "silent": faulty.Answer(hangs=True)}) as upstream:
+        entry = UpstreamSettings(name="lab", kind="openai", base_url=upstream.url, models=["well", "silent"])
+        settings = MLXServerSettings(
+            logfire_enabled=False,
+            available_models=[str(brief)],
+            upstreams=[entry],
+            max_prompt_characters=1000,
+        )
+        app = create_app(settings)
+        async with lifespan(app):
+            yield app
+
+
+def tokens_of(answer: Answer) -> int:
+    assert isinstance(answer, dict)
+    return Usage.model_validate(answer["usage"]).completion_tokens
 
 
 async def test_chat_completion_is_one_dict_or_its_chunks() -> None:
@@ -37,6 +57,29 @@ async def test_completion_keeps_its_prompt_when_asked_to() -> None:
     assert completion.choices[0].text.startswith("Once upon a time")
     assert completion.usage is not None
     assert completion.usage.completion_tokens == 16
+
+
+async def test_limit_that_is_not_asked_for_is_the_models_own() -> None:
+    answers = [
+        await generate_chat_completion("brief", MESSAGES, temperature=0),
+        await generate_completion("brief", "Hi", temperature=0),
+        await generate_chat_completion("brief", MESSAGES, temperature=0, max_tokens=16),
+        await generate_completion("brief", "Hi", temperature=0, max_tokens=16),
+    ]
+    assert [tokens_of(answer) for answer in answers] == [7, 7, 16, 16]
+
+
+async def test_models_of_upstreams_answer() -> None:
+    whole = CompletionResponse.model_validate(await generate_completion("well", "Hi"))
+    assert whole.choices[0].text == "Hello you"
+
+
+async def test_limits_of_the_server_hold(running: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRequest, match="this server takes 1000"):
+        await generate_completion("demo", "word " * 300)
+    monkeypatch.setattr(running.state.server.inference, "timeout_seconds", 0.1)  # as a reload sets it
+    with pytest.raises(RequestTimeout):
+        await generate_completion("silent", "Hi")
 
 
 async def test_faults_are_server_errors() -> None:

@@ -30,6 +30,20 @@ def test_max_tokens_is_cut_to_what_the_context_has_left(server: RunningServer) -
     assert usage["total_tokens"] == 32
 
 
+def test_no_limit_is_what_the_context_has_left_and_not_the_models_own(server: RunningServer) -> None:
+    usage = server.post("/v1/completions", SHORT | {"max_tokens": -1}).json()["usage"]
+    assert usage["total_tokens"] == 32
+
+
+def test_top_p_zero_is_greedy(server: RunningServer) -> None:
+    body = {"model": "babbler", "prompt": "1 2", "max_tokens": 12, "temperature": 2, "seed": 1}
+    drawn, nucleus, greedy = (
+        server.post("/v1/completions", body | fields).json()["choices"][0]["text"]
+        for fields in ({}, {"top_p": 0}, {"temperature": 0})
+    )
+    assert drawn != nucleus == greedy
+
+
 @pytest.mark.parametrize(
     ("parameter", "value"), [("top_k", 100_000), ("logit_bias", {"2048": 1}), ("logit_bias", {"-1": 1})]
 )
@@ -77,6 +91,8 @@ def test_what_memory_cannot_hold_is_refused_with_the_numbers_and_the_rest_is_ser
     with running_server(tmp_path, default_model=babbler, max_memory_gb=0.005) as small:
         error = small.post("/v1/completions", body | {"max_tokens": 7000}).json()["error"]
         assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+        unlimited = body | {"max_tokens": -1, "temperature": 2, "stop": ["e", "a", " "]}
+        assert small.post("/v1/completions", unlimited).status_code == 200
         assert "512 bytes" in error["message"]
         answers = [small.post("/v1/completions", body | {"max_tokens": 5}) for _ in range(3)]
         assert [answer.json()["usage"]["completion_tokens"] for answer in answers] == [5] * 3

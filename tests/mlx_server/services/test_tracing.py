@@ -20,8 +20,6 @@ from tests.small_models import make_random_llama
 
 pytestmark = pytest.mark.anyio
 
-CLOCKS_NS = 10_000_000
-"""A span's own times are read from another clock than those of its phases."""
 BODY = {"model": "demo", "messages": [{"role": "user", "content": "Count to 4"}], "temperature": 0, "seed": 5}
 LONG = BODY | {"messages": [{"role": "user", "content": "Tell me a story about a dog and a cat. " * 4}]}
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
@@ -107,7 +105,7 @@ async def test_a_chat_is_one_span_in_genai_terms(
     assert recorded["gen_ai.response.finish_reasons"] == ("stop",)
     assert recorded["gen_ai.usage.output_tokens"] == 11
     began, ended = times(span)
-    assert 0 < recorded["gen_ai.response.time_to_first_chunk"] <= (ended - began + CLOCKS_NS) / 1e9
+    assert 0 < recorded["gen_ai.response.time_to_first_chunk"] <= (ended - began) / 1e9
     assert "Count to" not in str(exporter.exported_spans_as_dict())
 
 
@@ -126,8 +124,8 @@ async def test_phases_are_children_of_the_request_one_after_the_other(
     phases = children(exporter, span)
     assert set(phases) == {"queue", "prefill", "decode", "parse"}
     began, ended = times(span)
-    assert began - CLOCKS_NS <= times(phases["queue"])[0]
-    assert times(phases["decode"])[1] <= ended + CLOCKS_NS
+    assert began <= times(phases["queue"])[0]
+    assert times(phases["decode"])[1] <= ended
     moments = [*times(phases["queue"]), *times(phases["prefill"]), *times(phases["decode"])]
     assert moments == sorted(moments)
     prefill, decode = attributes(phases["prefill"]), attributes(phases["decode"])

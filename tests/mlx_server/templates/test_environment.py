@@ -52,7 +52,6 @@ FEATURES = {
 QUESTION = {"role": "user", "content": "Wie wird's in Zürich? 😀 <b>&amp;</b> "}
 CALL = {
     "role": "assistant",
-    "content": None,
     "reasoning_content": "They ask for the weather.",
     "tool_calls": [
         {"id": "abcdef123", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
@@ -116,6 +115,12 @@ def test_a_prompt_is_the_same_here_and_apart(pair: tuple[Tokenizer, Tokenizer], 
     text = {**TEMPLATES, **FEATURES}[template]
     here, apart = (outcome(tokenizer, text, *CALLS[call]) for tokenizer in pair)
     assert apart == here
+
+
+def test_a_template_sees_that_a_content_is_null(pair: tuple[Tokenizer, Tokenizer]) -> None:
+    template = "{% for m in messages %}{{ m.content is none }} {{ m.name is defined }} {% endfor %}"
+    messages: list[dict[str, Any]] = [{**CALL, "content": None, "name": None}, CALL]
+    assert outcome(pair[1], template, messages, {}) == "True False False False "
 
 
 def test_what_is_compared_are_prompts(pair: tuple[Tokenizer, Tokenizer]) -> None:

@@ -48,7 +48,8 @@ async def pool_status(state: State) -> PoolStatus:
     holdings = pool.holdings()
     budget = Budget(
         limit_bytes=pool.budget.limit_bytes,
-        used_bytes=sum(holding.nbytes for holding in holdings),
+        used_bytes=pool.used_bytes(),
+        promised_bytes=sum(holding.nbytes for holding in holdings),
         max_models=pool.budget.max_models,
         models=len(holdings),
     )

@@ -22,6 +22,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _UNTRACED = {"/health", "/ready", "/metrics"}
 _MAX_SHOWN = 200
 """Characters of a client's text that logs and spans get."""
+_MAX_WARNING = 1000
+"""Characters of the warnings in an answer's header."""
 
 
 class ExchangeMiddleware:
@@ -94,16 +96,26 @@ def note_generation(request: Request, generation: GenerationRequest, streamed: b
 
 
 def _noting(exchange: Exchange, id_headers: Collection[bytes], send: Send) -> Callable[[Message], Awaitable[None]]:
-    """`send`, with the request's id among the headers. No coroutine of its own: it is called for each chunk."""
+    """`send`, with the request's id and its warnings among the headers.
+
+    No coroutine of its own: it is called for each chunk.
+    """
 
     def noting(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
             ids = [(name, exchange.request_id.encode()) for name in id_headers]
             message["headers"] = [*message.get("headers", ()), *ids]
+            if exchange.generation is not None and exchange.generation.warnings:
+                message["headers"].append((b"x-mlx-manager-warning", _joined(exchange.generation.warnings)))
         return send(message)
 
     return noting
+
+
+def _joined(warnings: list[str]) -> bytes:
+    text = "; ".join(dict.fromkeys(warnings))
+    return (text if len(text) <= _MAX_WARNING else f"{text[:_MAX_WARNING]}...").encode("ascii", "replace")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

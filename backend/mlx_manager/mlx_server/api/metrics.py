@@ -29,14 +29,13 @@ async def _read_server(server: ServerState) -> ServerReading:
     loaded = [model for model_id in pool.get_loaded_models() if (model := pool.loaded(model_id)) is not None]
     workers = {model.engine.pid: model.model_id for model in loaded}
     processes = await asyncio.to_thread(_read_processes, workers)
-    holdings = pool.holdings()
     return ServerReading(
         models=[_read_model(pool, model_id) for model_id in _models_in_use(pool)],
         processes=processes,
         upstreams={upstream.name: upstream.status == "ready" for upstream in server.upstreams.health()},
         models_loaded=len(pool.get_loaded_models()),
         budget_bytes=pool.budget.limit_bytes,
-        budget_used_bytes=sum(holding.nbytes for holding in holdings),
+        budget_used_bytes=pool.used_bytes(),
         draining=pool.draining,
     )
 

@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.models.changes import CatalogChanges, changes
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.observability import set_log_level
 from mlx_manager.mlx_server.services.hygiene import hygiene_of
+from mlx_manager.mlx_server.services.prompts import prompt_rules
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ def _tell_admission(app: FastAPI, reading: Reading) -> None:
 
 def _tell_inference(app: FastAPI, reading: Reading) -> None:
     inference, settings = _server(app).inference, reading.settings
-    inference.timeout_seconds = settings.request_timeout_seconds
-    inference.max_prompt_characters = settings.max_prompt_characters
+    inference.timeout_seconds = _server(app).pool.line.request_timeout_seconds = settings.request_timeout_seconds
+    inference.prompt_rules = prompt_rules(settings)
     inference.trace_content = settings.trace_content
     inference.hygiene = hygiene_of(settings)
 
@@ -92,6 +93,8 @@ LIVE: Mapping[str, Tell] = {
     "max_queue": _tell_admission,
     "request_timeout_seconds": _tell_inference,
     "max_prompt_characters": _tell_inference,
+    "tool_prompt": _tell_inference,
+    "hoist_system_messages": _tell_inference,
     "trace_content": _tell_inference,
     "strip_billing_line": _tell_inference,
     "strip_token_counter": _tell_inference,

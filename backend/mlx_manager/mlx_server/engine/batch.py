@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import TokenBuffer
 
+from mlx_manager.mlx_server.engine.batching import Batching
 from mlx_manager.mlx_server.engine.grammar import Constraint, Masks
 from mlx_manager.mlx_server.engine.kv_cache import Cache, RowCache
 from mlx_manager.mlx_server.engine.logprobs import TakenLogprobs, take_logprobs
@@ -42,6 +43,8 @@ class Row:
     context: TokenBuffer | None = None
     thinking: Thinking | None = None
     constraint: Constraint | None = None
+    needs_whole_nucleus: bool = False
+    """Whether the likeliest tokens have fallen short of its top-p before: it draws from the sorted vocabulary."""
 
     @property
     def generated(self) -> int:
@@ -63,16 +66,21 @@ class Row:
 class DecodeBatch:
     """Rows join with their tokens prefilled but for the last one, which is their first input."""
 
-    def __init__(self, model: nn.Module, vocabulary_size: int) -> None:
+    def __init__(self, model: nn.Module, vocabulary_size: int, batching: Batching) -> None:
         self.rows: list[Row] = []
         self.logprobs: Logprobs | None = None
         """Of the tokens that the last step gave, for the rows that asked; places are those in what it gave."""
+        self.fallen_short: list[Row] = []
+        """Rows of which the last step gives no token, because it was not drawn from their whole nucleus. It is in the
+        cache behind their tokens, so they have to begin again."""
         self._model = model
+        self._batching = batching
         self._cache: Cache = []
         self._inputs = mx.zeros((0,), dtype=mx.uint32)
         self._drawn = np.zeros(0, dtype=np.uint64)
         self._joined = 0
         self._sampler = BatchSampler([])
+        self._short: tuple[list[Row], mx.array] | None = None
         self._masks = Masks(vocabulary_size)
         self._taken: TakenLogprobs[Row] | None = None
 
@@ -94,7 +102,7 @@ class DecodeBatch:
         self._inputs = mx.concatenate([self._inputs, last_tokens])
         self._drawn = np.concatenate([self._drawn, np.array([row.generated for row in rows], dtype=np.uint64)])
         self._joined += len(rows)
-        self._sampler = BatchSampler([row.sampling for row in self.rows])
+        self._sampler = _sampler(self.rows)
 
     def step(self) -> list[tuple[Row, int]]:
         """Launches the next step, and gives the last one's token for each row that took part in it."""
@@ -106,14 +114,19 @@ class DecodeBatch:
         self._inputs = self._sampler(logits, self._drawn)
         self._drawn += np.uint64(1)
         taken, self._taken = self._taken, take_logprobs(self.rows, raw, self._inputs)
-        mx.async_eval(self._inputs, contexts, self._taken.arrays if self._taken else ())  # type: ignore[no-untyped-call]
+        short = self._drawn_quickly()
+        mx.async_eval(  # type: ignore[no-untyped-call]
+            self._inputs, contexts, self._taken.arrays if self._taken else (), short[1] if short else ()
+        )
+        self.fallen_short, self._short = self._fallen_short(), short
         old = len(self.rows) - self._joined
         self._joined = 0
         tokens: Any = inputs.tolist()
-        for row, token in zip(self.rows[:old], tokens, strict=False):
+        given = [pair for pair in zip(self.rows[:old], tokens[:old], strict=True) if pair[0] not in self.fallen_short]
+        for row, token in given:
             row.tokens.append(token)
-        self.logprobs = taken.read({id(row): i for i, row in enumerate(self.rows[:old])}) if taken else None
-        return list(zip(self.rows[:old], tokens[:old], strict=True))
+        self.logprobs = taken.read({id(row): i for i, (row, _) in enumerate(given)}) if taken else None
+        return given
 
     @property
     def longest(self) -> int:
@@ -124,7 +137,9 @@ class DecodeBatch:
         """The row's tokens that are in the cache, all but the last of one that has not had a step, and its cache."""
         place = self.rows.index(row)
         tokens = row.tokens if place < len(self.rows) - self._joined else row.tokens[:-1]
-        return tokens, RowCache.of_batch(self._cache, place, len(tokens))
+        if not self._batching.decodes:
+            return tokens, RowCache(self._cache)
+        return tokens, RowCache.of_batch(self._cache, place, len(tokens) + (row in self.fallen_short))
 
     def wait(self) -> None:
         """Until the step that was launched is done."""
@@ -139,29 +154,46 @@ class DecodeBatch:
         self._joined -= sum(id(row) in gone for row in self.rows[len(self.rows) - self._joined :])
         self.rows = [self.rows[i] for i in keep]
         self._drawn = self._drawn[keep]
-        self._sampler = BatchSampler([row.sampling for row in self.rows])
+        self._sampler = _sampler(self.rows)
         if not keep:
-            self._cache, self._inputs, self._taken = [], mx.zeros((0,), dtype=mx.uint32), None
+            self._cache, self._inputs = [], mx.zeros((0,), dtype=mx.uint32)
+            self._taken, self._short = None, None
             return
         index = mx.array(keep)
         self._inputs = self._inputs[index]
         for cache in self._cache:
             cache.filter(index)
 
+    def _drawn_quickly(self) -> tuple[list[Row], mx.array] | None:
+        """Rows whose draw has to be checked, and whether each fell short (R,)."""
+        if self._sampler.short is None:
+            return None
+        return [self.rows[i] for i in self._sampler.short_rows], self._sampler.short
+
+    def _fallen_short(self) -> list[Row]:
+        """Rows whose last draw was not valid. Waits for that draw."""
+        if self._short is None:
+            return []
+        flags: Any = self._short[1].tolist()
+        fallen = {id(row) for row, fell_short in zip(self._short[0], flags, strict=True) if fell_short}
+        return [row for row in self.rows[: len(self.rows) - self._joined] if id(row) in fallen]
+
     def _constrain(self, logits: mx.array, inputs: mx.array) -> mx.array:
         """Masks the constrained rows, for which their last tokens are read while the device computes the logits."""
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         tokens: Any = inputs.tolist()
+        fallen = self._fallen_short()
         for row, token in zip(self.rows[: len(self.rows) - self._joined], tokens, strict=False):
-            if row.constraint is not None:
+            if row.constraint is not None and row not in fallen:
                 row.constraint.consume(token)
                 row.constraint = None if row.constraint.is_void else row.constraint
         constrained = [(i, row.constraint) for i, row in enumerate(self.rows) if row.constraint is not None]
         if not constrained:
             return logits
         rows = mx.array([i for i, _ in constrained])
-        logits[rows] = mx.where(self._masks([constraint for _, constraint in constrained]), logits[rows], -mx.inf)
-        return logits
+        masked = mx.array(logits)  # the logprobs are of those without a mask
+        masked[rows] = mx.where(self._masks([constraint for _, constraint in constrained]), logits[rows], -mx.inf)
+        return masked
 
     def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
         """The rows' processors, on the rows that have any."""
@@ -176,3 +208,7 @@ class DecodeBatch:
                 part = row.guard(contexts[-1], part)
             parts.append(part)
         return mx.concatenate(parts), contexts
+
+
+def _sampler(rows: list[Row]) -> BatchSampler:
+    return BatchSampler([row.sampling for row in rows], [not row.needs_whole_nucleus for row in rows])

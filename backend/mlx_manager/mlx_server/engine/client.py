@@ -23,9 +23,11 @@ from mlx_manager.mlx_server.engine.messages import (
     Admitted,
     Cancel,
     Capacity,
+    Device,
     DownMessage,
     Heartbeat,
     Limits,
+    LoadFailed,
     Logprobs,
     Prefilled,
     PromptLogprobs,
@@ -52,6 +54,10 @@ LAST_WORDS_SECONDS = 1.0
 STDERR_BYTES = 2**16
 
 
+class LoadRaised(Exception):
+    """What a worker raised when it loaded its model: the exception's name and message."""
+
+
 class EngineClient:
     """A worker process with its model loaded. It is killed when it does not answer any more.
 
@@ -66,6 +72,7 @@ class EngineClient:
         patience: Patience,
         on_death: Callable[["EngineClient"], None],
         on_progress: Callable[[int], None],
+        on_device: Callable[[Device], None],
     ) -> None:
         self.model_id = model_id
         self.epitaph = f"The worker process of model {model_id!r} has just died."
@@ -82,6 +89,7 @@ class EngineClient:
         self._worker = worker
         self._on_death = on_death
         self._on_progress = on_progress
+        self._on_device = on_device
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sequences: dict[int, Sequence] = {}
         self._numbers = itertools.count()
@@ -90,6 +98,7 @@ class EngineClient:
         self._gone = False
         self._abandoned: ServerError | None = None
         self._verdict: str | None = None
+        self._load_failure: str | None = None
         self._watchdog = Watchdog(patience)
         nobodys = contextvars.Context()  # these outlive the request that has the model loaded, and are no part of it
         self._watching = asyncio.create_task(self._kill_when_it_does_not_answer(), context=nobodys)
@@ -104,13 +113,17 @@ class EngineClient:
         patience: Patience,
         on_death: Callable[["EngineClient"], None],
         on_progress: Callable[[int], None] = lambda loaded_bytes: None,
+        on_device: Callable[[Device], None] = lambda device: None,
     ) -> "EngineClient":
-        """Starts a worker and waits until its model is loaded. Raises ModelLoadFailed with the worker's last words.
+        """Starts a worker and waits until its model is loaded.
 
-        `on_progress` is told every second how much of the model is in memory.
+        Raises LoadRaised, or ModelLoadFailed with the worker's last words. `on_progress` is told every second how much
+        of the model is in memory; `on_device` is told of the worker's device before the model is loaded, and ends the
+        load with the ServerError that it raises.
         """
         limits = Limits(options.memory_limit_bytes, options.buffer_limit_bytes, options.prefix_cache_bytes)
-        client = cls(model_id, await launch_worker(model_path, options), limits, patience, on_death, on_progress)
+        worker = await launch_worker(model_path, options)
+        client = cls(model_id, worker, limits, patience, on_death, on_progress, on_device)
         try:
             await client._loaded
         except BaseException:
@@ -173,7 +186,7 @@ class EngineClient:
 
     async def close(self) -> None:
         """Ends the worker: asks one that is up, which is killed when it does not listen, and kills one that loads."""
-        if not self._loaded.done() or self._loaded.cancelled():
+        if not self._loaded.done() or self._loaded.cancelled() or self._loaded.exception() is not None:
             self._kill()
         elif self.alive:
             self._send(Shutdown())
@@ -283,8 +296,11 @@ class EngineClient:
             case Stats():
                 self._measure_rate()
                 self.stats = message
+            case Device():
+                self._note_device(message)
             case Capacity():
-                self.largest_sequence_tokens = message.largest_sequence_tokens
+                if message.memory_bytes == self.limits.memory_bytes:  # else it answers limits that others have replaced
+                    self.largest_sequence_tokens = message.largest_sequence_tokens
             case Ready():
                 self.vocabulary_size = message.vocabulary_size
                 self.largest_sequence_tokens = message.largest_sequence_tokens
@@ -292,8 +308,17 @@ class EngineClient:
                 self.stats = Stats(active_bytes=message.active_bytes, peak_bytes=message.active_bytes)
                 if not self._loaded.done():  # nobody waits for it any more
                     self._loaded.set_result(None)
+            case LoadFailed(failure):
+                self._load_failure = failure
             case _:
                 assert_never(message)
+
+    def _note_device(self, device: Device) -> None:
+        try:
+            self._on_device(device)
+        except ServerError as exc:
+            if not self._loaded.done():
+                self._loaded.set_exception(exc)
 
     def _measure_rate(self) -> None:
         now = time.monotonic()
@@ -322,7 +347,8 @@ class EngineClient:
         self.epitaph = f"The worker process of model {self.model_id!r} {self._verdict or ending}{last_words}."
         if not self._loaded.done():
             kind = LoadingCrashed if status < 0 else ModelLoadFailed
-            self._loaded.set_exception(kind(f"Model {self.model_id!r} cannot be loaded. {self.epitaph}"))
+            failure = kind(f"Model {self.model_id!r} cannot be loaded. {self.epitaph}")
+            self._loaded.set_exception(LoadRaised(self._load_failure) if self._load_failure is not None else failure)
         elif not self._closing:
             logger.error("%s %d requests are lost.", self.epitaph, len(self._sequences))
             self._on_death(self)

@@ -5,7 +5,6 @@ It runs in the worker, on one thread. A step decodes all running sequences once 
 (`prefix_cache.py`). It knows no sockets, no text and no HTTP.
 """
 
-import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,9 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_manager.mlx_server.engine import messages
 from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row
+from mlx_manager.mlx_server.engine.batching import try_batching
 from mlx_manager.mlx_server.engine.grammar import Answer, Constraint, GrammarCompiler
-from mlx_manager.mlx_server.engine.kv_cache import Cache, KvMemory, merge
+from mlx_manager.mlx_server.engine.kv_cache import Cache, KvMemory
 from mlx_manager.mlx_server.engine.messages import (
     MAX_BATCH_ROWS,
     Admitted,
@@ -36,8 +36,6 @@ from mlx_manager.mlx_server.utils.memory import clear_cache
 
 COMPILE_WAIT_SECONDS = 0.005
 """How long an engine waits for a grammar, and a message for the engine, when there is nothing else to do."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +58,15 @@ class EngineCore:
         tokenizer_file: Path = Path("tokenizer.json"),
     ) -> None:
         limits = limits or EngineLimits()
-        _check_batchable(model)
         cache = make_prompt_cache(model)
         self.vocabulary_size = _vocabulary_size(model, cache)
-        self._max_rows = _rows_at_once(model)
+        batching = try_batching(model, self.vocabulary_size)
+        self._max_rows = MAX_BATCH_ROWS if batching.decodes else 1
         self.memory = KvMemory.measure(cache, limits.kv_bytes)
         self.prefixes = PrefixCache(make_prompt_cache(model), min(limits.prefix_bytes, limits.kv_bytes))
         self._make_processors = make_processors
-        self._batch = DecodeBatch(model, self.vocabulary_size)
-        self._prefill = PrefillQueue(model, self.prefixes)
+        self._batch = DecodeBatch(model, self.vocabulary_size, batching)
+        self._prefill = PrefillQueue(model, self.prefixes, batching)
         self._pace = Pace(limits.inter_token_seconds)
         self._grammars: GrammarCompiler[Row] = GrammarCompiler(tokenizer_file, self.vocabulary_size)
         self._rows: dict[int, Row] = {}
@@ -96,7 +94,16 @@ class EngineCore:
         """Admits the sequence, or refuses it; the next `step` tells which."""
         refusal = self._refusal(message)
         if refusal is not None:
-            self._pending.append(RequestFailed(message.sequence, refusal))
+            self._pending.append(RequestFailed(message.sequence, refusal, invalid=True))
+            return
+        if message.thinking is not None and not self._knows(message.thinking):
+            self._pending.append(
+                RequestFailed(
+                    message.sequence,
+                    "the tokens that mark the model's thinking lie outside of its vocabulary of "
+                    f"{self.vocabulary_size}",
+                )
+            )
             return
         row = Row(
             sequence=message.sequence,
@@ -145,7 +152,7 @@ class EngineCore:
         clear_cache()
 
     def _chunk_is_due(self) -> bool:
-        if not self._prefill or len(self._batch) >= self._max_rows:
+        if not self._prefill.may_begin(self._may_join):
             return False
         return not self._batch or (self._has_decoded and self._pace.chunk_is_due())
 
@@ -181,6 +188,7 @@ class EngineCore:
             if reason is not None:
                 done.append(row)
                 ended.append(RequestFinished(row.sequence, reason))
+        self._redraw(self._batch.fallen_short)
         guilty = [row for row in self._batch.rows if row.failure is not None and row not in done]
         ended += [RequestFailed(row.sequence, row.failure or "") for row in guilty]
         if done or guilty:
@@ -221,10 +229,23 @@ class EngineCore:
     def _make_room(self) -> None:
         """For one more token of every row: stored prefixes go first, then the rows that came last begin again later."""
         while len(self._batch) > 1 and not self.memory.fits(len(self._batch), self._batch.longest + 1):
-            row = self._batch.rows[-1]
-            self._batch.remove([row])
-            self._prefill.add_first(row)
+            self._begin_again(self._batch.rows[-1])
         self._shrink_prefixes(len(self._batch), self._batch.longest + 1)
+
+    def _redraw(self, fallen_short: list[Row]) -> None:
+        """Rows that drew among too few tokens begin again, with those that they have, and draw among all from then on.
+
+        What a draw is made of has been overwritten by the next step, which was launched before the draw could be read.
+        """
+        for row in fallen_short:
+            row.needs_whole_nucleus = True
+            if not self.prefixes.needs_snapshots:
+                self.prefixes.store(*self._batch.held(row))
+            self._begin_again(row)
+
+    def _begin_again(self, row: Row) -> None:
+        self._batch.remove([row])
+        self._prefill.add_first(row)
 
     def _shrink_prefixes(self, rows: int, longest: int) -> None:
         """To what so many rows leave of the memory."""
@@ -241,17 +262,18 @@ class EngineCore:
 
     def _refusal(self, message: Submit) -> str | None:
         """Why the sequence must not reach MLX, where an index beyond the vocabulary is not checked again."""
-        if not message.prompt_tokens:
-            return "the prompt has no tokens"
-        if max(message.prompt_tokens) >= self.vocabulary_size or min(message.prompt_tokens) < 0:
-            return f"the prompt has token ids outside of the model's vocabulary of {self.vocabulary_size}"
+        prompt, largest = message.prompt_tokens, self.memory.largest_sequence_tokens
+        if not prompt:
+            return "The prompt has no tokens."
+        if max(prompt) >= self.vocabulary_size or min(prompt) < 0:
+            return f"The prompt has token ids outside of the model's vocabulary of {self.vocabulary_size}."
         if message.max_tokens < 1:
-            return f"max_tokens is {message.max_tokens}"
-        if len(message.prompt_tokens) + message.max_tokens > self.memory.largest_sequence_tokens:
-            return f"its {len(message.prompt_tokens) + message.max_tokens} tokens do not fit into memory"
-        if message.thinking is not None and not self._knows(message.thinking):
+            return f"max_tokens is {message.max_tokens}. It must be 1 or more."
+        if len(prompt) + message.max_tokens > largest:
             return (
-                f"thinking is set apart by tokens that the model's vocabulary of {self.vocabulary_size} does not have"
+                f"The request needs {len(prompt) + message.max_tokens} tokens (prompt {len(prompt)} + completion "
+                f"{message.max_tokens}), but only {largest} fit in memory now. Reduce max_tokens or the prompt, or "
+                "raise MLX_SERVER_MAX_MEMORY_GB."
             )
         return None
 
@@ -259,31 +281,6 @@ class EngineCore:
         marks = (thinking.open_token, thinking.again_token, *thinking.close_tokens)
         tokens = [token for token in marks if token is not None]
         return bool(thinking.close_tokens) and all(0 <= token < self.vocabulary_size for token in tokens)
-
-
-def _check_batchable(model: nn.Module) -> None:
-    kinds = {type(cache).__name__ for cache in make_prompt_cache(model) if not hasattr(cache, "merge")}
-    if kinds:
-        raise ValueError(f"this architecture cannot be batched: mlx-lm cannot merge its {', '.join(sorted(kinds))}")
-
-
-def _rows_at_once(model: nn.Module) -> int:
-    """One for architectures that do not take the mask of a padded batch (mlx-lm's gemma2): tried with three rows.
-
-    A mask of the wrong shape would fit two rows where the model has two KV heads.
-    """
-    cache = merge([make_prompt_cache(model) for _ in range(3)])
-    try:
-        for layer in cache:
-            layer.prepare(lengths=[2, 1, 1], right_padding=[0, 1, 1])
-        model(mx.array([[0, 0]] * 3), cache=cache)
-        for layer in cache:
-            layer.finalize()
-        mx.eval(model(mx.array([[0]] * 3), cache=cache))
-    except ValueError as exc:
-        logger.warning("This model decodes one sequence at a time, for mlx-lm cannot batch it: %s", exc)
-        return 1
-    return MAX_BATCH_ROWS
 
 
 def _vocabulary_size(model: nn.Module, cache: Cache) -> int:

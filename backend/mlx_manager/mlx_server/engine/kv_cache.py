@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
-from mlx_lm.models.cache import BatchKVCache, CacheList, KVCache, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 Cache = list[Any]
 """mlx-lm's caches of all layers, for one row or for a batch of rows."""
@@ -61,13 +61,21 @@ class RowCache:
 
     def snapshot(self, layer: Any) -> Any:
         single = layer.extract(self.row) if self.is_batch else copy.deepcopy(layer)
-        single.state = tree_map(lambda part: owned_copy(part) if isinstance(part, mx.array) else part, single.state)
+        if type(single).state.fset is None:  # an architecture's own cache, which does not take a state
+            for name, part in vars(single).items():
+                setattr(single, name, _owned(part))
+        else:
+            single.state = tree_map(_owned, single.state)
         return single
 
 
 def owned_copy(part: mx.array) -> mx.array:
     """Not a view: that would keep alive whatever it is a part of."""
     return mx.contiguous(part)
+
+
+def _owned(part: Any) -> Any:
+    return owned_copy(part) if isinstance(part, mx.array) else part
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +109,26 @@ class KvMemory:
 
 
 def _token_bytes(layer: Any) -> int:
-    if type(layer) is CacheList:
-        return sum(_token_bytes(part) for part in layer.caches)
-    return int(layer.nbytes // layer.keys.shape[2]) if type(layer) is KVCache else 0
+    match layer:
+        case CacheList():
+            return sum(map(_token_bytes, layer.caches))
+        case KVCache():
+            return int(layer.nbytes // layer.keys.shape[2])
+        case ArraysCache() | RotatingKVCache() | ChunkedKVCache():
+            return 0
+        case _:  # an architecture's own: it has seen one token, and may grow by as much with each
+            return int(layer.nbytes)
 
 
 def _row_bytes(layer: Any) -> int:
     match layer:
         case CacheList():
             return sum(map(_row_bytes, layer.caches))
-        case KVCache():
-            return 0
+        case ArraysCache():
+            return int(layer.nbytes)
         case RotatingKVCache():
             return int(layer.nbytes // layer.keys.shape[2] * layer.max_size)
+        case ChunkedKVCache():
+            return int(layer.nbytes // layer.keys.shape[2] * (layer.chunk_size + STEP_TOKENS))
         case _:
-            return int(layer.nbytes)
+            return 0

@@ -1,8 +1,6 @@
 """Starts worker processes: their command line, their environment, and the socket that joins them to the API process."""
 
 import asyncio
-import functools
-import importlib.metadata
 import os
 import socket
 import sys
@@ -10,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import mlx_manager
+from mlx_manager.mlx_server.errors import ModelLoadFailed
+from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu, why_mlx_cannot_run
 
 _OPENBLAS_PLACES = (
     "usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0",
@@ -30,6 +30,7 @@ class EngineOptions:
     prefix_cache_bytes: int
     buffer_limit_bytes: int = 2**29
     inter_token_latency_ms: int = 100
+    wire_memory: bool = False
     adapter: Path | None = None
     trust_remote_code: bool = False
 
@@ -44,7 +45,13 @@ class Worker:
 
 
 async def launch_worker(model_path: Path, options: EngineOptions) -> Worker:
-    """Starts a worker in a session of its own, so that Ctrl-C in a terminal reaches the API process alone."""
+    """Starts a worker in a session of its own, so that Ctrl-C in a terminal reaches the API process alone.
+
+    Raises ModelLoadFailed where MLX has no backend.
+    """
+    fault = why_mlx_cannot_run()
+    if fault is not None:
+        raise ModelLoadFailed(fault)
     ours, theirs = socket.socketpair()
     try:
         process = await asyncio.create_subprocess_exec(
@@ -78,12 +85,6 @@ def worker_command(socket_fd: int, model_path: Path, options: EngineOptions) -> 
     return command
 
 
-@functools.cache
-def computes_on_cpu() -> bool:
-    """Whether workers do, and then hold their weights in float32. Known without MLX, which the API does not load."""
-    return sys.platform == "linux" and not _has_cuda_build()
-
-
 def worker_environment() -> dict[str, str]:
     """Ours, plus the way to this package, and OpenBLAS in place of the slow BLAS that MLX's Linux CPU build brings."""
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
@@ -99,10 +100,6 @@ def _prepend(environment: dict[str, str], name: str, entry: str) -> None:
 
 
 def _find_openblas() -> Path | None:
-    if sys.platform != "linux" or _has_cuda_build():
+    if not computes_on_cpu():
         return None
     return next((path for place in _OPENBLAS_PLACES for path in Path("/").glob(place)), None)
-
-
-def _has_cuda_build() -> bool:
-    return any(distribution.name.startswith("mlx-cuda") for distribution in importlib.metadata.distributions())

@@ -69,19 +69,20 @@ def score_prompt(row: Asking, prompt: list[int], begin: int, logits: mx.array) -
 def _take(logits: mx.array, tokens: mx.array, count: int) -> tuple[mx.array, ...]:
     logits = logits.astype(mx.float32)
     total = mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - total)[:, 0]
+    chosen = mx.maximum(mx.take_along_axis(logits, tokens[:, None], axis=-1) - total, LOWEST)[:, 0]
     if count == 0:
         return (chosen,)
     top_tokens, top = likeliest(logits, min(count, logits.shape[-1]))
-    return chosen, top_tokens, top - total
+    return chosen, top_tokens, mx.maximum(top - total, LOWEST)
 
 
 def _columns(places: range, counts: list[int], arrays: tuple[mx.array, ...]) -> Logprobs:
-    chosen: Any = mx.maximum(arrays[0], LOWEST).tolist()
+    """Reads the arrays as they are: a new operation on them would wait for the step that is in flight."""
+    chosen: Any = arrays[0].tolist()
     if len(arrays) == 1:
         return Logprobs(list(places), chosen, [[] for _ in places], [[] for _ in places])
     top_tokens: Any = arrays[1].tolist()
-    top: Any = mx.maximum(arrays[2], LOWEST).tolist()
+    top: Any = arrays[2].tolist()
     return Logprobs(
         list(places),
         chosen,

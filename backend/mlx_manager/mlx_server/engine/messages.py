@@ -4,6 +4,8 @@ A frame is a 4-byte big-endian length and that many bytes of msgpack: one messag
 that one engine step has to say) going up. A sequence is one generation; its number is the client's to choose.
 """
 
+from typing import Literal
+
 import msgspec
 
 from mlx_manager.mlx_server.types import FinishReason, SamplingParams, Thinking
@@ -58,6 +60,16 @@ class Shutdown(_Message, frozen=True):
     pass
 
 
+class Device(_Message, frozen=True):
+    """What the worker computes on, told before it loads the model.
+
+    `memory_bytes` is what a CUDA device has, or what Metal recommends to take at most; None for a CPU.
+    """
+
+    kind: Literal["cpu", "metal", "cuda"]
+    memory_bytes: int | None
+
+
 class Ready(_Message, frozen=True):
     """The model is loaded and warm. `vocabulary_size` is the number of rows of its logits.
 
@@ -71,9 +83,10 @@ class Ready(_Message, frozen=True):
 
 
 class Capacity(_Message, frozen=True):
-    """The longest sequence, prompt and answer, that fits into the worker's memory now when it runs alone."""
+    """The longest sequence, prompt and answer, that fits into `memory_bytes`, the last Limits', when it runs alone."""
 
     largest_sequence_tokens: int
+    memory_bytes: int
 
 
 class Admitted(_Message, frozen=True):
@@ -129,11 +142,17 @@ class RequestFinished(_Message, frozen=True):
 
 
 class RequestFailed(_Message, frozen=True):
-    """`invalid` says that the fault is the request's, and then it was never admitted."""
+    """`invalid` says that the fault is the request's, or that it is too large: then it was never admitted."""
 
     sequence: int
     message: str
     invalid: bool = False
+
+
+class LoadFailed(_Message, frozen=True):
+    """The worker cannot load the model, and ends. `failure` is the exception's name and message."""
+
+    failure: str
 
 
 class Heartbeat(_Message, frozen=True):
@@ -162,7 +181,9 @@ class Stats(_Message, frozen=True):
 
 DownMessage = Submit | Cancel | Limits | Shutdown
 UpMessage = (
-    Ready
+    Device
+    | Ready
+    | LoadFailed
     | Capacity
     | Admitted
     | Prefilled

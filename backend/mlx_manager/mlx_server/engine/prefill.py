@@ -16,10 +16,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_manager.mlx_server.engine.batch import Row
+from mlx_manager.mlx_server.engine.batching import Batching, prefill_together
 from mlx_manager.mlx_server.engine.kv_cache import Cache, RowCache, merge
 from mlx_manager.mlx_server.engine.logprobs import score_prompt
 from mlx_manager.mlx_server.engine.messages import PromptLogprobs
-from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, common_length
+from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, Tokens, common_length, token_array
 
 MAX_GROUP_ROWS = 16
 SCORED_CHUNK_TOKENS = 128
@@ -54,6 +55,11 @@ class _Prompt:
     done: int = 0
     is_awaited: bool = False
     added_at: float = field(default_factory=time.perf_counter)
+    compared: Tokens = field(init=False)
+    """Its tokens: prompts that wait are compared with each other, and with the prefix cache, before every chunk."""
+
+    def __post_init__(self) -> None:
+        self.compared = token_array(self.row.tokens)
 
     @property
     def tokens(self) -> list[int]:
@@ -74,6 +80,11 @@ class _Prompt:
         return self.match.length if self.cache is None else self.done
 
     @property
+    def goes_alone(self) -> bool:
+        """Whether it shares no forward pass: it is scored, or its cache is to be kept before its end."""
+        return self.is_scored or self.next_boundary is not None
+
+    @property
     def next_boundary(self) -> int | None:
         return next((place for place in self.boundaries if place > self.known), None)
 
@@ -81,8 +92,9 @@ class _Prompt:
 class PrefillQueue:
     """`add` and `remove` rows; each `step` takes in some of their prompts."""
 
-    def __init__(self, model: nn.Module, prefixes: PrefixCache) -> None:
+    def __init__(self, model: nn.Module, prefixes: PrefixCache, batching: Batching) -> None:
         self._model = model
+        self._batching = batching
         self._prefixes = prefixes
         self._waiting: deque[_Prompt] = deque()
         self._oldest_is_next = True
@@ -94,6 +106,10 @@ class PrefillQueue:
     def longest(self) -> int:
         """Tokens of the longest prompt among the first that wait."""
         return max((len(prompt.tokens) for prompt in islice(self._waiting, SEEN_PROMPTS)), default=0)
+
+    def may_begin(self, fits: Callable[[int, int], bool]) -> bool:
+        """Whether there is a prompt, and the first of them does not wait for memory. Cheap: asked before every step."""
+        return bool(self._waiting) and fits(1, len(self._waiting[0].tokens))
 
     def add(self, row: Row) -> None:
         self._waiting.append(_Prompt(row, self._boundaries(row)))
@@ -120,7 +136,7 @@ class PrefillQueue:
             return None  # nobody overtakes one that waits for memory
         by_turn = oldest if self._oldest_is_next else shortest
         self._oldest_is_next = not self._oldest_is_next
-        if by_turn.is_scored or by_turn.left > chunk_tokens or by_turn.next_boundary is not None:
+        if by_turn.goes_alone or by_turn.left > chunk_tokens or not self._batching.prefills:
             return self._take_chunk(by_turn, chunk_tokens)
         return self._take_group(by_turn, candidates, chunk_tokens, fits)
 
@@ -130,14 +146,14 @@ class PrefillQueue:
         begun = [prompt for prompt in seen if prompt.cache is not None]
         for prompt in seen:
             if prompt.cache is None and not prompt.is_scored:
-                prompt.match = self._prefixes.match(prompt.tokens)
+                prompt.match = self._prefixes.match(prompt.compared)
         return [prompt for prompt in seen if prompt.cache is not None or not self._should_await(prompt, begun)]
 
     def _should_await(self, prompt: _Prompt, others: list[_Prompt]) -> bool:
         if self._prefixes.limit_bytes <= 0 or prompt.is_scored:
             return False
         for other in others:
-            shared = min(common_length(prompt.tokens, other.tokens), len(prompt.tokens) - 1)
+            shared = min(common_length(prompt.compared, other.compared), len(prompt.tokens) - 1)
             if shared - prompt.match.length >= WORTH_WAITING_TOKENS:
                 other.is_awaited = True
                 return True
@@ -159,9 +175,11 @@ class PrefillQueue:
         if prompt.is_scored:
             chunk_tokens = min(chunk_tokens, SCORED_CHUNK_TOKENS)
         start, end = prompt.done, min(prompt.done + chunk_tokens, prompt.next_boundary or last)
-        logits = self._model(mx.array([prompt.tokens[start:end]]), cache=cache)
-        scores = score_prompt(prompt.row, prompt.tokens, start, logits[0]) if prompt.is_scored else None
-        mx.eval([layer.state for layer in cache])
+        scores = None
+        if start < end:
+            logits = self._model(mx.array([prompt.tokens[start:end]]), cache=cache)
+            scores = score_prompt(prompt.row, prompt.tokens, start, logits[0]) if prompt.is_scored else None
+            mx.eval([layer.state for layer in cache])
         prompt.done = end
         if end == last or end in prompt.boundaries:
             self._prefixes.store(prompt.tokens[:end], RowCache(cache))
@@ -169,34 +187,21 @@ class PrefillQueue:
             return Prefilled([], [], end - start, scores)
         prompt.row.prompt_logprobs = False  # they are told once, also of a row that has to begin again
         self._waiting.remove(prompt)
-        return Prefilled([prompt.row], merge([cache]), end - start, scores)
+        return Prefilled([prompt.row], merge([cache]) if self._batching.decodes else cache, end - start, scores)
 
     def _take_group(
         self, first: _Prompt, candidates: list[_Prompt], chunk_tokens: int, fits: Callable[[int, int], bool]
     ) -> Prefilled:
         """The rest of `first` and of others in one forward pass, padded to the longest of them."""
         group = self._gather(first, candidates, chunk_tokens, fits)
-        caches = [self._begin(prompt) for prompt in group]
-        cache = merge(caches)
+        cache = merge([self._begin(prompt) for prompt in group])
         inputs = [prompt.tokens[prompt.done : -1] for prompt in group]
-        lengths = [len(tokens) for tokens in inputs]
-        longest = max(lengths)
-        padding = [longest - length for length in lengths]
-        if any(padding):
-            for layer in cache:
-                layer.prepare(lengths=lengths, right_padding=padding)
-        if longest:
-            padded = [tokens + [0] * pad for tokens, pad in zip(inputs, padding, strict=True)]
-            self._model(mx.array(padded), cache=cache)
-        if any(padding):
-            for layer in cache:
-                layer.finalize()
-        mx.eval([layer.state for layer in cache if not layer.empty()])
+        prefill_together(self._model, cache, inputs)
         for i, prompt in enumerate(group):
             self._waiting.remove(prompt)
             if prompt.is_awaited or self._prefixes.needs_snapshots:
                 self._prefixes.store(prompt.tokens[:-1], RowCache.of_batch(cache, i, len(prompt.tokens) - 1))
-        return Prefilled([prompt.row for prompt in group], cache, longest * len(group))
+        return Prefilled([prompt.row for prompt in group], cache, max(map(len, inputs)) * len(group))
 
     def _gather(
         self, first: _Prompt, candidates: list[_Prompt], chunk_tokens: int, fits: Callable[[int, int], bool]
@@ -205,8 +210,7 @@ class PrefillQueue:
         longest = first.left
         longest_row = len(first.tokens)
         for prompt in candidates:
-            goes_alone = prompt.is_scored or prompt.next_boundary is not None
-            if prompt is first or goes_alone or self._should_await(prompt, group):
+            if prompt is first or prompt.goes_alone or self._should_await(prompt, group):
                 continue
             padded = max(longest, prompt.left) * (len(group) + 1)
             row = max(longest_row, len(prompt.tokens))

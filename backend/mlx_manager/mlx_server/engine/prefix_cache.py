@@ -8,15 +8,18 @@ ledger says. Runs in the worker, on the engine's thread.
 
 import copy
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
 from mlx_manager.mlx_server.engine.kv_cache import Cache, KeysAndValues, RowCache, owned_copy
+
+Tokens = np.ndarray[Any, np.dtype[np.int32]]
 
 WORTH_LOADING_TOKENS = 16
 """Fewer are computed faster than they are looked up."""
@@ -26,7 +29,7 @@ WORTH_LOADING_TOKENS = 16
 class _Node:
     """`kv` has the layers that can be cut, `snapshots` the others by their place, if they were taken here."""
 
-    tokens: list[int]
+    tokens: Tokens
     parent: "_Node | None" = None
     kv: list[KeysAndValues] = field(default_factory=list)
     snapshots: dict[int, Any] | None = None
@@ -57,7 +60,7 @@ class PrefixCache:
         self.evictions = 0
         self._empty = empty
         self._can_cut = [type(layer) is KVCache for layer in empty]
-        self._root = _Node([])
+        self._root = _Node(token_array([]))
         self._by_use: OrderedDict[int, _Node] = OrderedDict()
         """The longest unused first. A node is used when one below it is, and after it: so the first is a leaf."""
 
@@ -66,11 +69,12 @@ class PrefixCache:
         """Whether a prefix can be taken up only where it was stored, and not anywhere in it."""
         return not all(self._can_cut)
 
-    def match(self, tokens: list[int]) -> Match:
+    def match(self, prompt: Sequence[int] | Tokens) -> Match:
         """The longest prefix of all tokens but the last: a prompt's last token is decoded, whatever is known of it."""
+        tokens = token_array(prompt)
         node, length, path = self._root, 0, []
         usable = Match(0, ())
-        while length < len(tokens) - 1 and (child := node.children.get(tokens[length])) is not None:
+        while length < len(tokens) - 1 and (child := node.children.get(int(tokens[length]))) is not None:
             shared = min(
                 common_length(child.tokens, tokens[length : length + len(child.tokens)]), len(tokens) - 1 - length
             )
@@ -107,9 +111,10 @@ class PrefixCache:
             cache.append(layer)
         return cache
 
-    def store(self, tokens: list[int], source: RowCache) -> None:
-        """Keeps the cache of `tokens`, all of which `source` holds, and not one more where it cannot be cut."""
-        if self.limit_bytes <= 0 or not tokens:
+    def store(self, prefix: Sequence[int] | Tokens, source: RowCache) -> None:
+        """Keeps the cache of the tokens, all of which `source` holds, and not one more where it cannot be cut."""
+        tokens = token_array(prefix)
+        if self.limit_bytes <= 0 or not len(tokens):
             return
         path, length = self._walk_and_split(tokens)
         node = path[-1] if path else self._root
@@ -118,7 +123,7 @@ class PrefixCache:
             leaf = _Node(tokens[length:], node, [source.cut(layer, length, len(tokens)) for layer in kv_layers])
             if leaf.nbytes > self.limit_bytes:
                 return
-            node.children[leaf.tokens[0]] = leaf
+            node.children[int(leaf.tokens[0])] = leaf
             self.nbytes += leaf.nbytes
             self._by_use[id(leaf)] = leaf
             path.append(leaf)
@@ -130,23 +135,23 @@ class PrefixCache:
                 if not can_cut
             }
             self.nbytes += sum(snapshot.nbytes for snapshot in node.snapshots.values())
-        _start_copies(node)
         self._use(tuple(path))
-        self.shrink(self.limit_bytes)
+        self.shrink(self.limit_bytes)  # before the copies are made: what goes makes room for them
+        _start_copies(node)
 
     def shrink(self, nbytes: int) -> None:
         """Gives up what was not used for longest until no more than `nbytes` are held."""
         while self.nbytes > max(nbytes, 0):
             _, node = self._by_use.popitem(last=False)
             assert node.parent is not None
-            del node.parent.children[node.tokens[0]]
+            del node.parent.children[int(node.tokens[0])]
             self.nbytes -= node.nbytes
             self.evictions += 1
 
-    def _walk_and_split(self, tokens: list[int]) -> tuple[list[_Node], int]:
+    def _walk_and_split(self, tokens: Tokens) -> tuple[list[_Node], int]:
         """The nodes that hold the first `length` tokens, the last of them cut where the tokens leave it."""
         node, length, path = self._root, 0, []
-        while length < len(tokens) and (child := node.children.get(tokens[length])) is not None:
+        while length < len(tokens) and (child := node.children.get(int(tokens[length]))) is not None:
             shared = common_length(child.tokens, tokens[length : length + len(child.tokens)])
             if shared < len(child.tokens):
                 child = self._split(child, shared)
@@ -161,10 +166,10 @@ class PrefixCache:
         upper = _Node(
             node.tokens[:at], node.parent, [(owned_copy(k[:, :, :at]), owned_copy(v[:, :, :at])) for k, v in node.kv]
         )
-        node.parent.children[upper.tokens[0]] = upper
+        node.parent.children[int(upper.tokens[0])] = upper
         node.parent, node.tokens = upper, node.tokens[at:]
         node.kv = [(owned_copy(k[:, :, at:]), owned_copy(v[:, :, at:])) for k, v in node.kv]
-        upper.children[node.tokens[0]] = node
+        upper.children[int(node.tokens[0])] = node
         self._by_use[id(upper)] = upper
         _start_copies(upper)
         _start_copies(node)
@@ -175,11 +180,15 @@ class PrefixCache:
             self._by_use.move_to_end(id(node))
 
 
-def common_length(one: list[int], other: list[int]) -> int:
+def token_array(tokens: Sequence[int] | Tokens) -> Tokens:
+    return np.asarray(tokens, dtype=np.int32)
+
+
+def common_length(one: Tokens, other: Tokens) -> int:
     """How many tokens both begin with."""
-    if one == other:
-        return len(one)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    shorter = min(len(one), len(other))
+    differs = one[:shorter] != other[:shorter]
+    return int(differs.argmax()) if differs.any() else shorter
 
 
 def _start_copies(node: _Node) -> None:

@@ -4,7 +4,7 @@ Knows rows of numbers, and no requests. The order is that of vLLM and transforme
 presence penalties, logit bias (`make_processors`, for the rows that have any), then temperature, top-k, top-p, min-p.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -21,12 +21,14 @@ MIN_TEMPERATURE = 1e-5
 """Below it a division overflows float32, and a draw is greedy but for ties."""
 MIN_TOP_P = 1e-6
 MAX_NUCLEUS = 1024
-"""Top-p chooses among this many of the likeliest tokens, which a partition finds without sorting the vocabulary."""
+"""The nucleus of top-p is looked for among this many of the likeliest tokens first: a partition finds them sooner than
+a sort of the whole vocabulary."""
 
 BLOCK_TOKENS = 16
 
-_Draw = Callable[[mx.array, mx.array], mx.array]
-"""Maps logits (R, V) and one uniform number for each row (R, 1) to token ids (R,)."""
+_Draw = Callable[[mx.array, mx.array], tuple[mx.array, mx.array | None]]
+"""Maps logits (R, V) and one uniform number for each row (R, 1) to token ids (R,), and to whether each row's tokens
+fell short (R,), where they may."""
 
 
 class BatchSampler:
@@ -34,13 +36,20 @@ class BatchSampler:
 
     A draw inverts the cumulative distribution at one random number, which is a function of the row's seed and of how
     many tokens it has drawn: so the same seed gives the same tokens in whatever batch the row runs.
+
+    Top-p without top-k sorts the whole vocabulary, but for the rows that are `quick`: those draw among the likeliest
+    tokens, and `short` tells afterwards for which of them these do not hold the nucleus. Such a draw is not valid.
     """
 
-    def __init__(self, rows: list[SamplingParams]) -> None:
+    def __init__(self, rows: list[SamplingParams], quick: Sequence[bool] = ()) -> None:
+        self.short: mx.array | None = None
+        """(R,) of the last draw, for the rows `short_rows`."""
+        self.short_rows: list[int] = []
         self._streams = _mix(np.array([params.seed % 2**64 for params in rows], dtype=np.uint64))
         kinds: dict[Callable[[list[SamplingParams]], _Draw], list[int]] = {}
         for i, params in enumerate(rows):
-            kinds.setdefault(_kind(params), []).append(i)
+            kinds.setdefault(_kind(params, bool(quick) and quick[i]), []).append(i)
+        self.short_rows = kinds.get(_among_the_likeliest, [])
         self._is_greedy = list(kinds) == [_greedy]
         self._draws = [(make([rows[i] for i in indices]), mx.array(indices)) for make, indices in kinds.items()]
         order = [i for indices in kinds.values() for i in indices]
@@ -53,30 +62,50 @@ class BatchSampler:
         logits = logits.astype(mx.float32)  # half precision is too coarse to add a vocabulary up in
         uniform = mx.array(_uniform(self._streams, drawn))[:, None]
         if len(self._draws) == 1:
-            return self._draws[0][0](logits, uniform)
+            tokens, self.short = self._draws[0][0](logits, uniform)
+            return tokens
         parts = [draw(logits[rows], uniform[rows]) for draw, rows in self._draws]
-        return mx.concatenate(parts)[self._place]
+        self.short = next((short for _, short in parts if short is not None), None)
+        return mx.concatenate([tokens for tokens, _ in parts])[self._place]
 
 
-def _kind(params: SamplingParams) -> Callable[[list[SamplingParams]], _Draw]:
+def _kind(params: SamplingParams, quick: bool) -> Callable[[list[SamplingParams]], _Draw]:
     if params.temperature < MIN_TEMPERATURE:
         return _greedy
-    return _among_the_likeliest if params.top_k > 0 or params.top_p < 1 else _among_all
+    if params.top_k > 0 or (params.top_p < 1 and quick):
+        return _among_the_likeliest
+    return _among_all if params.top_p >= 1 else _among_the_sorted
 
 
 def _greedy(rows: list[SamplingParams]) -> _Draw:
-    return lambda logits, uniform: mx.argmax(logits, axis=-1)
+    return lambda logits, uniform: (mx.argmax(logits, axis=-1), None)
 
 
 def _among_all(rows: list[SamplingParams]) -> _Draw:
     temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
     has_min_p = any(row.min_p > 0 for row in rows)
 
-    def draw(logits: mx.array, uniform: mx.array) -> mx.array:
+    def draw(logits: mx.array, uniform: mx.array) -> tuple[mx.array, None]:
         weights = _weights(logits / temperature)
         if has_min_p:
             weights = mx.where(weights >= min_p, weights, 0)
-        return _invert(weights, uniform)
+        return _invert(weights, uniform), None
+
+    return draw
+
+
+def _among_the_sorted(rows: list[SamplingParams]) -> _Draw:
+    """Top-p, then min-p, on all tokens in the order of their likelihood."""
+    temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
+    top_p = _column(max(row.top_p, MIN_TOP_P) for row in rows)
+
+    def draw(logits: mx.array, uniform: mx.array) -> tuple[mx.array, None]:
+        tokens = mx.argsort(-logits, axis=-1)
+        weights = _weights(mx.take_along_axis(logits, tokens, axis=-1) / temperature)
+        mass_above = mx.cumsum(weights, axis=-1) - weights
+        is_nucleus = mass_above < top_p * weights.sum(axis=-1, keepdims=True)
+        weights = mx.where(is_nucleus & (weights >= min_p), weights, 0)
+        return mx.take_along_axis(tokens, _invert(weights, uniform)[:, None], axis=-1)[:, 0], None
 
     return draw
 
@@ -90,17 +119,21 @@ def _among_the_likeliest(rows: list[SamplingParams]) -> _Draw:
     all_have_top_k = all(row.top_k > 0 for row in rows)
     candidates = max(row.top_k or MAX_NUCLEUS for row in rows)
 
-    def draw(logits: mx.array, uniform: mx.array) -> mx.array:
+    def draw(logits: mx.array, uniform: mx.array) -> tuple[mx.array, mx.array | None]:
         scaled = logits / temperature
         tokens, values = likeliest(scaled, min(candidates, logits.shape[-1]))
         weights = mx.exp(values - values[:, :1])
         weights = mx.where(mx.arange(weights.shape[-1]) < top_k, weights, 0)
-        whole = weights.sum(axis=-1, keepdims=True)
+        held = whole = weights.sum(axis=-1, keepdims=True)
+        short = None
         if not all_have_top_k:
             whole = mx.where(has_top_k, whole, _weights(scaled).sum(axis=-1, keepdims=True))
+            if logits.shape[-1] > MAX_NUCLEUS:  # no token beyond them matters where min-p leaves out the last of them
+                last = weights[:, MAX_NUCLEUS - 1 : MAX_NUCLEUS]
+                short = (~has_top_k & (held < top_p * whole) & (last >= min_p))[:, 0]
         mass_above = mx.cumsum(weights, axis=-1) - weights
         weights = mx.where((mass_above < top_p * whole) & (weights >= min_p), weights, 0)
-        return mx.take_along_axis(tokens, _invert(weights, uniform)[:, None], axis=-1)[:, 0]
+        return mx.take_along_axis(tokens, _invert(weights, uniform)[:, None], axis=-1)[:, 0], short
 
     return draw
 
@@ -139,9 +172,13 @@ def _weights(logits: mx.array) -> mx.array:
 
 
 def _invert(weights: mx.array, uniform: mx.array) -> mx.array:
-    """The position (R,) at which the cumulative weights (R, N) pass `uniform` (R, 1) of their sum."""
+    """The position (R,) at which the cumulative weights (R, N) pass `uniform` (R, 1) of their sum.
+
+    It has a weight: rounding may let the sums of a parallel scan rise where there is none, or never pass.
+    """
     cumulative = mx.cumsum(weights, axis=-1)
-    return (cumulative <= uniform * cumulative[:, -1:]).sum(axis=-1).astype(mx.uint32)
+    has_passed = cumulative > uniform * cumulative[:, -1:]
+    return mx.argmax(mx.where(weights > 0, 1 + has_passed.astype(mx.uint8), 0), axis=-1)
 
 
 def _column(values: Iterable[float]) -> mx.array:

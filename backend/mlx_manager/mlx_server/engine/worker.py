@@ -11,23 +11,25 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load_model
+import msgspec
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
     Cancel,
     Capacity,
+    Device,
     DownMessage,
     Heartbeat,
     Limits,
+    LoadFailed,
     Ready,
     Shutdown,
     Stats,
@@ -36,10 +38,20 @@ from mlx_manager.mlx_server.engine.messages import (
     decode_down,
     encode_up,
 )
-from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
+from mlx_manager.mlx_server.utils.descriptors import own_descriptor_limit
+
+with own_descriptor_limit():
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_config, load_model
+
+    from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+    from mlx_manager.mlx_server.engine.model_config import complete, model_classes
+    from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
 
 HEARTBEAT_SECONDS = 1.0
 GATHER_SECONDS = 0.002
+RELEASE_SECONDS = 60.0
+"""An engine that has been idle for so long gives the buffers back that MLX keeps for reuse."""
 
 
 def main() -> None:
@@ -52,10 +64,15 @@ def main() -> None:
     voice = Voice(connection)
     threading.Thread(target=voice.send_heartbeats, daemon=True).start()
     limits = Limits(arguments.memory_limit_bytes, arguments.buffer_limit_bytes, arguments.prefix_cache_bytes)
-    _prepare_device(limits)
-    model = load(arguments.model, arguments.adapter, arguments.trust_remote_code)
-    weights_bytes = mx.get_active_memory()
-    core = make_core(model, arguments, _kv_bytes(limits, weights_bytes))
+    _prepare_device(limits, arguments.wire_memory)
+    voice.send([_device()])
+    try:
+        model = load(arguments.model, arguments.adapter, arguments.trust_remote_code)
+        weights_bytes = mx.get_active_memory()
+        core = make_core(model, arguments, _kv_bytes(limits, weights_bytes))
+    except Exception as exc:  # a model's files may make mlx-lm raise anything
+        voice.send([LoadFailed(f"{type(exc).__name__}: {exc}")])
+        raise
     voice.send([_ready(core)])
     run(core, inbox, voice, weights_bytes)
 
@@ -88,20 +105,29 @@ class Voice:
                 time.sleep(HEARTBEAT_SECONDS)
 
 
-def _prepare_device(limits: Limits) -> None:
+def _prepare_device(limits: Limits, wire_memory: bool) -> None:
     """On the CPU, MLX would compile fused kernels with the system's C++ compiler while the first request waits."""
     if _computes_on_cpu():
         mx.disable_compile()
     _set_limits(limits)
+    recommended_bytes = mx.device_info().get("max_recommended_working_set_size")
+    if wire_memory and recommended_bytes is not None:
+        mx.set_wired_limit(int(recommended_bytes))
+
+
+def _device() -> Device:
+    info = mx.device_info()
+    if "max_recommended_working_set_size" in info:
+        return Device("metal", int(info["max_recommended_working_set_size"]))
+    if "total_memory" in info:
+        return Device("cuda", int(info["total_memory"]))
+    return Device("cpu", None)
 
 
 def _set_limits(limits: Limits) -> None:
-    """Bounds what MLX takes and keeps, and keeps that much in a GPU's memory: MLX's limits are this process's alone."""
+    """Bounds what MLX takes and keeps: MLX's limits are this process's alone."""
     mx.set_memory_limit(limits.memory_bytes)
     mx.set_cache_limit(limits.buffer_bytes)
-    recommended_bytes = mx.device_info().get("max_recommended_working_set_size")
-    if recommended_bytes is not None:
-        mx.set_wired_limit(min(limits.memory_bytes, int(recommended_bytes)))
 
 
 def _computes_on_cpu() -> bool:
@@ -110,7 +136,11 @@ def _computes_on_cpu() -> bool:
 
 def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> nn.Module:
     """The model with its weights in memory; float32 where MLX computes on the CPU, which is slow at 16 bits."""
-    model, _ = load_model(folder, trust_remote_code=trust_remote_code)
+    config = complete(load_config(folder))
+    model, _ = load_model(
+        folder, model_config=config, get_model_classes=model_classes, trust_remote_code=trust_remote_code
+    )
+    _keep_masked_tokens_in_vocabulary(model)
     if adapter is not None:
         model = load_adapters(model, str(adapter)).eval()
         mx.eval(model.parameters())
@@ -118,6 +148,14 @@ def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = Fa
         model.set_dtype(mx.float32)
         mx.eval(model.parameters())
     return model
+
+
+def _keep_masked_tokens_in_vocabulary(model: nn.Module) -> None:
+    """mlx-lm's phi3small masks 91 token ids of its first model. In a smaller vocabulary, that writes out of bounds."""
+    masked = getattr(model, "_dummy_tokenizer_ids", None)
+    if masked is not None:
+        ids: Any = masked.tolist()
+        model._dummy_tokenizer_ids = mx.array([token for token in ids if token < model.args.vocab_size], mx.int32)
 
 
 def _kv_bytes(limits: Limits, weights_bytes: int) -> int:
@@ -145,10 +183,13 @@ def _ready(core: EngineCore) -> Ready:
 def run(core: EngineCore, inbox: "queue.SimpleQueue[DownMessage]", voice: Voice, weights_bytes: int) -> None:
     """Steps the engine until a Shutdown. Messages are read between steps: a cancel waits for one step at most."""
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
+    busy_at = time.monotonic()
     while True:
         messages = _take_messages(inbox, idle=len(core) == 0, gather=core.busiest > 1)
         voice.step_begins()
-        if not messages and len(core) == 0 and mx.get_cache_memory() > 0:
+        if messages or len(core) > 0:
+            busy_at = time.monotonic()
+        elif time.monotonic() - busy_at >= RELEASE_SECONDS and mx.get_cache_memory() > 0:
             core.release_memory()
         events: list[UpMessage] = []
         for message in messages:
@@ -160,7 +201,7 @@ def run(core: EngineCore, inbox: "queue.SimpleQueue[DownMessage]", voice: Voice,
                 case Limits():
                     _set_limits(message)
                     core.limit(_kv_bytes(message, weights_bytes), message.prefix_cache_bytes)
-                    events.append(Capacity(core.memory.largest_sequence_tokens))
+                    events.append(Capacity(core.memory.largest_sequence_tokens, message.memory_bytes))
                 case Shutdown():
                     return
         events += core.step()
@@ -205,11 +246,20 @@ def _stats(core: EngineCore) -> Stats:
 
 
 def _read_messages(connection: socket.socket, inbox: "queue.SimpleQueue[DownMessage]") -> None:
-    """Runs on the reader thread until the API closes the socket or dies; then the process ends at once."""
+    """Runs on the reader thread until the API closes the socket or dies, and ends the process then.
+
+    A frame that cannot be decoded ends it, too: no message would be read after it.
+    """
     stream = connection.makefile("rb")
-    while len(length := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
-        inbox.put(decode_down(stream.read(int.from_bytes(length, "big"))))
-    os._exit(0)
+    status = 1
+    try:
+        while len(length := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
+            inbox.put(decode_down(stream.read(int.from_bytes(length, "big"))))
+        status = 0
+    except msgspec.MsgspecError as exc:
+        print(f"The API process sent a message that this worker cannot read: {exc}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -221,6 +271,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prefix-cache-bytes", type=int, required=True, help="0 turns the prefix cache off")
     parser.add_argument("--inter-token-latency-ms", type=int, required=True)
     parser.add_argument("--adapter", type=Path, help="folder of a LoRA adapter for the model")
+    parser.add_argument("--wire-memory", action="store_true", help="keep the model wired in a Mac's memory")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model's folder brings")
     return parser.parse_args()
 

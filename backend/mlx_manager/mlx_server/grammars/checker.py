@@ -1,23 +1,29 @@
 """The process that tries grammars out: what exhausts its time, memory or stack ends it, and nothing else.
 
-Run as `python -m mlx_manager.mlx_server.grammars.checker`. A question is JSON, `[kind, source]`; so is the answer, a
+Run as `python -m mlx_manager.mlx_server.grammars.checker`. A question is JSON, a `Question`; so is the answer, a
 `Verdict`.
 """
 
+import json
 import re
 
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from mlx_manager.mlx_server.grammars.sources import Refused, to_llguidance
-from mlx_manager.mlx_server.grammars.verdict import Verdict
+from mlx_manager.mlx_server.grammars.sources import Translation, serialised, translate
+from mlx_manager.mlx_server.grammars.verdict import Question, Refused, Verdict
 from mlx_manager.mlx_server.isolation.answering import answer_questions
-from mlx_manager.mlx_server.types import GrammarKind
 
 CPU_SECONDS = 2
 MEMORY_BYTES = 2**30
 NICENESS = 10
 
+_TOO_MUCH = {
+    "are not disjoint": ("patternProperties",),
+    "Unable to determine": ("patternProperties",),
+    "min/maxProperties": ("minProperties", "maxProperties"),
+}
+"""What llguidance says where it has a keyword, though not for this schema."""
 _UNSUPPORTED = ("Unimplemented keys", "not supported", "Unknown format", "are not disjoint", "Unable to determine")
 _REGEX_ERROR = re.compile(r"regex parse error:.*?^error: ([^\n]*)", re.DOTALL | re.MULTILINE)
 _FRAME = "failed to compile JSON schema: "
@@ -44,15 +50,36 @@ def main() -> None:
     )
 
 
-def _verdict(question: bytes, tokenizer: LLTokenizer) -> Verdict:
-    kind, source = msgspec.json.decode(question, type=tuple[GrammarKind, str])
+def _verdict(question_json: bytes, tokenizer: LLTokenizer) -> Verdict:
+    question = msgspec.json.decode(question_json, type=Question)
     try:
-        grammar = to_llguidance(kind, source)
-        if failure := _failure(grammar, tokenizer, has_special_tokens=kind == "lark"):
-            raise Refused(_reason(failure), unsupported=any(sign in failure for sign in _UNSUPPORTED))
+        translation, failure = _tried(question, tokenizer)
+        if failure:
+            part = _faulty_part(translation)
+            raise Refused(part + _reason(failure), unsupported=any(sign in failure for sign in _UNSUPPORTED))
     except Refused as refusal:
         return Verdict(refusal=str(refusal), unsupported=refusal.unsupported)
-    return Verdict(grammar)
+    return Verdict(translation.text, tuple(dict.fromkeys(translation.unenforced)))
+
+
+def _tried(question: Question, tokenizer: LLTokenizer) -> tuple[Translation, str]:
+    """The grammar as far as llguidance can follow it, and what it still says against it. Raises Refused."""
+    without: frozenset[str] = frozenset()
+    while True:
+        translation = translate(question, without)
+        failure = _failure(translation.text, tokenizer, has_special_tokens=question.kind == "lark")
+        too_much = {keyword for sign, keywords in _TOO_MUCH.items() if sign in failure for keyword in keywords}
+        if too_much <= without:
+            return translation, failure
+        without |= too_much
+
+
+def _faulty_part(translation: Translation) -> str:
+    """The name of the first schema that llguidance refuses by itself, as the beginning of a message."""
+    for what, schema in translation.parts:
+        if what and LLMatcher.validate_grammar(serialised(f"start: %json {json.dumps(schema)}")):
+            return f"{what}: "
+    return ""
 
 
 def _failure(grammar: str, tokenizer: LLTokenizer, has_special_tokens: bool) -> str:

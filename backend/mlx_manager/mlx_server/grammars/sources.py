@@ -1,58 +1,60 @@
-"""Grammars as requests write them, to grammars as llguidance reads them. Pure; runs in the checking process.
-
-What a JSON schema says and llguidance would pass over is refused here; what says nothing is left out.
-"""
+"""Grammars as requests write them, to grammars as llguidance reads them. Pure; runs in the checking process."""
 
 import json
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
-from mlx_manager.mlx_server.types import GrammarKind
+from mlx_manager.mlx_server.grammars.json_schemas import SchemaRewriter
+from mlx_manager.mlx_server.grammars.keywords import Json, JsonObject
+from mlx_manager.mlx_server.grammars.verdict import Question, Refused
+from mlx_manager.mlx_server.types import SCHEMA_LABEL
 
-WHITESPACE = r"( |\n {0,8})"
-"""At most one at each place: a space, or a new line with the indentation of a few levels.
-
-Were it any whitespace, a weak model could fill its token limit with it.
-"""
-MAX_DEPTH = 100
-
-Json = Any
-"""A parsed JSON value: an untyped edge."""
+WRITTEN_AS: JsonObject = {
+    "whitespace_flexible": False,
+    "key_separator": ": ?",
+    "item_separator": ", ?",
+    "coerce_one_of": True,
+}
+"""llguidance's options. JSON is one line, with a space behind colons and commas or with none."""
 
 _OPTIONS = '%llguidance {"no_forcing": true}'
 """Where only one text is possible, llguidance would force the tokenizer's tokens for it.
 
 They are special ones in text that looks like them, a stop token among them, which ends the answer.
 """
-_NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-_VALUES = frozenset({"enum", "const", "default", "example", "examples"})
 
 
-class Refused(Exception):
-    """The grammar cannot be served; the message says why. `unsupported` when it is right and llguidance lacks it."""
+@dataclass(slots=True)
+class Translation:
+    """llguidance's serialised grammar, and the keywords of its schemas that it does not enforce, each in a sentence.
 
-    def __init__(self, message: str, unsupported: bool = False) -> None:
-        super().__init__(message)
-        self.unsupported = unsupported
+    `parts` are the schemas that have a name, for a message that says which of them is at fault.
+    """
+
+    text: str = ""
+    unenforced: list[str] = field(default_factory=list)
+    parts: list[tuple[str, JsonObject]] = field(default_factory=list)
 
 
-def to_llguidance(kind: GrammarKind, source: str) -> str:
-    """llguidance's serialised grammar. Raises Refused."""
-    match kind:
-        case "json_object":
-            lark = _json_grammar({"type": "object"})
-        case "json_schema":
-            lark = _json_grammar(_parse(source))
+def translate(question: Question, without: Collection[str] = ()) -> Translation:
+    """`without` the keywords of JSON schemas that turned out to be too much for llguidance. Raises Refused."""
+    translation, source = Translation(), question.source
+    match question.kind:
+        case "json_object" | "json_schema":
+            schema = _parse(source) if question.kind == "json_schema" else {"type": "object"}
+            lark = f"start: %json {json.dumps(_expressed(schema, question, without, translation))}"
         case "regex":
             lark = f"start: /{_escape_slashes(source)}/"
         case "choice":
             lark = "start: " + " | ".join(map(json.dumps, _choices(source)))
         case "lark":
-            lark = _bound_inline_schemas(source)
+            lark = _express_inline_schemas(question, without, translation)
+    translation.text = serialised(lark)
+    return translation
+
+
+def serialised(lark: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": f"{lark}\n{_OPTIONS}"}]})
-
-
-def _json_grammar(schema: Json) -> str:
-    return f"start: %json {json.dumps(_bounded(schema))}"
 
 
 def _parse(source: str) -> Json:
@@ -83,71 +85,55 @@ def _escape_slashes(regex: str) -> str:
     return escaped
 
 
-def _bound_inline_schemas(lark: str) -> str:
-    """Lark text whose `%json {...}` allow as little whitespace as a schema by itself."""
-    decoder = json.JSONDecoder()
+def _express_inline_schemas(question: Question, without: Collection[str], translation: Translation) -> str:
+    """Lark text whose `%json {...}` are expressed as a schema by itself is."""
+    lark, decoder = question.source, json.JSONDecoder()
     pieces, end = [], 0
     while (found := lark.find("%json", end)) >= 0:
         start = found + len("%json")
         start += len(lark[start:]) - len(lark[start:].lstrip())
+        pieces.append(lark[end:start])
         try:
-            schema, after = decoder.raw_decode(lark, start)
+            schema, end = decoder.raw_decode(lark, start)
         except (ValueError, RecursionError):
-            schema, after = None, start
-        pieces += [lark[end:start], json.dumps(_bounded(schema)) if schema is not None else ""]
-        end = after
+            end = start
+        else:
+            pieces.append(json.dumps(_expressed(schema, _labelled(question, schema), without, translation)))
     return "".join([*pieces, lark[end:]])
 
 
-def _bounded(schema: Json) -> Json:
-    tidy = _tidy(schema, 0)
-    if isinstance(tidy, bool):
-        tidy = {} if tidy else {"enum": []}
-    if not isinstance(tidy, dict):
+def _labelled(question: Question, schema: Json) -> Question:
+    """The question of one schema in a grammar."""
+    label = schema.get(SCHEMA_LABEL) if isinstance(schema, dict) else None
+    if not isinstance(label, dict):
+        return question
+    return replace(question, what=str(label.get("what")), strict=label.get("strict") is True)
+
+
+def _expressed(schema: Json, question: Question, without: Collection[str], translation: Translation) -> JsonObject:
+    rewriter = SchemaRewriter(schema, without)
+    try:
+        rewritten = rewriter.rewrite()
+    except RecursionError as exc:
+        raise Refused("its references lead through too many schemas") from exc
+    if isinstance(rewritten, bool):
+        rewritten = {} if rewritten else {"enum": []}
+    if not isinstance(rewritten, dict):
         raise Refused(f"a JSON schema is an object, and this one is {json.dumps(schema)[:80]}")
-    return {"x-guidance": {"whitespace_pattern": WHITESPACE}, **tidy}
+    prefix = f"{_in_ascii(question.what)}: " if question.what else ""
+    for keyword in map(_in_ascii, rewriter.unenforced):
+        if question.strict:
+            raise Refused(
+                f"{prefix}{keyword} cannot be enforced, and strict is true. Remove the keyword, or set strict to false",
+                unsupported=True,
+            )
+        translation.unenforced.append(f"{prefix}{keyword} is not enforced")
+    rewritten.pop(SCHEMA_LABEL, None)
+    expressed = {"x-guidance": WRITTEN_AS, **rewritten}
+    translation.parts.append((question.what, expressed))
+    return expressed
 
 
-def _tidy(schema: Json, depth: int) -> Json:
-    """The schema without the keywords that change nothing and that llguidance would stumble over."""
-    if depth > MAX_DEPTH:
-        raise Refused(f"it is nested more than {MAX_DEPTH} levels deep")
-    if isinstance(schema, list):
-        return [_tidy(part, depth + 1) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    _check_min_properties(schema)
-    tidy = {}
-    for keyword, value in schema.items():
-        if _says_nothing(keyword, value, schema):
-            continue
-        if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
-            tidy[keyword] = {name: _tidy(part, depth + 1) for name, part in value.items()}
-        elif keyword in _VALUES:
-            tidy[keyword] = value
-        else:
-            tidy[keyword] = _tidy(value, depth + 1)
-    return tidy
-
-
-def _says_nothing(keyword: str, value: Json, schema: dict[str, Json]) -> bool:
-    match keyword:
-        case "x-guidance":  # llguidance's own options, which are ours to set
-            return True
-        case "uniqueItems":
-            return value is False
-        case "additionalItems":  # it is for the tuples of older drafts only; llguidance takes it for a sign of one
-            return not isinstance(schema.get("items"), list)
-    return False
-
-
-def _check_min_properties(schema: dict[str, Json]) -> None:
-    """llguidance counts properties that are not declared by themselves, and two of them may have one name."""
-    least = schema.get("minProperties")
-    required = schema.get("required")
-    declared = len(required) if isinstance(required, list) else 0
-    if isinstance(least, int) and least > declared + 1:
-        raise Refused(
-            f"minProperties {least} is not supported beyond one more than the {declared} required properties",
-            unsupported=True,
-        )
+def _in_ascii(text: str) -> str:
+    """For a message that also goes into a log and a header."""
+    return text[:300].encode("unicode_escape").decode()

@@ -6,14 +6,13 @@ which would end the process they are compiled in: so that is one of ours that do
 
 import asyncio
 import hashlib
-import json
 import logging
 from collections import OrderedDict
 
 import msgspec
 
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
-from mlx_manager.mlx_server.grammars.verdict import Verdict
+from mlx_manager.mlx_server.grammars.verdict import Question, Verdict
 from mlx_manager.mlx_server.isolation.processes import Broken, ProcessPool
 from mlx_manager.mlx_server.types import Grammar
 
@@ -54,7 +53,7 @@ class GrammarValidator:
         self._places = asyncio.Semaphore(MAX_PROCESSES)
         self._cache: OrderedDict[bytes, Verdict] = OrderedDict()
 
-    async def compile(self, grammar: Grammar) -> str:
+    async def compile(self, grammar: Grammar) -> Verdict:
         """Raises InvalidRequest for what is wrong or too large, UnsupportedParameter for what llguidance lacks.
 
         Both name `grammar.param`, and the JSON schema's keyword in their message.
@@ -64,7 +63,7 @@ class GrammarValidator:
             kind = UnsupportedParameter if verdict.unsupported else InvalidRequest
             reason = verdict.refusal[:MAX_REASON_CHARACTERS]
             raise kind(f"The {_KINDS[grammar.kind]} cannot be used: {reason}.", param=grammar.param)
-        return verdict.grammar
+        return verdict
 
     async def close(self) -> None:
         await asyncio.to_thread(self._processes.close)
@@ -72,14 +71,16 @@ class GrammarValidator:
     async def _verdict(self, grammar: Grammar) -> Verdict:
         if len(grammar.source) > MAX_SOURCE_CHARACTERS:
             return Verdict(refusal=f"it has more than {MAX_SOURCE_CHARACTERS} characters")
+        what = grammar.param.partition(".")[0] if grammar.kind == "json_schema" else ""
         try:
-            key = hashlib.sha256(f"{grammar.kind}:{grammar.source}".encode()).digest()
+            question = msgspec.json.encode(Question(grammar.kind, grammar.source, what, grammar.strict))
         except UnicodeEncodeError:
             return Verdict(refusal="a lone surrogate in it is no Unicode text")
+        key = hashlib.sha256(question).digest()
         verdict = self._cache.get(key)
         if verdict is None:
             async with self._places:
-                verdict = await self._check(grammar)
+                verdict = await self._check(grammar, question)
         self._remember(key, verdict)
         return verdict
 
@@ -89,9 +90,9 @@ class GrammarValidator:
         while len(self._cache) > MAX_CACHED or sum(map(_size, self._cache.values())) > MAX_CACHED_CHARACTERS:
             self._cache.popitem(last=False)
 
-    async def _check(self, grammar: Grammar) -> Verdict:
+    async def _check(self, grammar: Grammar, question: bytes) -> Verdict:
         try:
-            answer = await self._processes.answer(json.dumps([grammar.kind, grammar.source]).encode())
+            answer = await self._processes.answer(question)
         except Broken as exc:
             logger.warning("A grammar was too much to try out: param=%s, %s", grammar.param, exc)
             return Verdict(refusal="it takes too much time or memory to compile. Make it smaller or simpler")
@@ -99,4 +100,4 @@ class GrammarValidator:
 
 
 def _size(verdict: Verdict) -> int:
-    return len(verdict.grammar)
+    return len(verdict.grammar) + sum(map(len, verdict.unenforced))

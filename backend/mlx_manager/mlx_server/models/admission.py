@@ -47,3 +47,5 @@ class Admission:
             yield
         finally:
             self._admitted[model_id] -= sequences
+            if not self._admitted[model_id]:
+                del self._admitted[model_id]  # requests choose the ids

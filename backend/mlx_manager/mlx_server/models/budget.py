@@ -1,15 +1,21 @@
 """Who may have how much of the machine: whether a model fits, who goes to make room, and each worker's share. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mlx_manager.mlx_server.engine.messages import Limits
+from mlx_manager.mlx_server.engine.messages import Device, Limits
 from mlx_manager.mlx_server.utils.memory import bytes_text
 
 ROOM_TO_WORK = 10
 """A model needs a part in so many of its weights' size beside them, for KV caches and a step's own arrays."""
-BUFFER_BYTES = 2**29
-"""Freed memory that MLX may keep for reuse, in all workers together."""
+BUFFER_PART = 16
+"""All workers together may keep freed memory for reuse of a part in so many of the budget, or `LEAST_BUFFER_BYTES`."""
+LEAST_BUFFER_BYTES = 2**29
+
+
+CUDA_SHARE = 0.9
+"""The part of a CUDA device's memory that is the budget: each worker's context and libraries take some of the rest."""
+CUDA_PREFIX_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +35,34 @@ def least_bytes(weights_bytes: int, kv_bytes: int = 0) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What all workers together may take; `prefix_cache_bytes` of it for prefix caches."""
+    """What all workers together may take; `prefix_cache_bytes` of it for prefix caches.
+
+    `of_device` names the settings that nobody has given, and that follow the memory of a GPU. Until that is known, one
+    model at a time is let in, of any size: its worker tells it.
+    """
 
     limit_bytes: int
     max_models: int
     prefix_cache_bytes: int
+    of_device: frozenset[str] = frozenset()
+    knows_device: bool = True
+
+    def on_device(self, device: Device) -> "Budget":
+        """As it is for workers on that device."""
+        limit_bytes, prefix_bytes = self.limit_bytes, self.prefix_cache_bytes
+        if device.memory_bytes is not None and "max_memory_gb" in self.of_device:
+            cuda_bytes = int(device.memory_bytes * CUDA_SHARE)
+            limit_bytes = cuda_bytes if device.kind == "cuda" else min(limit_bytes, device.memory_bytes)
+        if device.memory_bytes is not None and device.kind == "cuda":
+            limit_bytes = min(limit_bytes, device.memory_bytes)
+            if "prefix_cache_gb" in self.of_device:
+                prefix_bytes = int(device.memory_bytes * CUDA_PREFIX_SHARE)
+        return replace(self, limit_bytes=limit_bytes, prefix_cache_bytes=prefix_bytes, knows_device=True)
 
     def fits(self, needed_bytes: int, staying: Iterable[Holding]) -> bool:
         sizes = [holding.nbytes for holding in staying]
+        if not self.knows_device:
+            return not sizes
         return len(sizes) < self.max_models and sum(sizes) + needed_bytes <= self.limit_bytes
 
     def victims(self, needed_bytes: int, holdings: Iterable[Holding]) -> list[Holding] | None:
@@ -70,8 +96,9 @@ class Budget:
         """Everybody gets what it must have, and the same part of the rest."""
         holders = list(holdings)
         count = max(1, len(holders))
+        buffer_bytes = max(LEAST_BUFFER_BYTES, self.limit_bytes // BUFFER_PART)
         rest = max(0, self.limit_bytes - sum(holding.nbytes for holding in holders)) // count
         return {
-            holding.model_id: Limits(holding.nbytes + rest, BUFFER_BYTES // count, self.prefix_cache_bytes // count)
+            holding.model_id: Limits(holding.nbytes + rest, buffer_bytes // count, self.prefix_cache_bytes // count)
             for holding in holders
         }

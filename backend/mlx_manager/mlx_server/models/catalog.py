@@ -17,7 +17,8 @@ from mlx_manager.mlx_server.config import MLXServerSettings, ModelSettings, why_
 from mlx_manager.mlx_server.errors import ModelNotFound
 from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
-from mlx_manager.mlx_server.models.hub import Progress, cached_folder, cached_repos, download, is_repo_id
+from mlx_manager.mlx_server.models.hub import Progress, cache_folder, cached_folder, cached_repos, download, is_repo_id
+from mlx_manager.mlx_server.utf8 import is_utf8, shown
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,10 @@ class ModelEntry:
     @property
     def trust_remote_code(self) -> bool:
         return self.settings is not None and self.settings.trust_remote_code
+
+    @property
+    def adapter(self) -> Path | None:
+        return self.settings.adapter if self.settings is not None else None
 
     def local_folder(self) -> Path | None:
         """Where it lies on this machine; None for one that has to be downloaded first."""
@@ -158,10 +163,14 @@ class Catalog:
             self._add_configured(settings)
             return
         folder = demo_model_path() if name == DEMO_MODEL_ID else Path(os.path.expanduser(name))
+        if not self._is_utf8(Path(name)):
+            return
         if not os.path.isdir(folder):  # Path.is_dir raises where a folder above may not be read
             self._named.setdefault(name, ModelEntry(name, None))
             return
         folder = folder.resolve()
+        if not self._is_utf8(folder):
+            return
         entry = ModelEntry(DEMO_MODEL_ID if name == DEMO_MODEL_ID else folder.name, folder)
         if self._named.setdefault(entry.id, entry) != entry:
             logger.warning("Two models are called %s; %s is not served", entry.id, folder)
@@ -188,15 +197,19 @@ class Catalog:
         for config in sorted([*first_level, *second_level]):
             model_id = config.parent.relative_to(self._models_dir).as_posix()
             folder = _inside(self._models_dir, config.parent)
+            if not self._is_utf8(folder if folder is not None else config.parent):
+                continue
             if folder is None:
-                self._warn_once(f"{config.parent} is not served: it leads out of {self._models_dir}")
+                self._warn_once(
+                    f"{config.parent} is not served: it leads out of {self._models_dir}, or may not be read"
+                )
             else:
                 yield ModelEntry(model_id, folder)
 
     def _in_hub_cache(self) -> Iterator[ModelEntry]:
         """Those that are whole and that mlx-lm can load."""
         for repo_id in cached_repos() if self._hub_cache else ():
-            folder = cached_folder(repo_id)
+            folder = cached_folder(repo_id) if self._is_utf8(cache_folder() / repo_id) else None
             if folder is not None and self._can_load(folder):
                 yield ModelEntry(repo_id, folder)
 
@@ -205,6 +218,13 @@ class Catalog:
         if snapshot not in self._judged:
             self._judged[snapshot] = why_it_cannot_load(snapshot) is None
         return self._judged[snapshot]
+
+    def _is_utf8(self, folder: Path) -> bool:
+        """Whether the path is UTF-8, as JSON and the libraries that read models need it. Warns once where it is not."""
+        if is_utf8(folder):
+            return True
+        self._warn_once(f"{shown(str(folder))} is not served: its name is not UTF-8. Rename it")
+        return False
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -257,6 +277,8 @@ def _why_no_model(entry: ModelEntry) -> str:
 def _inside(parent: Path, folder: Path) -> Path | None:
     """The folder, if it and its files lie in `parent` when all links are followed."""
     root, real = parent.resolve(), folder.resolve()
-    if not real.is_dir() or not all(path.resolve().is_relative_to(root) for path in (real, *real.iterdir())):
+    try:
+        is_inside = all(path.resolve().is_relative_to(root) for path in (real, *real.iterdir()))
+    except OSError:  # it is no folder, or may not be read
         return None
-    return real
+    return real if is_inside else None

@@ -41,7 +41,9 @@ def read_defaults(folder: Path) -> ModelDefaults:
         ),
         max_tokens=_within(1, 2**31, "max_new_tokens", _integer(generation.get("max_new_tokens"))),
         context_length=context_length(config),
-        eos_token_ids=(*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))),
+        eos_token_ids=tuple(
+            dict.fromkeys(token for said in (generation, config, text_config(config)) for token in _eos(said))
+        ),
     )
 
 
@@ -91,6 +93,7 @@ def _within(low: float, high: float, name: str, value: N | None) -> N | None:
     return None
 
 
-def _ids(value: object) -> tuple[int, ...]:
+def _eos(said: dict[str, object]) -> tuple[int, ...]:
+    value = said.get("eos_token_id")
     candidates = value if isinstance(value, list) else [value]
     return tuple(token for token in map(_integer, candidates) if token is not None)

@@ -1,23 +1,36 @@
 """What a model's files tell of it without loading it: size, context, quantisation, family, what it can do."""
 
 import functools
+import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
+from mlx_manager.mlx_server.models.chat_templates import TEMPLATE_FILES, read_chat_templates
 from mlx_manager.mlx_server.models.defaults import context_length, read_json
 from mlx_manager.mlx_server.models.fitness import quantization_name
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import detect_format
 
+_TOOLS = re.compile(r"(?<![.\w'\"])tools\b(?!['\"])")
+"""The variable of that name in a template, and no member of a message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
+    """`tools` is False for a model that cannot chat."""
+
     chat: bool
-    tools: bool
+    tools: Literal["native", "prompted", False]
     reasoning: bool
     structured_output: bool
+
+    def with_tool_prompt(self, is_on: bool) -> "Capabilities":
+        """As a server has them that shows tools by a prompt, or does not."""
+        return self if is_on or self.tools != "prompted" else replace(self, tools=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,8 @@ def read_facts(entry: ModelEntry) -> ModelFacts | None:
         return None
     settings = entry.settings
     template = settings.chat_template if settings is not None else None
-    changed_at = tuple(map(_changed_at, (folder / "config.json", folder / "chat_template.jinja", template)))
+    files = [folder / name for name in ("config.json", "tokenizer.json", *TEMPLATE_FILES)]
+    changed_at = tuple(map(_changed_at, (*files, template)))
     facts = _read_facts(entry.id, folder, template, changed_at)
     if settings is not None and settings.context_length is not None:
         return replace(facts, context_length=settings.context_length)
@@ -66,28 +80,28 @@ def _read_facts(model_id: str, folder: Path, template: Path | None, changed_at: 
 
 
 def _capabilities(family: str, folder: Path, template: Path | None) -> Capabilities:
-    tokenizer_config = read_json(folder / "tokenizer_config.json")
-    text = _template_text(folder, template, tokenizer_config)
-    output = detect_format(family, text, _special_tokens(tokenizer_config))
+    text = "\n".join(read_chat_templates(folder, template).values())
+    output = detect_format(family, text, _added_tokens(folder))
+    can_chat = bool(text) or "chat_template_type" in read_json(folder / "tokenizer_config.json")
     return Capabilities(
-        chat=bool(text),
-        tools="tools" in text and output.name != "plain",
+        chat=can_chat,
+        tools=_tools(text, output.name) if can_chat else False,
         reasoning=bool(text) and output.reasoning is not None,
         structured_output=(folder / "tokenizer.json").is_file(),
     )
 
 
-def _template_text(folder: Path, own: Path | None, tokenizer_config: dict[str, object]) -> str:
-    for file in (own, folder / "chat_template.jinja"):
-        if file is not None and file.is_file():
-            return file.read_text("utf-8", errors="replace")
-    template = read_json(folder / "chat_template.json").get("chat_template", tokenizer_config.get("chat_template"))
-    if isinstance(template, list):  # several, each with its name
-        return "\n".join(str(one.get("template")) for one in template if isinstance(one, dict))
-    return template if isinstance(template, str) else ""
+def _tools(template: str, output_format: str) -> Literal["native", "prompted"]:
+    return "native" if _TOOLS.search(template) and output_format != "plain" else "prompted"
 
 
-def _special_tokens(tokenizer_config: dict[str, object]) -> set[str]:
-    added = tokenizer_config.get("added_tokens_decoder")
-    tokens = added.values() if isinstance(added, dict) else ()
+def _added_tokens(folder: Path) -> set[str]:
+    """Those of tokenizer.json, of which only their list is parsed, and of tokenizer_config.json."""
+    try:
+        text = (folder / "tokenizer.json").read_text("utf-8", errors="replace")
+        listed, _ = json.JSONDecoder().raw_decode(text, text.index("[", text.index('"added_tokens"')))
+    except (OSError, ValueError):
+        listed = []
+    named = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    tokens = [*listed, *(named.values() if isinstance(named, dict) else ())]
     return {str(token.get("content")) for token in tokens if isinstance(token, dict)}

@@ -1,44 +1,79 @@
-"""Whether mlx-lm can load a model's files: a plain answer before a worker is started. Reads files; imports no MLX."""
+"""Why mlx-lm cannot load a model, with the remedy: found in its files before a worker starts, or in what a load raised.
+
+All sentences about loads that fail are made here. Reads files; imports no MLX.
+"""
 
 import ast
+import difflib
 import functools
 import importlib.util
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_manager.mlx_server.models.defaults import read_json, text_config
-from mlx_manager.mlx_server.models.weights import BrokenWeights, check_weights
+from mlx_manager.mlx_server.models.weights import BrokenWeights, check_weights, tensor_names, weight_files
 
 _QUANTIZATIONS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
-"""`quant_method`s that mlx-lm reads beside MLX's own; what they are not for, it says itself."""
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
+"""`quant_method`s that mlx-lm reads beside MLX's own."""
+_PACKED_FORMATS = {"nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized"}
+"""Formats of compressed-tensors that mlx-lm reads."""
+_TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "*.tiktoken", "tiktoken.model"),
+    *("spiece.model", "sentencepiece.bpe.model", "*.spm"),
+)
+_OTHER_WEIGHTS = {
+    "*.gguf": "a GGUF file, which mlx-lm does not load. Serve it with llama.cpp and add that server as an upstream",
+    "*.bin": "PyTorch files, which mlx-lm does not load",
+    "*.pth": "PyTorch files, which mlx-lm does not load",
+    "*.npz": "NumPy files, which mlx-lm does not load any more",
+    "*.safetensors": "files of another name, which mlx-lm does not load",
+}
+_AGAIN = "Download the model again."
+_OTHER_VERSION = "Use the original model, or a version of it that mlx-lm has quantised."
+_NAMED = 3
 
 
-def why_it_cannot_load(folder: Path, trust_remote_code: bool = False) -> str | None:
-    """What is wrong with the model and the remedy, in a sentence; None when nothing is found to be wrong."""
-    config = read_json(folder / "config.json")
-    if not config:
-        return f"there is no readable config.json in {folder}. Download the model again."
-    brings_code = config.get("model_file") is not None
-    if brings_code and not trust_remote_code:
+def why_it_cannot_load(folder: Path, trust_remote_code: bool = False, adapter: Path | None = None) -> str | None:
+    """What is wrong with the model and the remedy; None when nothing is found to be wrong."""
+    return next(_faults(folder, trust_remote_code, adapter), None)
+
+
+def explain(failure: str) -> str:
+    """The same for what a worker raised: the exception's name and message."""
+    kind, _, message = failure.partition(": ")
+    count, names = _weights_named(message)
+    if kind == "UnusableConfig":
+        return message
+    if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
-            f"it brings code of its own ({config['model_file']!r}). If you trust it, set trust_remote_code = true in "
-            "its [[models]] entry."
+            "its files have no lm_head.weight, and its config.json has no tie_word_embeddings = true. Set that if the "
+            f"model shares the weights of its embeddings; else the files are incomplete. {_AGAIN}"
         )
-    if not brings_code and not _is_known(config):
+    if message.startswith("Missing "):
+        return f"its files lack {count} weights of its architecture: {', '.join(names)}. {_AGAIN}"
+    if message.startswith("Received ") and any(".lora_" in name for name in names):
+        return f"its files hold an adapter beside the weights: {', '.join(names)}. Fuse them with mlx_lm.fuse."
+    if message.startswith("Received "):
         return (
-            f"mlx-lm does not have its architecture, model_type {config.get('model_type')!r}. Update mlx-lm, or use "
-            "another model."
+            f"its files have {count} weights that mlx-lm's architecture does not have: {', '.join(names)}. Its "
+            f"config.json belongs to another model, or its quantisation does not run on MLX. {_OTHER_VERSION}"
         )
-    method = _foreign_quantization(config)
-    if method is not None and method not in _QUANTIZATIONS:
-        return f"its quantisation, {method!r}, does not run on MLX. Use a version of it that mlx-lm has quantised."
-    try:
-        check_weights(folder)
-    except BrokenWeights as exc:
-        return f"{exc}. Download the model again."
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        return f"there is no tokenizer in {folder}. Download the model again."
-    return None
+    if message.startswith("Expected shape "):
+        return f"a weight does not have the shape that its config.json gives it: {message.rstrip('.')}. {_AGAIN}"
+    if kind == "TypeError" and "required positional argument" in message:
+        return f"its config.json has no {message.rpartition(': ')[2]}, which its architecture needs. {_AGAIN}"
+    return f"mlx-lm raised {failure.rstrip('.')}. Update mlx-lm, or use another model."
+
+
+def explain_tokenizer(exc: Exception) -> str:
+    """The same for what loading its tokenizer raised."""
+    reason = str(exc).strip().partition("\n")[0].rstrip(".:")
+    return f"its tokenizer cannot be read: {type(exc).__name__}: {reason}. Copy tokenizer.json from the original model."
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(file.is_file() for name in _TOKENIZERS for file in folder.glob(name))
 
 
 def quantization_name(config: dict[str, object]) -> str | None:
@@ -47,28 +82,134 @@ def quantization_name(config: dict[str, object]) -> str | None:
     if isinstance(own, dict) and isinstance(own.get("bits"), int):
         mode = own.get("mode", "affine")
         return f"{own['bits']}-bit" if mode == "affine" else str(mode)
-    return _foreign_quantization(config)
+    method = _foreign_quantization(config).get("quant_method")
+    return str(method) if method is not None else None
 
 
-def _foreign_quantization(config: dict[str, object]) -> str | None:
-    """The `quant_method` of a model that MLX did not quantise."""
+def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None) -> Iterator[str]:
+    config = read_json(folder / "config.json")
+    if not config:
+        yield _why_no_config(folder)
+    brings_code = config.get("model_file") is not None
+    if brings_code and not trust_remote_code:
+        yield (
+            f"it brings code of its own ({config['model_file']!r}). If you trust it, set trust_remote_code = true in "
+            "its [[models]] entry."
+        )
+    if not brings_code:
+        yield from _unknown_architecture(config)
+    yield from _foreign_quantization_faults(folder, _foreign_quantization(config))
+    yield from _weights_faults(folder)
+    if not has_tokenizer(folder):
+        yield f"there is no tokenizer in {folder}. Copy tokenizer.json from the original model, or download it again."
+    if adapter is not None:
+        yield from _adapter_faults(adapter)
+
+
+def _why_no_config(folder: Path) -> str:
+    adapter = read_json(folder / "adapter_config.json")
+    if adapter:
+        base = adapter.get("base_model_name_or_path", adapter.get("model"))
+        named = f", {base!r}," if isinstance(base, str) else ""
+        return (
+            f"{folder} holds an adapter and no model. Load its base model{named} with adapter = {str(folder)!r} in "
+            "its [[models]] entry."
+        )
+    if any(folder.glob("*.gguf")):
+        return f"it is {_OTHER_WEIGHTS['*.gguf']}."
+    return f"there is no readable config.json in {folder}. {_AGAIN}"
+
+
+def _unknown_architecture(config: dict[str, object]) -> Iterator[str]:
+    known = _known_types()
+    name = _module_name(config)
+    if not known or (name in known and re.fullmatch(r"[\w-]+", name)):
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" The nearest that it has is {near[0]!r}." if near else ""
+    yield (
+        f"mlx-lm does not have its architecture, model_type {config.get('model_type')!r}.{hint} Update mlx-lm, or use "
+        "another model."
+    )
+
+
+def _foreign_quantization(config: dict[str, object]) -> dict[str, object]:
+    """How a model is quantised that MLX did not quantise."""
     if isinstance(config.get("quantization"), dict):
-        return None
+        return {}
     foreign = config.get("quantization_config", text_config(config).get("quantization_config"))
-    return str(foreign.get("quant_method")) if isinstance(foreign, dict) else None
+    return foreign if isinstance(foreign, dict) else {}
 
 
-def _is_known(config: dict[str, object]) -> bool:
-    folder = _mlx_lm_folder()
-    if folder is None:  # an mlx-lm packed in another way: the worker will tell
-        return True
+def _foreign_quantization_faults(folder: Path, foreign: dict[str, object]) -> Iterator[str]:
+    if not foreign:
+        return
+    method, settings = foreign.get("quant_method"), foreign.get("quantization", foreign)
+    if method is None:
+        yield (
+            "the quantization_config of its config.json names no quant_method. If mlx-lm quantised the model, call "
+            "that entry quantization; if the model is not quantised, remove it."
+        )
+    if method not in _QUANTIZATIONS:
+        yield f"its quantisation, {method!r}, does not run on MLX. {_OTHER_VERSION}"
+    packing = foreign.get("format")
+    if method == "compressed-tensors" and packing not in _PACKED_FORMATS:
+        yield f"its quantisation, compressed-tensors in the format {packing!r}, does not run on MLX. {_OTHER_VERSION}"
+    if method in ("awq", "gptq") and foreign.get("bits", 4) != 4:
+        yield f"its quantisation, {method} of {foreign['bits']} bits, does not run on MLX. {_OTHER_VERSION}"
+    if method == "gptq" and any(name.endswith(".g_idx") for name in tensor_names(folder)):
+        yield f"its quantisation, gptq with an order of groups (g_idx), does not run on MLX. {_OTHER_VERSION}"
+    algorithm = settings.get("quant_algo") if isinstance(settings, dict) else None
+    if method == "modelopt" and algorithm != "NVFP4":
+        yield f"its quantisation, modelopt's {algorithm!r}, does not run on MLX. {_OTHER_VERSION}"
+
+
+def _weights_faults(folder: Path) -> Iterator[str]:
+    if not weight_files(folder):
+        for pattern, kind in _OTHER_WEIGHTS.items():
+            if (found := next(folder.glob(pattern), None)) is not None:
+                yield f"its weights are {kind} ({found.name}). Or use a version of it that has model*.safetensors."
+    try:
+        check_weights(folder)
+    except BrokenWeights as exc:
+        yield f"{exc}. {_AGAIN}"
+
+
+def _adapter_faults(adapter: Path) -> Iterator[str]:
+    config = read_json(adapter / "adapter_config.json")
+    if "peft_type" in config or (adapter / "adapter_model.safetensors").is_file():
+        yield (
+            f"the adapter in {adapter} has the format of PEFT, which mlx-lm does not load. Merge it into its base "
+            "model with PEFT's merge_and_unload() and serve the result, or train one with mlx_lm.lora."
+        )
+    if not config:
+        yield f"there is no readable adapter_config.json in the adapter's folder, {adapter}. Copy it there."
+    if not (adapter / "adapters.safetensors").is_file():
+        yield f"there is no adapters.safetensors in the adapter's folder, {adapter}. Copy it there."
+
+
+def _weights_named(message: str) -> tuple[str, list[str]]:
+    """How many weights MLX complains of, and the names of the first."""
+    heading, _, listed = message.partition("\n")
+    names = [name.strip(" .") for name in re.split(r"[,\n]", listed) if name.strip(" .")]
+    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return "".join(re.findall(r"\d+", heading)[:1]), names[:_NAMED] + more
+
+
+def _module_name(config: dict[str, object]) -> str:
+    """mlx-lm's module for the model."""
     model_type = str(config.get("model_type"))
     architectures = config.get("architectures")
     names = [architectures] if isinstance(architectures, str) else architectures
     for architecture in names if isinstance(names, list) else []:
         model_type = _remapping("MODEL_ARCHITECTURE_REMAPPING").get((model_type, architecture), model_type)
-    model_type = _remapping("MODEL_REMAPPING").get(model_type, model_type)
-    return model_type.isidentifier() and (folder / "models" / f"{model_type}.py").is_file()
+    return _remapping("MODEL_REMAPPING").get(model_type, model_type)
+
+
+def _known_types() -> list[str]:
+    """mlx-lm's modules of models; empty for an mlx-lm that is packed in another way: then the worker finds out."""
+    folder = _mlx_lm_folder()
+    return sorted(file.stem for file in (folder / "models").glob("*.py")) if folder is not None else []
 
 
 @functools.cache
@@ -80,9 +221,13 @@ def _mlx_lm_folder() -> Path | None:
 
 @functools.cache
 def _remapping(name: str) -> dict[object, str]:
-    """A table of mlx-lm's that leads from names of architectures to its modules, read from its source."""
+    """A table of mlx-lm's that leads from names of architectures to its modules.
+
+    It is read from the source: the import would bring MLX into the API process.
+    """
     folder = _mlx_lm_folder()
-    assert folder is not None
+    if folder is None:
+        return {}
     for node in ast.parse((folder / "utils.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets):
             table: dict[object, str] = ast.literal_eval(node.value)

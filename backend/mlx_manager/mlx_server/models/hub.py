@@ -1,7 +1,7 @@
 """The Hugging Face hub and its cache on this machine: which models lie there whole, and how others come there."""
 
 import asyncio
-import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
 from mlx_manager.mlx_server.errors import ModelLoadFailed
+from mlx_manager.mlx_server.models.fitness import has_tokenizer
+from mlx_manager.mlx_server.models.weights import missing_weight_files, weight_files
 from mlx_manager.proxies import unusable
 
 T = TypeVar("T")
 
-HUB_PATTERNS = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
+HUB_PATTERNS = [
+    *("*.json", "model*.safetensors", "*.py", "*.txt", "*.jsonl", "*.jinja"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "*.tiktoken", "*.spm"),
+]
 _EXAMPLE_REPO = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -35,23 +40,32 @@ def is_repo_id(name: str) -> bool:
 
 def cached_repos() -> Iterator[str]:
     """Ids of the models in the cache, whether they are whole or not."""
-    cache = _cache_folder()
-    if cache.is_dir():
+    cache = cache_folder()
+    if os.path.isdir(cache):  # Path.is_dir raises where a folder above it may not be entered
         for folder in sorted(cache.glob("models--*--*")):
             yield folder.name.removeprefix("models--").replace("--", "/", 1)
 
 
 def cached_folder(repo_id: str, revision: str | None = None) -> Path | None:
-    """The folder of a model that is in the cache with all of its weights; None for another. Asks no hub."""
+    """The folder of a model that is in the cache with all of its files; None for another. Asks no hub.
+
+    Without a `revision`, the newest whole snapshot stands for the one that `main` was last, if that is not there.
+    """
     if not is_repo_id(repo_id):
         return None
-    repo = _cache_folder() / f"models--{repo_id.replace('/', '--')}"
+    repo = cache_folder() / f"models--{repo_id.replace('/', '--')}"
+    named = [repo / "snapshots" / commit for commit in _commits(repo, revision if revision is not None else "main")]
+    others = sorted(repo.glob("snapshots/*"), key=_changed_at, reverse=True) if revision is None else []
+    return next((folder for folder in (*named, *others) if _is_whole(folder)), None)
+
+
+def _commits(repo: Path, revision: str) -> Iterator[str]:
+    """The commit that the revision was last, and the revision itself, which may be one."""
     try:
-        commit = (repo / "refs" / (revision if revision is not None else "main")).read_text("utf-8").strip()
+        commits = [(repo / "refs" / revision).read_text("utf-8").strip(), revision]
     except (OSError, ValueError):
-        commit = revision if revision is not None else ""
-    folder = repo / "snapshots" / commit
-    return folder if re.fullmatch(r"\w+", commit) and _is_whole(folder) else None
+        commits = [revision]
+    return (commit for commit in commits if re.fullmatch(r"\w+", commit))
 
 
 async def download(repo_id: str, revision: str | None, progress: Progress) -> Path:
@@ -126,18 +140,23 @@ def _counting_bar(progress: Progress) -> Any:
     return CountingBar
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
+def _changed_at(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _is_whole(folder: Path) -> bool:
     """Whether config, tokenizer and all weights are there: a broken-off download leaves some of them out."""
-    if not (folder / "config.json").is_file() or not any(folder.glob("tokenizer*")):
-        return False
     try:
-        weight_map = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))["weight_map"]
-        return all((folder / str(name)).is_file() for name in weight_map.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return any(folder.glob("model*.safetensors"))
+        files = (folder / "config.json").is_file() and has_tokenizer(folder) and bool(weight_files(folder))
+    except OSError:  # it may not be read
+        return False
+    return files and not missing_weight_files(folder)

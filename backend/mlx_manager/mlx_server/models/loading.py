@@ -8,21 +8,24 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.client import EngineClient
+from mlx_manager.mlx_server.engine.client import EngineClient, LoadRaised
 from mlx_manager.mlx_server.engine.launch import EngineOptions
-from mlx_manager.mlx_server.engine.messages import Limits
+from mlx_manager.mlx_server.engine.messages import Device, Limits
 from mlx_manager.mlx_server.engine.watchdog import Patience
 from mlx_manager.mlx_server.errors import LoadingCrashed, ModelLoadFailed
 from mlx_manager.mlx_server.models.adapters import ModelAdapter, get_adapter
 from mlx_manager.mlx_server.models.adapters.output import get_output_format, special_tokens
-from mlx_manager.mlx_server.models.adapters.round_trip import check_round_trip
+from mlx_manager.mlx_server.models.adapters.traits import TemplateTraits, probe_template
+from mlx_manager.mlx_server.models.adapters.turn_ends import turn_end_tokens
 from mlx_manager.mlx_server.models.catalog import ModelEntry
+from mlx_manager.mlx_server.models.chat_templates import read_chat_templates
 from mlx_manager.mlx_server.models.defaults import ModelDefaults, read_defaults, with_settings
-from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
+from mlx_manager.mlx_server.models.fitness import explain, explain_tokenizer, why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.templating import render_apart
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.models.weights import weights_size
+from mlx_manager.mlx_server.parsers.detect import prompted_format
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
@@ -42,7 +45,10 @@ class Language:
     adapter: ModelAdapter
     output_format: OutputFormat
     special_tokens: dict[str, int]
+    turn_ends: list[int]
+    """Tokens with which its chat template ends the assistant's turn."""
     templates: TemplateRenderer
+    traits: TemplateTraits
     rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RENDERING))
     """So that a model whose template takes long holds up no other."""
 
@@ -90,9 +96,9 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
 
     Reads files: call it in a thread.
     """
-    reason = why_it_cannot_load(folder, entry.trust_remote_code)
+    reason = why_it_cannot_load(folder, entry.trust_remote_code, entry.adapter)
     if reason is not None:
-        raise ModelLoadFailed(f"Model {entry.id!r} cannot be loaded: {reason}", param="model")
+        raise _load_failed(entry, reason)
     return weights_size(folder).memory_bytes
 
 
@@ -103,7 +109,7 @@ def worker_options(all_workers: EngineOptions, share: Limits, entry: ModelEntry)
         memory_limit_bytes=share.memory_bytes,
         buffer_limit_bytes=share.buffer_bytes,
         prefix_cache_bytes=share.prefix_cache_bytes,
-        adapter=entry.settings.adapter if entry.settings is not None else None,
+        adapter=entry.adapter,
         trust_remote_code=entry.trust_remote_code,
     )
 
@@ -117,24 +123,28 @@ async def load_model(
     progress: Progress,
     templates: TemplateRenderer,
     on_death: Callable[[EngineClient], None],
+    on_device: Callable[[Device], None],
 ) -> LoadedModel:
-    """Raises ModelLoadFailed. `on_death` is called when the worker dies after it was loaded."""
+    """Raises ModelLoadFailed, or what `on_device` raises. `on_death` is called when a loaded model's worker dies."""
 
     def on_progress(loaded_bytes: int) -> None:
         progress.done_bytes = min(loaded_bytes, progress.total_bytes)
 
     progress.stage = "loading"
     launching = asyncio.create_task(
-        EngineClient.launch(entry.id, folder, options, patience, on_death, on_progress=on_progress)
+        EngineClient.launch(entry.id, folder, options, patience, on_death, on_progress, on_device)
     )
     try:
         language = await asyncio.to_thread(_load_language, entry, folder, templates)
     except BaseException as exc:
         await _abort(launching)
         if isinstance(exc, Exception):
-            raise ModelLoadFailed(f"The tokenizer of model {entry.id!r} cannot be loaded: {exc}") from exc
+            raise _load_failed(entry, explain_tokenizer(exc)) from exc
         raise
-    engine = await launching
+    try:
+        engine = await launching
+    except LoadRaised as exc:
+        raise _load_failed(entry, explain(str(exc))) from exc
     try:
         return _loaded_model(entry, folder, language, engine, keep_alive_seconds)
     except BaseException:
@@ -142,18 +152,26 @@ async def load_model(
         raise
 
 
+def _load_failed(entry: ModelEntry, reason: str) -> ModelLoadFailed:
+    return ModelLoadFailed(f"Model {entry.id!r} cannot be loaded: {reason}", param="model")
+
+
 def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer) -> Language:
-    """Blocks for the files, and for rendering the template that checks the model's tool calls."""
-    template = entry.settings.chat_template if entry.settings is not None else None
-    text = template.read_text("utf-8") if template is not None else None
-    tokenizer = load_tokenizer(folder, chat_template=text, trust_remote_code=entry.trust_remote_code)
+    """Blocks for the files, and for rendering the chats that show what the template accepts."""
+    own = entry.settings.chat_template if entry.settings is not None else None
+    chat_templates = read_chat_templates(folder, own)
+    tokenizer = load_tokenizer(folder, chat_templates=chat_templates, trust_remote_code=entry.trust_remote_code)
     tokenizer = render_apart(tokenizer, templates)
     adapter = get_adapter(entry.id, folder)
     output_format = get_output_format(adapter, tokenizer)
-    fault = check_round_trip(tokenizer, adapter, output_format)
-    if fault is not None:
+    traits, fault = probe_template(tokenizer, adapter, output_format)
+    if not traits.native_tools:
+        output_format = prompted_format(output_format)
+        logger.info("Model %s is shown tools by a prompt: %s", entry.id, fault)
+    elif fault is not None:
         logger.warning("Tool calls of model %s may fail: %s", entry.id, fault)
-    return Language(tokenizer, adapter, output_format, special_tokens(tokenizer), templates)
+    turn_ends = turn_end_tokens(tokenizer, adapter, output_format)
+    return Language(tokenizer, adapter, output_format, special_tokens(tokenizer), turn_ends, templates, traits)
 
 
 def _loaded_model(
@@ -170,7 +188,7 @@ def _loaded_model(
         language=language,
         engine=engine,
         defaults=defaults,
-        stop_tokens=list(dict.fromkeys([*own_stop_tokens, *defaults.eos_token_ids])),
+        stop_tokens=list(dict.fromkeys([*own_stop_tokens, *language.turn_ends, *defaults.eos_token_ids])),
         weights_bytes=engine.stats.active_bytes,
         keep_alive_seconds=keep_alive_seconds,
     )

@@ -18,19 +18,35 @@ from mlx_manager.mlx_server.observability import (
 logger = logging.getLogger(__name__)
 
 
+class LoadReport:
+    """What a load has waited for a place."""
+
+    def __init__(self) -> None:
+        self.waited_seconds = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited_seconds = time.monotonic() - began
+
+
 class PoolReports:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     @contextlib.contextmanager
-    def load(self, model_id: str) -> Iterator[None]:
+    def load(self, model_id: str) -> Iterator[LoadReport]:
         """The load that goes on in the block. Whatever fails it becomes a ServerError that all who wait can be told."""
+        report = LoadReport()
         logger.info("Loading model: %s", model_id)
         began = time.monotonic()
         span = start_span("model_load", {"gen_ai.request.model": model_id})
         try:
             with within_span(span):
-                yield
+                yield report
         except ServerError as exc:
             logger.error("%s", exc)
             self._metrics.load_failed(model_id)
@@ -42,10 +58,11 @@ class PoolReports:
             fail_span(span, exc)
             raise ModelLoadFailed(f"Model {model_id!r} cannot be loaded: {exc!r}") from exc
         else:
-            seconds = time.monotonic() - began
-            logger.info("Model loaded: %s (%.1fs)", model_id, seconds)
-            self._metrics.model_loaded(model_id, seconds)
+            seconds = time.monotonic() - began - report.waited_seconds
+            logger.info("Model loaded: %s (%.1fs, after %.1fs for a place)", model_id, seconds, report.waited_seconds)
+            self._metrics.model_loaded(model_id, seconds, report.waited_seconds)
         finally:
+            span.set_attribute("mlx_manager.place_wait_seconds", report.waited_seconds)
             span.end()
 
     def leaves(self, model_id: str, reason: EvictionReason, for_model: str | None = None) -> None:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlx_manager.mlx_server.errors import NotReady
+from mlx_manager.mlx_server.errors import LoadingCrashed, ModelLoadFailed, NotReady
 
 logger = logging.getLogger(__name__)
 
 STABLE_SECONDS = 60.0
 """A worker that lived for so long owes nothing to the crashes before it."""
 MAX_DELAY_SECONDS = 30.0
+MAX_FAILURES = 256
+"""Failed loads that are remembered: with `allow_downloads`, requests choose the ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +31,32 @@ class Crash:
 
 
 class Restarts:
-    """Remembers the crashes of each model, and calls `restart` with its id when its next worker is due."""
+    """Remembers crashes and failed loads of each model, and calls `restart` with its id when its next worker is due."""
 
     def __init__(self, restart: Callable[[str], None]) -> None:
         self._restart = restart
         self._crashes: dict[str, Crash] = {}
+        self._failures: dict[str, ModelLoadFailed] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def last_crash(self, model_id: str) -> Crash | None:
         return self._crashes.get(model_id)
+
+    def last_failure(self, model_id: str) -> ModelLoadFailed | None:
+        """Of the last load, if it failed."""
+        return self._failures.get(model_id)
+
+    def load_ended(self, model_id: str, failure: BaseException | None, *, restart: bool) -> None:
+        if isinstance(failure, LoadingCrashed):
+            self.crashed(model_id, failure.message, 0.0, restart=restart)
+        elif failure is None:
+            self._failures.pop(model_id, None)
+        else:
+            self.forget(model_id)
+            if isinstance(failure, ModelLoadFailed):  # and not one that found no room: that passes by itself
+                self._failures[model_id] = failure
+                if len(self._failures) > MAX_FAILURES:
+                    del self._failures[next(iter(self._failures))]
 
     def crashed(self, model_id: str, reason: str, lived_seconds: float, *, restart: bool) -> None:
         """A worker crashed after `lived_seconds` at work. Without `restart` the next one waits for a request."""

@@ -8,10 +8,13 @@ import gc
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from mlx_manager.mlx_server.utils.descriptors import own_descriptor_limit
+from mlx_manager.mlx_server.utils.memory import keep_off_the_gpu
 
 Tokenizer = Any
 """mlx-lm's TokenizerWrapper: an untyped edge."""
@@ -21,8 +24,10 @@ MAX_HELD_TOKENS = 16
 REPLACEMENT = "\ufffd"
 
 
-def load_tokenizer(folder: Path, *, chat_template: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
-    """Blocks for the import and the file: call it in a thread. `chat_template` goes before the model's own.
+def load_tokenizer(
+    folder: Path, *, chat_templates: Mapping[str, str] | None = None, trust_remote_code: bool = False
+) -> Tokenizer:
+    """Blocks for the import and the file: call it in a thread. `chat_templates` stand for those that are found else.
 
     Code that the folder brings runs with `trust_remote_code` alone.
     """
@@ -31,8 +36,9 @@ def load_tokenizer(folder: Path, *, chat_template: str | None = None, trust_remo
     from mlx_lm.tokenizer_utils import load
 
     own: dict[str, object] = {"trust_remote_code": trust_remote_code}
-    if chat_template is not None:
-        own["chat_template"] = chat_template
+    if chat_templates:
+        templates = list(chat_templates.values())
+        own["chat_template"] = templates[0] if len(set(templates)) == 1 else dict(chat_templates)
     return load(folder, own)
 
 
@@ -46,7 +52,9 @@ def _import_mlx_lm() -> None:
 
     def import_and_stay() -> None:
         try:
-            importlib.import_module("mlx_lm.tokenizer_utils")
+            keep_off_the_gpu()
+            with own_descriptor_limit():
+                importlib.import_module("mlx_lm.tokenizer_utils")
             gc.collect()
             gc.freeze()  # what is imported stays: a full collection that walked it would hold every stream up
         finally:
@@ -126,6 +134,8 @@ class StreamingDetokenizer:
             self._window = self._window[-CONTEXT_TOKENS:] if unfinished else self._window[self._context_tokens :]
             self._context_tokens = len(self._window)
             self._sent = max(0, len(self._decode(self._window)) - unfinished)
-        elif not unfinished:
+        elif not unfinished and self._sent:
             del self._window[self._context_tokens :]  # special tokens leave no text
+        elif not unfinished:  # the text's first space may be its tokenizer's own, and then the next one is not
+            self._window, self._context_tokens = self._window[-CONTEXT_TOKENS:], 0
         return piece

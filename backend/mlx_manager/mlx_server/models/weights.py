@@ -1,12 +1,16 @@
 """What a model's weights take, read from the headers of its safetensors files. Opens files; loads no weights."""
 
+import contextlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.launch import computes_on_cpu
+from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 
 MAX_HEADER_BYTES = 100 * 2**20
+MAX_SHARDS = 10_000
+_SHARD = re.compile(r"(?P<begin>.*-)\d+-of-(?P<end>\d{2,6})\.safetensors")
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """What MLX reads as floats. 8-bit floats are packed as integers."""
 
@@ -25,7 +29,22 @@ class WeightsSize:
 
 def weight_files(folder: Path) -> list[Path]:
     """Those that mlx-lm loads."""
-    return sorted(folder.glob("model*.safetensors"))
+    return sorted(file for file in folder.glob("model*.safetensors") if file.is_file())
+
+
+def missing_weight_files(folder: Path) -> list[str]:
+    """Those that are not there of the files that an index names, or that the names of other files count."""
+    shards = {name for file in folder.glob("model*.safetensors") for name in _all_shards(file.name)}
+    return sorted(name for name in shards | _indexed(folder) if not (folder / name).is_file())
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """The weights that the files hold, as far as they can be read."""
+    names: set[str] = set()
+    for file in weight_files(folder):
+        with contextlib.suppress(BrokenWeights):
+            names.update(_header(file))
+    return names
 
 
 def weights_size(folder: Path) -> WeightsSize:
@@ -43,10 +62,9 @@ def weights_size(folder: Path) -> WeightsSize:
 
 def check_weights(folder: Path) -> None:
     """Raises BrokenWeights for files that are missing, cut short, or no safetensors."""
-    files = weight_files(folder)
+    missing, files = missing_weight_files(folder), weight_files(folder)
     if not files:
         raise BrokenWeights(f"there is no model*.safetensors in {folder}")
-    missing = [name for name in _indexed(folder) if not (folder / name).is_file()]
     if missing:
         raise BrokenWeights(f"{len(missing)} of its files are missing in {folder}, {missing[0]} among them")
     for file in files:
@@ -57,13 +75,22 @@ def check_weights(folder: Path) -> None:
             raise BrokenWeights(f"{file} is cut short: it has {data_bytes} bytes of weights, and names {max(ends)}")
 
 
-def _indexed(folder: Path) -> list[str]:
+def _all_shards(name: str) -> list[str]:
+    """The names of all files of a sharded model of which this is one; the name alone for another."""
+    numbered = _SHARD.fullmatch(name)
+    if numbered is None:
+        return [name]
+    begin, end = numbered["begin"], numbered["end"]
+    return [f"{begin}{number:0{len(end)}}-of-{end}.safetensors" for number in range(1, min(int(end), MAX_SHARDS) + 1)]
+
+
+def _indexed(folder: Path) -> set[str]:
     """The files that the index of a sharded model names."""
     try:
         weight_map = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))["weight_map"]
-        return sorted({str(name) for name in weight_map.values()})
+        return {str(name) for name in weight_map.values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
+        return set()
 
 
 def _header_bytes(file: Path) -> int:

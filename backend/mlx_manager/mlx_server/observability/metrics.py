@@ -51,6 +51,9 @@ class Metrics:
         self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were in the prefix cache.")
         self._completion_tokens = self._counter("completion_tokens", "Tokens generated.")
         self._loads = self._histogram("model_load_seconds", "Loads of a model that succeeded.", _LONG)
+        self._place_waits = self._histogram(
+            "model_wait_seconds", "Waits of a load for a place among the models.", _LONG
+        )
         self._failed_loads = self._counter("model_load_failures", "Loads of a model that failed.")
         self._evictions = self._counter("model_evictions", "Models let go, and why.", "model", "reason")
         self._deaths = self._counter("worker_restarts", "Workers that died at work; each is replaced.")
@@ -63,8 +66,11 @@ class Metrics:
         if generation is not None and generation.admitted is not None:
             self._count_generation(generation, model)
 
-    def model_loaded(self, model_id: str, seconds: float) -> None:
-        self._loads.observe((self._label(model_id),), (seconds,))
+    def model_loaded(self, model_id: str, seconds: float, waited_seconds: float = 0.0) -> None:
+        """`seconds` without those that the load has waited for a place."""
+        label = self._label(model_id)
+        self._loads.observe((label,), (seconds,))
+        self._place_waits.observe((label,), (waited_seconds,))
 
     def load_failed(self, model_id: str) -> None:
         self._failed_loads.labels(self._label(model_id)).inc()

@@ -5,8 +5,7 @@ Whatever is wrong with either, or with who collects the traces, the server runs 
 
 import logging
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -108,9 +107,9 @@ def _end_request_span(span: Span, exchange: Exchange) -> None:
     span.end()
 
 
-def start_span(name: str, attributes: Mapping[str, AttributeValue]) -> Span:
-    """A span below the current one, for its owner to end."""
-    return _tracer.start_span(name, attributes=attributes)
+def start_span(name: str, attributes: Mapping[str, AttributeValue], began_ns: int | None = None) -> Span:
+    """A span below the current one, for its owner to end. It begins now, or at `began_ns` (Unix time)."""
+    return _tracer.start_span(name, attributes=attributes, start_time=began_ns)
 
 
 def within_span(span: Span) -> AbstractContextManager[Span]:
@@ -119,20 +118,18 @@ def within_span(span: Span) -> AbstractContextManager[Span]:
 
 
 class PastSpan(NamedTuple):
-    """From one moment of `time.perf_counter` to another."""
+    """A span that has ended. Times are Unix times in nanoseconds."""
 
     name: str
-    began: float
-    ended: float
+    began_ns: int
+    ended_ns: int
     attributes: Mapping[str, AttributeValue]
 
 
-def tell_past(spans: Sequence[PastSpan]) -> None:
-    """Makes them below the current span."""
-    clock_began = time.time() - time.perf_counter()  # read now: the one goes on while the machine sleeps
-    for name, began, ended, attributes in spans:
-        span = _tracer.start_span(name, attributes=attributes, start_time=int((clock_began + began) * 1e9))
-        span.end(int((clock_began + max(began, ended)) * 1e9))
+def emit_past_spans(spans: Iterable[PastSpan]) -> None:
+    """Emits `spans` as children of the current span."""
+    for name, began_ns, ended_ns, attributes in spans:
+        start_span(name, attributes, began_ns).end(max(began_ns, ended_ns))
 
 
 def tell_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:

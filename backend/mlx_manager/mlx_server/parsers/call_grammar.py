@@ -2,12 +2,18 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 
-from mlx_manager.mlx_server.parsers.parameter_schema import ParameterKind, parameter_kind, tool_parameters
-from mlx_manager.mlx_server.parsers.pieces import JsonSchema, Tool, UnsupportedToolSchema
+from mlx_manager.mlx_server.parsers.parameter_schema import (
+    ParameterKind,
+    keywords_beyond_parameters,
+    parameter_kind,
+    tool_parameters,
+)
+from mlx_manager.mlx_server.parsers.pieces import JsonSchema, Tool, ToolGrammar, UnsupportedToolSchema
 from mlx_manager.mlx_server.parsers.syntax import CallSyntax, ParameterSyntax
+from mlx_manager.mlx_server.types import SCHEMA_LABEL
 
 _KEY = re.compile(r"[-.\w]+")
 ANY_TEXT = "/(?s:.*)/"
@@ -21,15 +27,16 @@ class CallGrammar:
         self._special_tokens = special_tokens
         self._rules: dict[str, str] = {}
         self._numbers = count()
+        self._unenforced: list[str] = []
 
-    def lark(self, tools: Sequence[Tool], parallel: bool, prologue: str = "") -> str:
+    def of_calls(self, tools: Sequence[Tool], parallel: bool, prologue: str = "") -> ToolGrammar:
         """The grammar of one call, or of several if `parallel` and the format has it, behind the `prologue`."""
         calls = self._rule(" | ".join(self._call(tool) for tool in tools))
         if parallel and self._syntax.between is not None:
             calls += f" ({self.literal(self._syntax.between)} {calls})*"
         start = f"{prologue} {self.literal(self._syntax.begin)} {calls} {self.literal(self._syntax.end)}"
         rules = "".join(f"{name}: {body}\n" for name, body in self._rules.items())
-        return f"%llguidance {{}}\nstart: {start}\n{rules}"
+        return ToolGrammar(f"%llguidance {{}}\nstart: {start}\n{rules}", tuple(self._unenforced))
 
     def literal(self, text: str) -> str:
         """`text` as a sequence of strings and special tokens."""
@@ -49,15 +56,16 @@ class CallGrammar:
 
     def _call(self, tool: Tool) -> str:
         parameters = self._syntax.parameters
-        arguments = self._json(tool.parameters) if parameters is None else self._parameters(tool, parameters)
+        arguments = self._object(tool) if parameters is None else self._parameters(tool, parameters)
         before, after = (text.replace("{name}", tool.name) for text in (self._syntax.before, self._syntax.after))
         return self._rule(f"{self.literal(before)} {arguments} {self.literal(after)}")
 
-    def _json(self, schema: JsonSchema) -> str:
-        return self._rule(f"%json {json.dumps({'type': 'object', **schema})}")
+    def _object(self, tool: Tool) -> str:
+        return self._rule(_json({"type": "object", **tool.parameters}, tool))
 
     def _parameters(self, tool: Tool, syntax: ParameterSyntax) -> str:
         """Required parameters first, so that a separator stands before each of the others; else any one begins."""
+        self._leave_out(keywords_beyond_parameters(tool), tool, "the top level")
         parameters = tool_parameters(tool)
         rules = {key: self._parameter(key, tool, syntax) for key in parameters}
         required = [rules[key] for key, is_required in parameters.items() if is_required]
@@ -84,7 +92,7 @@ class CallGrammar:
     def _value(self, key: str, tool: Tool, syntax: ParameterSyntax) -> str:
         kind = parameter_kind(tool, key)
         if syntax.strings == "json":
-            return f"%json {json.dumps(kind.schema)} {self.literal(syntax.after)}"
+            return f"{_json(kind.schema, tool)} {self.literal(syntax.after)}"
         if not kind.is_string:
             if syntax.strings == "quoted" and kind.is_nested:
                 raise UnsupportedToolSchema(
@@ -92,7 +100,8 @@ class CallGrammar:
                     'Leave tool_choice at "auto", or use strings, numbers and booleans.',
                     param="tools",
                 )
-            return f"%json {json.dumps(kind.schema)} {self.literal(syntax.after)}"
+            return f"{_json(kind.schema, tool)} {self.literal(syntax.after)}"
+        self._leave_out(kind.beyond, tool, f"properties.{key}")
         if syntax.strings == "raw":
             return self._text(kind, syntax.after)
         return f"{self.literal(syntax.quote)} {self._text(kind, syntax.quote)} {self.literal(syntax.after)}"
@@ -105,7 +114,26 @@ class CallGrammar:
             return self.text_until(end)
         return self.text_until(end, f"/(?s:.{{{low},{'' if high is None else high}}})/")
 
+    def _leave_out(self, keywords: Iterable[str], tool: Tool, place: str) -> None:
+        for keyword in keywords:
+            fault = f"{_name(tool)}: {keyword!r} at {place}"
+            if tool.strict:
+                raise UnsupportedToolSchema(
+                    f"{fault} cannot be enforced with this model's way to write calls, and strict is true. Remove the "
+                    "keyword, or set strict to false.",
+                    param="tools",
+                )
+            self._unenforced.append(f"{fault} is not enforced")
+
     def _rule(self, body: str, options: str = "") -> str:
         name = f"rule_{next(self._numbers)}"
         self._rules[name + options] = body
         return name
+
+
+def _name(tool: Tool) -> str:
+    return f"tool {tool.name!r}"
+
+
+def _json(schema: JsonSchema, tool: Tool) -> str:
+    return f"%json {json.dumps({**schema, SCHEMA_LABEL: {'what': _name(tool), 'strict': tool.strict}})}"

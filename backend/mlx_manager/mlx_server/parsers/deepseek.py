@@ -1,5 +1,7 @@
 """DeepSeek V3, R1 and V3.1: calls between tokens, the arguments in a block of JSON or bare."""
 
+import re
+
 from mlx_manager.mlx_server.parsers.json_call import copy_arguments
 from mlx_manager.mlx_server.parsers.output import Tools
 from mlx_manager.mlx_server.parsers.pieces import ToolCallArguments, ToolCallEnd, ToolCallStart
@@ -8,6 +10,7 @@ from mlx_manager.mlx_server.parsers.source import Malformed, Parse, Source
 CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL_BEGIN, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
 SEPARATOR = "<｜tool▁sep｜>"
+_NAME = re.compile(r"[-.:/\w]+")
 
 
 class DeepSeekCalls:
@@ -18,7 +21,7 @@ class DeepSeekCalls:
     def read(self, source: Source, begin: str, tools: Tools) -> Parse[None]:
         if begin == CALLS_BEGIN:
             yield from source.skip_space()
-            yield from source.expect(CALL_BEGIN)
+            yield from source.accept(CALL_BEGIN)
         while True:
             yield from _read_call(source)
             source.mark()
@@ -29,17 +32,19 @@ class DeepSeekCalls:
 
 
 def _read_call(source: Source) -> Parse[None]:
-    name = yield from source.text_until(SEPARATOR)
     yield from source.skip_space()
-    fenced = (yield from source.peek()) != "{"
-    if fenced:  # V3 and R1 have the kind of the tool, "function", before the separator
-        name = yield from source.text_until("\n")
+    name = yield from source.word(_NAME)
+    yield from source.skip_space()
+    if (yield from source.accept(SEPARATOR)):
         yield from source.skip_space()
-        yield from source.accept("```json")
+        other = yield from source.word(_NAME)  # V3 and R1 have the kind of the tool, "function", before the separator
+        name = other if other else name
         yield from source.skip_space()
-    if not name.strip() or (yield from source.peek()) != "{":
+    yield from source.accept("```json", "```")
+    yield from source.skip_space()
+    if not name or (yield from source.peek()) != "{":
         raise Malformed("the call has no name, or no arguments")
-    source.emit(ToolCallStart(name.strip()))
+    source.emit(ToolCallStart(name))
     yield from copy_arguments(source, lambda text: source.emit(ToolCallArguments(text)))
     source.emit(ToolCallEnd())
     source.mark()

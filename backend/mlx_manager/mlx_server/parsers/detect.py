@@ -116,6 +116,17 @@ def detect_format(
     return replace(_tagged(family, template, other_calls), reasoning=_reasoning(template, vocabulary))
 
 
+def prompted_format(shown: OutputFormat) -> OutputFormat:
+    """The format of a model that is told by a prompt to call tools as Hermes does.
+
+    Small models leave the tags out, and others keep to the form that they were trained on: those calls are read too.
+    """
+    if not isinstance(shown, TaggedFormat):
+        return shown
+    calls = (*HERMES.calls, *LLAMA.calls, *shown.calls)
+    return replace(HERMES, calls=calls, call_tokens=HERMES.call_tokens | shown.call_tokens, reasoning=shown.reasoning)
+
+
 def _tagged(family: str, template: str, other_calls: WholeCalls | None) -> TaggedFormat:
     for markers, found in _BY_TEMPLATE:
         if all(marker in template for marker in markers):

@@ -7,7 +7,7 @@ from typing import Protocol
 from mlx_manager.mlx_server.parsers.call_grammar import CallGrammar
 from mlx_manager.mlx_server.parsers.harmony import HARMONY_TOKENS, parse_harmony
 from mlx_manager.mlx_server.parsers.output import CallFormat, OutputParser, ReasoningMarkers, parse_output
-from mlx_manager.mlx_server.parsers.pieces import Tool
+from mlx_manager.mlx_server.parsers.pieces import Tool, ToolGrammar
 from mlx_manager.mlx_server.parsers.syntax import HARMONY, CallSyntax
 
 
@@ -36,7 +36,7 @@ class OutputFormat(Protocol):
 
     def tool_call_grammar(
         self, tools: Sequence[Tool], *, parallel: bool, special_tokens: Mapping[str, int]
-    ) -> str | None:
+    ) -> ToolGrammar | None:
         """A grammar, in llguidance's Lark, of nothing but calls of `tools`; None when there is none for this format.
 
         `special_tokens` are the ids of the visible special tokens that the vocabulary has. Raises
@@ -65,15 +65,16 @@ class TaggedFormat:
     def make_parser(self, tools: Sequence[Tool], *, opened_reasoning: bool) -> OutputParser:
         return OutputParser(
             lambda source: parse_output(source, self.calls, tuple(tools), self.reasoning, opened_reasoning),
+            tools,
             opened_reasoning,
         )
 
     def tool_call_grammar(
         self, tools: Sequence[Tool], *, parallel: bool, special_tokens: Mapping[str, int]
-    ) -> str | None:
+    ) -> ToolGrammar | None:
         if self.syntax is None:
             return None
-        return CallGrammar(self.syntax, special_tokens).lark(tools, parallel)
+        return CallGrammar(self.syntax, special_tokens).of_calls(tools, parallel)
 
 
 HARMONY_REASONING = ReasoningMarkers("<|channel|>analysis<|message|>", "<|end|>")
@@ -93,12 +94,12 @@ class HarmonyFormat:
         return False
 
     def make_parser(self, tools: Sequence[Tool], *, opened_reasoning: bool) -> OutputParser:
-        return OutputParser(parse_harmony)
+        return OutputParser(parse_harmony, tools)
 
     def tool_call_grammar(
         self, tools: Sequence[Tool], *, parallel: bool, special_tokens: Mapping[str, int]
-    ) -> str | None:
+    ) -> ToolGrammar | None:
         """One call, behind reasoning and the header of the message that it is in, each of which may be missing."""
         grammar = CallGrammar(HARMONY, special_tokens)
         analysis = f"{grammar.literal(self.reasoning.start)} {grammar.text_until(self.reasoning.end)}"
-        return grammar.lark(tools, parallel, f"({analysis})? ({grammar.literal('<|start|>assistant')})?")
+        return grammar.of_calls(tools, parallel, f"({analysis})? ({grammar.literal('<|start|>assistant')})?")

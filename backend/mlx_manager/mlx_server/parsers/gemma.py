@@ -2,14 +2,19 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_manager.mlx_server.parsers.arguments import ArgumentsWriter
-from mlx_manager.mlx_server.parsers.loose_values import Dialect, read_items, read_value
+from mlx_manager.mlx_server.parsers.loose_values import Dialect, read_string, read_value, word_value
 from mlx_manager.mlx_server.parsers.output import Tools
+from mlx_manager.mlx_server.parsers.pieces import find_tool
 from mlx_manager.mlx_server.parsers.pythonic import read_call_list, read_python_call
-from mlx_manager.mlx_server.parsers.source import Malformed, Parse, Source
+from mlx_manager.mlx_server.parsers.source import SPACE, Malformed, Parse, Source
 
-_NAME = re.compile(r"[-.\w]+")
+_NAME = re.compile(r"[-.:/\w]+")
+_KEY = re.compile(r"[-.\w]+")
+_SPACES = re.compile(f"[{SPACE}]+")
+_KEY_BEHIND = re.compile(r"\s*,\s*([-.\w]+)\s*:\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +33,90 @@ class GemmaCalls:
 
     def read(self, source: Source, begin: str, tools: Tools) -> Parse[None]:
         yield from source.skip_space()
-        yield from source.expect("call:")
-        name = yield from source.word(_NAME)
-        yield from source.expect("{")
-        if not name:
-            raise Malformed("the call has no name")
-        arguments = ArgumentsWriter(source, name)
-        yield from read_items(source, "}", lambda: self._read_argument(source, arguments))
+        yield from source.accept("call:")
+        name = (yield from source.word(_NAME)).strip(":")
+        yield from source.skip_space()
+        opened = yield from source.accept("{")
+        if not opened and not (yield from self._ends(source)):
+            raise Malformed("no arguments follow the call's name")
+        arguments = ArgumentsWriter(source, name, find_tool(name, tools))
+        if opened:
+            yield from self._read_arguments(source, arguments)
         arguments.end()
         source.mark()
         yield from source.skip_space()
         yield from source.accept(self.end)
 
+    def _read_arguments(self, source: Source, arguments: ArgumentsWriter) -> Parse[None]:
+        """Up to the closing brace, which may be missing before the end of the call."""
+        while True:
+            yield from source.skip_space()
+            if (yield from source.accept("}")) or (yield from self._ends(source)):
+                return
+            yield from self._read_argument(source, arguments)
+            yield from source.skip_space()
+            comma = yield from source.accept(",")
+            if comma is None and (yield from source.peek()) != "}" and not (yield from self._ends(source)):
+                raise Malformed("neither a comma nor the end of the call follows an argument")
+
+    def _ends(self, source: Source) -> Parse[bool]:
+        return (yield from source.sees(self.end)) is not None or (yield from source.is_complete())
+
     def _read_argument(self, source: Source, arguments: ArgumentsWriter) -> Parse[None]:
-        key = yield from source.word(_NAME)
+        dialect = Dialect(self.quote)
+        quoted = yield from read_string(source, dialect)
+        key = quoted if quoted is not None else (yield from source.word(_KEY))
         yield from source.skip_space()
         yield from source.expect(":")
-        arguments.add(key, (yield from read_value(source, Dialect(self.quote))))
+        yield from source.skip_space()
+        arguments.begin(key)
+        if (yield from source.accept(self.quote)):
+            arguments.add(key, (yield from self._read_text(source, arguments)))
+        elif (yield from source.peek()) in ("[", "{", '"', "'"):
+            arguments.add(key, (yield from read_value(source, dialect)))
+        else:
+            arguments.add(key, (yield from self._read_bare(source, arguments)))
+
+    def _read_text(self, source: Source, arguments: ArgumentsWriter) -> Parse[str]:
+        """A string, its first quote consumed. Where the second was left out, it ends before the next known key."""
+        parts: list[str] = []
+        found = yield from source.until((self.quote, self.end), parts.append)
+        text = "".join(parts)
+        if found == self.quote and not _ends_with_key(text, arguments):
+            return text
+        if found is None and source.is_cut_off:
+            raise Malformed("the output ended inside of a string")
+        end = _end_of_value(text, arguments)
+        source.put_back(text[end:] + (found if found is not None else ""))
+        return text[:end]
+
+    def _read_bare(self, source: Source, arguments: ArgumentsWriter) -> Parse[Any]:
+        """A value without quotes; commas that no known key follows are in it. Its second quote may be there."""
+        parts: list[str] = []
+        while (found := (yield from source.until((",", "}", self.quote, self.end), parts.append))) == ",":
+            space = yield from source.word(_SPACES)
+            key = yield from source.word(_KEY)
+            space_behind = yield from source.word(_SPACES)
+            if arguments.expects(key) and (yield from source.peek()) == ":":
+                source.put_back(f",{space}{key}{space_behind}")
+                return word_value("".join(parts), Dialect(self.quote))
+            parts.append(f",{space}{key}{space_behind}")
+        if found is None and source.is_cut_off:
+            raise Malformed("the output ended inside of a value")
+        if found is not None and found != self.quote:
+            source.put_back(found)
+        return word_value("".join(parts), Dialect(self.quote))
+
+
+def _ends_with_key(text: str, arguments: ArgumentsWriter) -> bool:
+    return any(found.end() == len(text) and arguments.expects(found[1]) for found in _KEY_BEHIND.finditer(text))
+
+
+def _end_of_value(text: str, arguments: ArgumentsWriter) -> int:
+    """Where a value ends that no quote ends: before the first key that may follow it, else before the last brace."""
+    keys = (found.start() for found in _KEY_BEHIND.finditer(text) if arguments.expects(found[1]))
+    bare = text.rstrip()
+    return next(keys, len(bare) - bare.endswith("}"))
 
 
 class ToolCodeCalls:

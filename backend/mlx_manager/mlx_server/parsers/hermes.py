@@ -1,6 +1,6 @@
 """Qwen 2.5 and 3, Hermes and their kin: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
 
-from mlx_manager.mlx_server.parsers.json_call import read_call
+from mlx_manager.mlx_server.parsers.json_call import read_call_in_tags
 from mlx_manager.mlx_server.parsers.output import Tools
 from mlx_manager.mlx_server.parsers.source import Parse, Source
 
@@ -12,7 +12,4 @@ class HermesCalls:
 
     def read(self, source: Source, begin: str, tools: Tools) -> Parse[None]:
         yield from source.skip_space()
-        yield from source.expect("{")
-        yield from read_call(source)
-        yield from source.skip_space()
-        yield from source.accept("</tool_call>")
+        yield from read_call_in_tags(source, "</tool_call>")

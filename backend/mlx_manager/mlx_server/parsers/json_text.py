@@ -1,6 +1,7 @@
-"""JSON, checked as it comes and passed on at once. Strict, but for control characters in strings.
+"""JSON, checked as it comes and passed on at once as strict JSON.
 
-Those are passed on as escapes: models write code with bare newlines, and what they mean is not in doubt.
+What models write in its place is read where its meaning is not in doubt: control characters in strings, single quotes,
+keys without quotes, Python's constants, and a comma behind the last item.
 """
 
 import json
@@ -10,9 +11,12 @@ from mlx_manager.mlx_server.parsers.source import Malformed, Parse, Sink, Source
 
 MAX_DEPTH = 100
 
-_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+_PLAIN = {'"': re.compile(r'[^"\\\x00-\x1f]+'), "'": re.compile(r"[^'\"\\\x00-\x1f]+")}
+_NAME = re.compile(r"[-\w]+")
+_BARE_KEY = re.compile(r"[A-Za-z_][-\w]*")
 _SCALAR = re.compile(r"[-+.0-9A-Za-z]+")
 _IS_SCALAR = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|true|false|null")
+_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 _HEX = re.compile(r"[0-9a-fA-F]")
 _SPACES = re.compile(r"[ \t\r\n]+")
 
@@ -26,29 +30,32 @@ def copy_value(source: Source, sink: Sink, depth: int = 0) -> Parse[None]:
             yield from _copy_items(source, sink, depth, "}")
         case "[":
             yield from _copy_items(source, sink, depth, "]")
-        case '"':
+        case '"' | "'":
             yield from copy_string(source, sink)
         case _:
             scalar = yield from source.word(_SCALAR)
+            scalar = _CONSTANTS.get(scalar, scalar)
             if not _IS_SCALAR.fullmatch(scalar):
                 raise Malformed("expected a JSON value")
             sink(scalar)
 
 
 def copy_string(source: Source, sink: Sink) -> Parse[None]:
-    sink((yield from source.expect('"')))
+    quote = yield from source.expect('"', "'")
+    sink('"')
     while True:
-        yield from source.run(_PLAIN, sink)
-        match (yield from source.peek()):
-            case '"':
-                sink(source.take(1))
-                return
-            case "\\":
-                sink((yield from _escape(source)))
-            case "":
-                raise Malformed("the output ended inside of a JSON string")
-            case _:
-                sink(json.dumps(source.take(1))[1:-1])
+        yield from source.run(_PLAIN[quote], sink)
+        character = yield from source.peek()
+        if character == quote:
+            source.take(1)
+            sink('"')
+            return
+        if character == "\\":
+            sink((yield from _escape(source)))
+        elif character:
+            sink(json.dumps(source.take(1))[1:-1])
+        else:
+            raise Malformed("the output ended inside of a JSON string")
 
 
 def read_string(source: Source) -> Parse[str]:
@@ -64,27 +71,40 @@ def read_string(source: Source) -> Parse[str]:
 
 def _copy_items(source: Source, sink: Sink, depth: int, close: str) -> Parse[None]:
     sink(source.take(1))
-    yield from source.run(_SPACES, sink)
-    if (yield from source.peek()) == close:
-        sink(source.take(1))
-        return
+    separator = ""
     while True:
+        space = yield from source.word(_SPACES)
+        if (yield from source.accept(close)):
+            sink(space + close)
+            return
+        sink(separator + space)
         if close == "}":
-            yield from copy_string(source, sink)
+            yield from _copy_key(source, sink)
             yield from source.run(_SPACES, sink)
             sink((yield from source.expect(":")))
             yield from source.run(_SPACES, sink)
         yield from copy_value(source, sink, depth + 1)
         yield from source.run(_SPACES, sink)
         separator = yield from source.expect(",", close)
-        sink(separator)
         if separator == close:
+            sink(close)
             return
-        yield from source.run(_SPACES, sink)
+
+
+def _copy_key(source: Source, sink: Sink) -> Parse[None]:
+    if (yield from source.peek()) in ('"', "'"):
+        yield from copy_string(source, sink)
+        return
+    key = yield from source.word(_NAME)
+    if not _BARE_KEY.fullmatch(key):
+        raise Malformed("expected a key in JSON")
+    sink(json.dumps(key))
 
 
 def _escape(source: Source) -> Parse[str]:
-    escape = source.take(1) + (yield from source.expect(*'"\\/bfnrtu'))
+    escape = source.take(1) + (yield from source.expect(*"\"'\\/bfnrtu"))
+    if escape == "\\'":
+        return "'"
     if escape == "\\u":
         for _ in range(4):
             if not _HEX.match((yield from source.peek())):

@@ -23,7 +23,7 @@ _CLOSING = {"[": "]", "(": ")"}
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """`quote` is what raw strings stand between, and then bare words are strings too; without it, it is Python's."""
+    """`quote` is what raw strings stand between, beside Python's quotes, and then bare words are strings too."""
 
     quote: str | None = None
 
@@ -40,7 +40,7 @@ def read_value(source: Source, dialect: Dialect, depth: int = 0) -> Parse[Any]:
         return dict((yield from read_items(source, "}", lambda: _read_pair(source, dialect, depth + 1))))
     if opened is not None:
         return (yield from read_items(source, _CLOSING[opened], lambda: read_value(source, dialect, depth + 1)))
-    text = yield from _read_string(source, dialect)
+    text = yield from read_string(source, dialect)
     return text if text is not None else (yield from _read_word(source, dialect))
 
 
@@ -58,7 +58,7 @@ def read_items(source: Source, close: str, read_item: Callable[[], Parse[Any]]) 
 
 
 def _read_pair(source: Source, dialect: Dialect, depth: int) -> Parse[tuple[str, Any]]:
-    key = yield from _read_string(source, dialect)
+    key = yield from read_string(source, dialect)
     if key is None and dialect.quote is not None:
         key = yield from source.word(_KEY)
     if key is None:
@@ -68,11 +68,10 @@ def _read_pair(source: Source, dialect: Dialect, depth: int) -> Parse[tuple[str,
     return key, (yield from read_value(source, dialect, depth))
 
 
-def _read_string(source: Source, dialect: Dialect) -> Parse[str | None]:
+def read_string(source: Source, dialect: Dialect) -> Parse[str | None]:
     """None when no string comes next."""
-    if dialect.quote is not None:
-        opened = yield from source.accept(dialect.quote)
-        return (yield from source.text_until(dialect.quote)) if opened else None
+    if dialect.quote is not None and (yield from source.accept(dialect.quote)):
+        return (yield from source.text_until(dialect.quote))
     quote = yield from source.accept("'''", '"""', "'", '"')
     if quote is None:
         return None
@@ -108,7 +107,10 @@ def _with_surrogates_paired(text: str) -> str:
 
 
 def _read_word(source: Source, dialect: Dialect) -> Parse[Any]:
-    word = yield from source.word(_WORD if dialect.quote is None else _BARE)
+    return word_value((yield from source.word(_WORD if dialect.quote is None else _BARE)), dialect)
+
+
+def word_value(word: str, dialect: Dialect) -> Any:
     word = word.strip()
     if word in _CONSTANTS:
         return _CONSTANTS[word]

@@ -2,12 +2,12 @@
 
 import re
 
-from mlx_manager.mlx_server.parsers.json_call import copy_arguments, read_calls
+from mlx_manager.mlx_server.parsers.json_call import copy_arguments, read_call, read_calls
 from mlx_manager.mlx_server.parsers.output import Tools
 from mlx_manager.mlx_server.parsers.pieces import ToolCallArguments, ToolCallEnd, ToolCallStart
 from mlx_manager.mlx_server.parsers.source import Malformed, Parse, Source
 
-_NAME = re.compile(r"[-.\w]+")
+_NAME = re.compile(r"[-.:/\w]+")
 
 
 class MistralCalls:
@@ -19,6 +19,8 @@ class MistralCalls:
         yield from source.skip_space()
         if (yield from source.accept("[")):
             yield from read_calls(source)
+        elif (yield from source.accept("{")):
+            yield from read_call(source)
         else:
             yield from _read_named(source)
 

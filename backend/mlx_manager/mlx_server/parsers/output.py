@@ -1,6 +1,6 @@
 """A model's output, parsed as it comes: first the reasoning, then text and calls. Formats plug in as `CallFormat`s."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,10 @@ class CallFormat(Protocol):
         ...
 
 
+Formats = Mapping[str, CallFormat]
+"""By what their calls begin with."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
     """What reasoning stands between. Where a marker is longer than its special token, `tokens` has that one."""
@@ -52,8 +56,10 @@ class OutputParser:
     Text is held back only as far as a marker, or whitespace before one, may have begun.
     """
 
-    def __init__(self, parse: Callable[[Source], Parse[None]], opened_reasoning: bool = False) -> None:
-        self._source = Source(in_reasoning=opened_reasoning)
+    def __init__(
+        self, parse: Callable[[Source], Parse[None]], tools: Iterable[Tool], opened_reasoning: bool = False
+    ) -> None:
+        self._source = Source(in_reasoning=opened_reasoning, names={tool.name for tool in tools})
         self._parsing = parse(self._source)
 
     @property
@@ -79,8 +85,10 @@ class OutputParser:
         next(self._parsing, None)
         return self._source.drain()
 
-    def flush(self) -> list[Piece]:
+    def flush(self, *, is_cut_off: bool = False) -> list[Piece]:
+        """`is_cut_off` when it was not the model that ended the output: it may have left a call's last marks out."""
         self._source.ended = True
+        self._source.is_cut_off = is_cut_off
         for _ in self._parsing:
             pass
         return self._source.drain()
@@ -89,15 +97,18 @@ class OutputParser:
 def parse_output(
     source: Source, calls: tuple[CallFormat, ...], tools: Tools, reasoning: ReasoningMarkers | None, opened: bool
 ) -> Parse[None]:
+    formats = {begin: call for call in reversed(calls) for begin in call.begins} if tools else {}
     if reasoning is not None:
-        yield from _parse_reasoning(source, reasoning, opened)
-    if tools:
-        yield from _parse_content(source, calls, tools)
+        yield from _parse_reasoning(source, reasoning, opened, formats, tools)
+    if formats:
+        yield from _parse_content(source, formats, tools)
     else:
         yield from source.rest(lambda text: source.emit(Text(text)))
 
 
-def _parse_reasoning(source: Source, markers: ReasoningMarkers, opened: bool) -> Parse[None]:
+def _parse_reasoning(
+    source: Source, markers: ReasoningMarkers, opened: bool, formats: Formats, tools: Tools
+) -> Parse[None]:
     """A model whose reasoning was closed for it may begin again: all blocks before the answer are reasoning."""
     source.mark()
     yield from source.skip_space()
@@ -106,15 +117,53 @@ def _parse_reasoning(source: Source, markers: ReasoningMarkers, opened: bool) ->
         source.forget()
         source.in_reasoning = True
         yield from source.skip_space()
-        yield from source.until((markers.end,), lambda text: source.emit(Reasoning(text)), trim=True)
+        yield from _read_thoughts(source, markers, formats, tools)
         source.in_reasoning = False
         source.forget()
         yield from source.skip_space()
     source.give_back(Malformed("the output does not begin with reasoning"), looked_like_a_call=False)
 
 
-def _parse_content(source: Source, calls: tuple[CallFormat, ...], tools: Tools) -> Parse[None]:
-    formats = {begin: call for call in reversed(calls) for begin in call.begins}
+def _read_thoughts(source: Source, markers: ReasoningMarkers, formats: Formats, tools: Tools) -> Parse[None]:
+    """Calls at the end of thoughts behind which the output ends are calls; all others are thoughts."""
+    begins = tuple(begin for begin, call in formats.items() if begin not in call.unmarked)
+
+    def think(text: str) -> None:
+        source.emit(Reasoning(text))
+
+    while True:
+        found = yield from source.until((markers.end, *begins), think, trim=True)
+        if found is None or found == markers.end:
+            return
+        source.hold()
+        if (yield from _ends_with_calls(source, found, markers, formats, tools)):
+            source.release()
+            return
+        think(source.discard())
+
+
+def _ends_with_calls(
+    source: Source, begin: str, markers: ReasoningMarkers, formats: Formats, tools: Tools
+) -> Parse[bool]:
+    """Whether the output is calls from `begin` to its end; reads no further than where it is not."""
+    marked = tuple(begin for begin, call in formats.items() if begin not in call.unmarked)
+    following: str | None = begin
+    while following is not None:
+        try:
+            yield from formats[following].read(source, following, tools)
+        except Malformed:
+            return False
+        source.settle()
+        yield from source.skip_space()
+        yield from source.accept(*formats[following].separators)
+        yield from source.skip_space()
+        following = yield from source.accept(*marked)
+    yield from source.accept(markers.end)
+    yield from source.skip_space()
+    return not (yield from source.available())
+
+
+def _parse_content(source: Source, formats: Formats, tools: Tools) -> Parse[None]:
     begins = tuple(formats)
     while (begin := (yield from source.until(begins, lambda text: source.emit(Text(text)), trim=True))) is not None:
         call = formats[begin]

@@ -1,10 +1,12 @@
 """What a tool's schema says of each parameter, for formats in which parameters stand one by one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_manager.mlx_server.parsers.pieces import JsonSchema, Tool, UnsupportedToolSchema
 from mlx_manager.mlx_server.parsers.schema_values import argument_schema, resolve, schema_types
+from mlx_manager.mlx_server.types import ENFORCED_FORMATS
 
 _ROOT_KEYWORDS = {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
 _SHARED_KEYWORDS = ("$defs", "definitions", "x-guidance")
@@ -17,7 +19,8 @@ _SCALARS = {"string", "null", "boolean", "integer", "number"}
 class ParameterKind:
     """`is_string` when the value is written as text: one of `choices` if there are any, of a `length` within bounds.
 
-    `schema` stands by itself; `is_nested` when the value may be a list or an object.
+    `schema` stands by itself; `is_nested` when the value may be a list or an object. `beyond` are the keywords that a
+    text cannot be held to.
     """
 
     schema: JsonSchema
@@ -25,13 +28,27 @@ class ParameterKind:
     is_nested: bool
     choices: tuple[str, ...]
     length: tuple[int, int | None]
+    beyond: tuple[str, ...] = ()
+
+
+def keywords_beyond_parameters(tool: Tool) -> list[str]:
+    """Keywords at the top level that parameters which stand one by one cannot be held to.
+
+    Raises UnsupportedToolSchema where the parameters are not all listed there.
+    """
+    beyond = [key for key in tool.parameters if not _is_known(key, _ROOT_KEYWORDS)]
+    for keyword in ("$ref", "allOf"):
+        if keyword in beyond:
+            raise UnsupportedToolSchema(
+                f"This model cannot be made to call {tool.name!r}: its parameters have {keyword!r} at the top level. "
+                "List them in 'properties', or leave tool_choice at 'auto'.",
+                param="tools",
+            )
+    return beyond
 
 
 def tool_parameters(tool: Tool) -> dict[str, bool]:
     """The tool's parameters in their order, and whether each is required."""
-    unsupported = [key for key in tool.parameters if not _is_known(key, _ROOT_KEYWORDS)]
-    if unsupported:
-        raise _refusal(tool, f"its parameters have {unsupported[0]!r} at the top level")
     properties = tool.parameters.get("properties", {})
     required = tool.parameters.get("required", [])
     return {key: key in required for key in [*properties, *(key for key in required if key not in properties)]}
@@ -41,8 +58,6 @@ def parameter_kind(tool: Tool, key: str) -> ParameterKind:
     schema = resolve(argument_schema(tool, key), tool.parameters)
     types = set(schema_types(schema, tool.parameters))
     is_string = not types or "string" in types
-    if is_string:
-        _refuse_what_text_cannot_hold(tool, key, schema, types)
     shared = {name: tool.parameters[name] for name in _SHARED_KEYWORDS if name in tool.parameters}
     return ParameterKind(
         schema={**shared, **schema},
@@ -50,6 +65,7 @@ def parameter_kind(tool: Tool, key: str) -> ParameterKind:
         is_nested=bool(types & {"object", "array"}),
         choices=_choices(schema),
         length=(schema.get("minLength", 0), schema.get("maxLength")),
+        beyond=tuple(_beyond_text(tool, schema, types)) if is_string else (),
     )
 
 
@@ -58,26 +74,16 @@ def _choices(schema: JsonSchema) -> tuple[str, ...]:
     return tuple("null" if value is None else value for value in values if value is None or isinstance(value, str))
 
 
-def _refuse_what_text_cannot_hold(tool: Tool, key: str, schema: JsonSchema, types: set[str]) -> None:
-    unsupported = [keyword for keyword in schema if not _is_known(keyword, _STRING_KEYWORDS)]
-    if not unsupported and not types <= _SCALARS:
-        unsupported = ["type"]
+def _beyond_text(tool: Tool, schema: JsonSchema, types: set[str]) -> Iterator[str]:
+    known = _STRING_KEYWORDS if schema.get("format") in ENFORCED_FORMATS else {*_STRING_KEYWORDS, "format"}
+    yield from (keyword for keyword in schema if not _is_known(keyword, known))
+    if not types <= _SCALARS:
+        yield "type"
     for keyword in ("anyOf", "oneOf"):
         for option in schema.get(keyword, []):
-            constraints = [name for name in option if not _is_known(name, {"type"})]
-            if constraints and "string" in schema_types(option, tool.parameters):
-                unsupported.append(constraints[0])
-    if unsupported:
-        raise _refusal(tool, f"its parameter {key!r} is text with {unsupported[0]!r}")
+            if "string" in schema_types(option, tool.parameters):
+                yield from (name for name in option if not _is_known(name, {"type"}))
 
 
 def _is_known(keyword: str, known: set[str]) -> bool:
     return keyword in known or keyword in _ANNOTATIONS or keyword.startswith("x-")
-
-
-def _refusal(tool: Tool, reason: str) -> UnsupportedToolSchema:
-    return UnsupportedToolSchema(
-        f"This model cannot be made to call {tool.name!r}: {reason}, which its way to write calls cannot be held to. "
-        'Leave tool_choice at "auto", or leave the keyword out.',
-        param="tools",
-    )

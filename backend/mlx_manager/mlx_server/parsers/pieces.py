@@ -1,6 +1,7 @@
 """What a model's output consists of, and the tools that it may call. Knows no format and no request."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -12,10 +13,33 @@ JsonSchema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+    """A function that the model may call; `parameters` is the JSON schema of its arguments.
+
+    A `strict` one is refused where a keyword of its schema cannot be enforced.
+    """
 
     name: str
     parameters: JsonSchema
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolGrammar:
+    """llguidance's Lark for calls of tools, and a sentence for each keyword of their schemas that it leaves out."""
+
+    lark: str
+    unenforced: tuple[str, ...] = ()
+
+
+def known_name(name: str, names: Collection[str]) -> str:
+    """The one of `names` that a model means, which may have written a namespace before it; else `name`."""
+    last_part = re.split(r"[.:/]", name)[-1]
+    return last_part if name not in names and last_part in names else name
+
+
+def find_tool(name: str, tools: Iterable[Tool]) -> Tool | None:
+    by_name = {tool.name: tool for tool in tools}
+    return by_name.get(known_name(name, by_name))
 
 
 @dataclass(frozen=True, slots=True)

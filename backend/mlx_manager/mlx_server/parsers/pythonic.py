@@ -7,7 +7,8 @@ from mlx_manager.mlx_server.parsers.loose_values import PYTHON, read_items, read
 from mlx_manager.mlx_server.parsers.output import Tools
 from mlx_manager.mlx_server.parsers.source import Malformed, Parse, Source
 
-_NAME = re.compile(r"[-.\w]+")
+_NAME = re.compile(r"[-.:/\w]+")
+_KEY = re.compile(r"[-.\w]+")
 
 NameChoice = tuple[str, ...] | None
 """The names that a call may have; None where a marker announced it, and any name is one."""
@@ -35,7 +36,7 @@ def read_python_call(source: Source, names: NameChoice) -> Parse[None]:
 
 
 def _read_argument(source: Source, arguments: ArgumentsWriter) -> Parse[None]:
-    key = yield from source.word(_NAME)
+    key = yield from source.word(_KEY)
     yield from source.skip_space()
     yield from source.expect("=")
     arguments.add(key, (yield from read_value(source, PYTHON)))

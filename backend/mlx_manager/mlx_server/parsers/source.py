@@ -6,7 +6,8 @@ on the text alone, never on how it was cut, for each step waits until the text d
 
 import logging
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from mlx_manager.mlx_server.parsers.pieces import (
     ToolCallEnd,
     ToolCallStart,
     joined,
+    known_name,
 )
 
 logger = logging.getLogger(__name__)
@@ -39,22 +41,35 @@ def possible_beginning(text: str, markers: tuple[str, ...]) -> int:
     return next((n for n in range(longest, 0, -1) if any(marker.startswith(text[-n:]) for marker in markers)), 0)
 
 
+@dataclass(slots=True)
+class _Held:
+    settled: str
+    unsettled: list[str] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+
+
 class Source:
     """Unread text, the pieces made of what was read, and the raw text of a call so that it can be given back.
+
+    `is_cut_off` says of an output that has ended that the model would have gone on.
 
     `text_spans` are the stretches of the output, in characters, that were sent as text. The last may be an empty one,
     before which nothing will be text any more.
     """
 
-    def __init__(self, in_reasoning: bool = False) -> None:
+    def __init__(self, in_reasoning: bool = False, names: Collection[str] = ()) -> None:
+        """`names` are those of the tools."""
         self.ended = False
+        self.is_cut_off = False
         self.broken_calls = 0
         self.in_reasoning = in_reasoning
         self.text_spans = [(0, 0)]
+        self._names = names
         self._taken = 0
         self._unread = ""
         self._at = 0
         self._raw: list[str] | None = None
+        self._held: _Held | None = None
         self._pieces: list[Piece] = []
         self._call_is_open = False
 
@@ -67,6 +82,11 @@ class Source:
         return pieces
 
     def emit(self, piece: Piece) -> None:
+        if isinstance(piece, ToolCallStart):
+            piece = ToolCallStart(known_name(piece.name, self._names))
+        if self._held is not None:
+            self._held.pieces.append(piece)
+            return
         self._pieces.append(piece)
         if isinstance(piece, Text):
             self._add_span(self._taken - len(piece.text))
@@ -81,6 +101,10 @@ class Source:
         """From here on text is kept, until `forget`, so that `give_back` can send it."""
         self._raw = []
 
+    def marked(self) -> str:
+        """The text since `mark`."""
+        return "".join(self._raw or ())
+
     def forget(self) -> None:
         self._raw = None
         self._add_span(self._taken)
@@ -92,17 +116,50 @@ class Source:
             logger.warning("A tool call did not parse and is sent as text: %s", reason)
         if self._call_is_open:
             self.emit(ToolCallBroken())
-        if raw := "".join(self._raw or ()):
+        if raw := self.marked():
             self.emit(Text(raw))
         self._raw = None
+
+    def hold(self) -> None:
+        """From here on pieces are held, with the text since `mark`, until `release` or `discard`."""
+        self._held = _Held(self.marked())
+
+    def settle(self) -> None:
+        """What is held stays one text, also when it is discarded."""
+        if self._held is not None:
+            self._held.settled += "".join(self._held.unsettled)
+            self._held.unsettled.clear()
+
+    def release(self) -> None:
+        """Sends what was held."""
+        held, self._held = self._held, None
+        for piece in held.pieces if held is not None else ():
+            self.emit(piece)
+
+    def discard(self) -> str:
+        """Forgets the pieces that were held, and gives the settled text; what came behind it comes next once more."""
+        held = self._held
+        assert held is not None
+        self.put_back("".join(held.unsettled))
+        self._held = None
+        return held.settled
 
     def take(self, length: int) -> str:
         text = self._unread[self._at : self._at + length]
         self._at += length
         self._taken += len(text)
-        if self._raw is not None:
-            self._raw.append(text)
+        for record in self._records():
+            record.append(text)
         return text
+
+    def put_back(self, text: str) -> None:
+        """`text`, which was taken last, comes next once more."""
+        self._unread = text + self._unread[self._at :]
+        self._at = 0
+        self._taken -= len(text)
+        for record in self._records():
+            whole = "".join(record)
+            record[:] = [whole[: len(whole) - len(text)]]
 
     def available(self) -> Parse[bool]:
         """Waits for a character; False at the end of the output."""
@@ -112,22 +169,30 @@ class Source:
             yield
         return True
 
+    def is_complete(self) -> Parse[bool]:
+        """Whether the model ended its output here."""
+        return not (yield from self.available()) and not self.is_cut_off
+
     def peek(self) -> Parse[str]:
         """The next character, not consumed; "" at the end of the output."""
         return self._unread[self._at] if (yield from self.available()) else ""
 
     def accept(self, *options: str) -> Parse[str | None]:
         """Consumes the longest of `options` that comes next; None, and nothing consumed, when none does."""
+        found = yield from self.sees(*options)
+        if found is not None:
+            self.take(len(found))
+        return found
+
+    def sees(self, *options: str) -> Parse[str | None]:
+        """The longest of `options` that comes next, not consumed."""
         longest = max(map(len, options), default=0)
         while True:
             rest = self._unread[self._at : self._at + longest]
             if self.ended or not any(len(option) > len(rest) and option.startswith(rest) for option in options):
                 break
             yield
-        found = max((option for option in options if rest.startswith(option)), key=len, default=None)
-        if found is not None:
-            self.take(len(found))
-        return found
+        return max((option for option in options if rest.startswith(option)), key=len, default=None)
 
     def expect(self, *options: str) -> Parse[str]:
         found = yield from self.accept(*options)
@@ -184,6 +249,10 @@ class Source:
         if (yield from self.until(markers, parts.append)) is None:
             raise Malformed(f"the output ended before {markers[-1]!r}")
         return "".join(parts)
+
+    def _records(self) -> list[list[str]]:
+        held = [self._held.unsettled] if self._held is not None else []
+        return [self._raw, *held] if self._raw is not None else held
 
     def _add_span(self, begin: int) -> None:
         """From `begin` to what is taken by now; spans that touch become one, and an empty one gives way."""

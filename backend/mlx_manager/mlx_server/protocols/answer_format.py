@@ -45,7 +45,7 @@ def _guided(body: openai.GenerationBody) -> Iterator[Grammar]:
 
 
 def _response_format(asked: openai.ResponseFormat, reject_unknown: bool) -> Iterator[Grammar]:
-    """A schema is followed whether it is strict or not."""
+    """A schema is followed whether it is strict or not; a strict one whole, or it is refused."""
     check_unused(asked.model_extra, reject_unknown, "response_format.")
     match asked.type:
         case "text":
@@ -80,4 +80,4 @@ def _json_schema(asked: openai.JsonSchemaFormat | None, reject_unknown: bool) ->
     where = "response_format.json_schema.schema"
     if asked.schema_ is None:
         return Grammar("json_object", "", where)
-    return Grammar("json_schema", json_text(asked.schema_, where), where)
+    return Grammar("json_schema", json_text(asked.schema_, where), where, asked.strict is True)

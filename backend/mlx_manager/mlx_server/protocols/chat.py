@@ -18,6 +18,7 @@ from mlx_manager.mlx_server.protocols.wire import (
     sampling_overrides,
     stop_strings,
     system_fingerprint,
+    token_limit,
     usage_json,
     wants_usage,
 )
@@ -32,6 +33,7 @@ from mlx_manager.mlx_server.types import (
     Logprobs,
     Prefilled,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     ToolCall,
@@ -77,7 +79,11 @@ def to_request(
 ) -> ChatRequest:
     """Raises InvalidRequest and UnsupportedParameter, which name the field."""
     check_unused(body.model_extra, reject_unknown)
-    max_tokens = _max_tokens(body)
+    max_tokens = token_limit(
+        num_predict=body.num_predict,
+        max_tokens=body.max_tokens,
+        max_completion_tokens=body.max_completion_tokens,
+    )
     return ChatRequest(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
@@ -103,14 +109,6 @@ def to_request(
         tool_use=tool_use(body, reject_unknown),
         thinking_budget=body.thinking_budget,
     )
-
-
-def _max_tokens(body: openai.ChatCompletionRequest) -> int | None:
-    if body.max_completion_tokens is not None and body.max_tokens is not None:
-        raise InvalidRequest(
-            "max_tokens and max_completion_tokens are the same limit: give one of them.", param="max_completion_tokens"
-        )
-    return body.max_completion_tokens if body.max_tokens is None else body.max_tokens
 
 
 def _logprobs(body: openai.ChatCompletionRequest) -> int | None:
@@ -169,6 +167,8 @@ class ChatBuilder(OpenAIWriter):
                 return [self._chunk(index, {"content": text}, logprobs)]
             case ReasoningDelta(index, text, logprobs):
                 return [self._chunk(index, _reasoning(text), logprobs)]
+            case RefusalDelta(index, text):
+                return [self._chunk(index, {"refusal": text})]
             case ToolCallStarted():
                 call: JsonObject = {
                     "id": event.id,
@@ -224,9 +224,9 @@ class ChatBuilder(OpenAIWriter):
 
 
 def _message(choice: Choice) -> JsonObject:
-    """Content is null where the answer is tool calls alone."""
-    content = choice.text if choice.text or not choice.tool_calls else None
-    message: JsonObject = {"role": "assistant", "content": content, "refusal": None}
+    """Content is null where the answer is tool calls or a refusal alone."""
+    content = choice.text if choice.text or not (choice.tool_calls or choice.refusal) else None
+    message: JsonObject = {"role": "assistant", "content": content, "refusal": choice.refusal or None}
     if choice.reasoning:
         message |= _reasoning(choice.reasoning)
     if choice.tool_calls:

@@ -16,6 +16,7 @@ from mlx_manager.mlx_server.protocols.wire import (
     sampling_overrides,
     stop_strings,
     system_fingerprint,
+    token_limit,
     usage_json,
     wants_usage,
 )
@@ -29,6 +30,7 @@ from mlx_manager.mlx_server.types import (
     Logprobs,
     Prefilled,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     ToolCallDelta,
@@ -56,6 +58,7 @@ def to_request(body: openai.CompletionRequest, reject_unknown: bool = False) -> 
     check_unused(body.model_extra, reject_unknown)
     _check_echo(body)
     prompts = _prompts(body.prompt)
+    max_tokens = token_limit(num_predict=body.num_predict, max_tokens=body.max_tokens)
     n = body.n if body.n is not None else 1
     best_of = _best_of(body, n)
     if len(prompts) * best_of > MAX_CHOICES_IN_ALL:
@@ -68,7 +71,7 @@ def to_request(body: openai.CompletionRequest, reject_unknown: bool = False) -> 
         created=int(time.time()),
         model=body.model,
         sampling=sampling_overrides(body),
-        max_tokens=body.max_tokens,
+        max_tokens=max_tokens,
         default_max_tokens=DEFAULT_MAX_TOKENS,
         stop=stop_strings(body.stop),
         include_usage=wants_usage(body, reject_unknown),
@@ -76,7 +79,7 @@ def to_request(body: openai.CompletionRequest, reject_unknown: bool = False) -> 
         logprobs=body.logprobs,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=body.ignore_eos,
-        min_tokens=min_tokens(body, body.max_tokens),
+        min_tokens=min_tokens(body, max_tokens),
         include_stop=body.include_stop_str_in_output,
         skip_special_tokens=body.skip_special_tokens is not False,
         grammar=completion_grammar(body),
@@ -129,7 +132,7 @@ class CompletionBuilder(OpenAIWriter):
                 return []
             case TextDelta(index, text, logprobs):
                 return [self._chunk(index, text, logprobs)]
-            case ReasoningDelta() | ToolCallStarted() | ToolCallDelta():
+            case ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
                 return []  # a completion has text alone
             case ChoiceFinished(index, reason):
                 return [self._chunk(index, "", (), reason)]

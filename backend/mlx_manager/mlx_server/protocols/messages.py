@@ -14,6 +14,7 @@ from mlx_manager.mlx_server.protocols.messages_turns import message_turns
 from mlx_manager.mlx_server.protocols.messages_writer import MessagesChat, MessagesWriter
 from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.wire import json_text
+from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.schemas import anthropic
 from mlx_manager.mlx_server.types import ChatTurn, Grammar, SamplingOverrides
 
@@ -42,6 +43,7 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
         turns, continues = _with_prefill(turns)
         limits = body if isinstance(body, anthropic.MessagesRequest) else None
         thoughts = _thoughts(body, limits.max_tokens if limits is not None else None, reject_unknown)
+        record = GenerationRecord()
         return MessagesChat(
             id=f"msg_{uuid.uuid4().hex}",
             created=int(time.time()),
@@ -50,17 +52,18 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
             max_tokens=limits.max_tokens if limits is not None else 1,
             default_max_tokens=options.default_max_tokens,
             max_tokens_is_a_ceiling=True,
-            stop=tuple(limits.stop_sequences or ()) if limits is not None else (),
+            stop=tuple(filter(None, limits.stop_sequences or ())) if limits is not None else (),
             include_usage=True,
             grammar=_grammar(body, reject_unknown),
             turns=turns,
             add_generation_prompt=not continues,
             continue_final_message=continues,
             template_kwargs=_template_kwargs(body, thoughts),
-            tool_use=messages_tool_use(body, reject_unknown),
+            tool_use=messages_tool_use(body, reject_unknown, record.warnings),
             thinking_budget=thoughts.budget,
             shows_thoughts=thoughts.shown,
             marks_cache=any(_cache_marks(body)),
+            record=record,
         )
 
     def writer(self, request: MessagesChat) -> MessagesWriter:

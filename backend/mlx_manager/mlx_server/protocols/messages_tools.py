@@ -1,10 +1,11 @@
 """The tools of Anthropic's Messages, and how they may be called, to `ToolUse`. Pure."""
 
 import re
+from collections.abc import Iterator
 
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.protocols.messages_parameters import MESSAGES
-from mlx_manager.mlx_server.protocols.parameters import check_unused, warn_once
+from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.tools import check_names, check_parameters, find_tool
 from mlx_manager.mlx_server.protocols.wire import json_text
 from mlx_manager.mlx_server.schemas.anthropic import CountTokensRequest, Tool, ToolChoice
@@ -15,15 +16,15 @@ SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_too
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 
 
-def messages_tool_use(body: CountTokensRequest, reject_unknown: bool) -> ToolUse:
-    """Raises InvalidRequest and UnsupportedParameter, which name the field."""
+def messages_tool_use(body: CountTokensRequest, reject_unknown: bool, warnings: list[str]) -> ToolUse:
+    """Adds to the warnings what is left out. Raises InvalidRequest and UnsupportedParameter, which name the field."""
     given = [(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())]
     of_servers = [(tool, where) for tool, where in given if (tool.type or "").startswith(SERVER_TOOLS)]
     tools = tuple(_definition(tool, where, reject_unknown) for tool, where in given if (tool, where) not in of_servers)
     check_names(tools, "name")
     choice = body.tool_choice if body.tool_choice is not None else ToolChoice(type="auto")
     check_unused(choice.model_extra, reject_unknown, "tool_choice.", MESSAGES)
-    _drop(of_servers, choice, has_others=bool(tools))
+    warnings += _left_out(of_servers, choice, has_others=bool(tools))
     return _as_chosen(choice, tools)
 
 
@@ -50,7 +51,7 @@ def _as_chosen(choice: ToolChoice, tools: tuple[ToolDefinition, ...]) -> ToolUse
             )
 
 
-def _drop(of_servers: list[tuple[Tool, str]], choice: ToolChoice, *, has_others: bool) -> None:
+def _left_out(of_servers: list[tuple[Tool, str]], choice: ToolChoice, *, has_others: bool) -> Iterator[str]:
     """Tools that cannot run here are left out where there are others, and refused where the request is about them."""
     for tool, where in of_servers:
         if not has_others or (choice.type == "tool" and choice.name == tool.name):
@@ -58,7 +59,7 @@ def _drop(of_servers: list[tuple[Tool, str]], choice: ToolChoice, *, has_others:
                 f"Tools of type {str(tool.type)[:100]!r} run at Anthropic, and not on this server: remove it.",
                 param=f"{where}.type",
             )
-        warn_once(f"tools[].type {tool.type}")
+        yield f"{where} is left out: tools of type {str(tool.type)[:100]!r} run at Anthropic"
 
 
 def _definition(tool: Tool, where: str, reject_unknown: bool) -> ToolDefinition:
@@ -78,4 +79,4 @@ def _definition(tool: Tool, where: str, reject_unknown: bool) -> ToolDefinition:
         raise InvalidRequest("A tool needs an 'input_schema'.", param=f"{where}.input_schema")
     check_parameters(tool.input_schema, f"{where}.input_schema")
     text_length = len(json_text(tool.input_schema, f"{where}.input_schema")) + len(tool.description or "")
-    return ToolDefinition(tool.name, tool.description, tool.input_schema, text_length)
+    return ToolDefinition(tool.name, tool.description, tool.input_schema, text_length, tool.strict is True)

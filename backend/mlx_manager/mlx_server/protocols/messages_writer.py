@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.types import (
     Passage,
     Prefilled,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     ToolCall,
@@ -73,9 +74,9 @@ class MessagesWriter(Writer):
             case Prefilled(prompt_tokens, cached_tokens, stored_tokens):
                 usage = Usage(prompt_tokens, 0, cached_tokens, stored_tokens=stored_tokens)
                 yield from self._start(usage)
-            case TextDelta(_, text) | ReasoningDelta(_, text):
+            case TextDelta() | ReasoningDelta() | RefusalDelta():
                 yield from self._start()
-                yield from self._blocks.write(type(event), text)
+                yield from self._blocks.write(_kind(type(event)), event.text)
             case ToolCallStarted():
                 yield from self._start()
                 yield from self._blocks.call(event)
@@ -120,6 +121,8 @@ class MessagesWriter(Writer):
                 return "end_turn"
             case "tool_calls":
                 return "tool_use"
+            case "content_filter":
+                return "refusal"
             case "length":
                 limit = self._request.max_tokens
                 is_cut = limit is not None and usage.prompt_tokens > 0 and usage.completion_tokens < limit
@@ -157,7 +160,7 @@ class _Blocks:
         self._thoughts: list[str] = []
         self._call = -1
 
-    def write(self, kind: type[TextDelta] | type[ReasoningDelta], text: str) -> Iterator[JsonObject]:
+    def write(self, kind: type[TextDelta | ReasoningDelta], text: str) -> Iterator[JsonObject]:
         if self._open is not kind:
             text = self._held.get(kind, "") + text
             if not text.strip():
@@ -195,7 +198,7 @@ class _Blocks:
         self._open = None
         yield {"type": "content_block_stop", "index": self._index}
 
-    def _delta(self, kind: type[TextDelta] | type[ReasoningDelta], text: str) -> Iterator[JsonObject]:
+    def _delta(self, kind: type[TextDelta | ReasoningDelta], text: str) -> Iterator[JsonObject]:
         if kind is TextDelta:
             yield self._part({"type": "text_delta", "text": text})
         elif self._shows_thoughts:
@@ -211,12 +214,19 @@ def _content(choice: Choice, shows_thoughts: bool) -> list[JsonObject]:
     """The blocks that the stream of the same answer adds up to."""
     parts: list[Passage | ToolCall] = []
     for part in choice.parts:
+        if isinstance(part, Passage):
+            part = Passage(_kind(part.kind), part.text)
         last = parts[-1] if parts else None
         if isinstance(part, Passage) and isinstance(last, Passage) and last.kind is part.kind:
             parts[-1] = Passage(last.kind, last.text + part.text)
         elif isinstance(part, ToolCall) or part.text.strip():
             parts.append(part)
     return [_block(part, shows_thoughts) for part in parts] or [_empty(TextDelta)]
+
+
+def _kind(kind: type[TextDelta | ReasoningDelta | RefusalDelta]) -> type[TextDelta | ReasoningDelta]:
+    """A refusal is a text here."""
+    return ReasoningDelta if kind is ReasoningDelta else TextDelta
 
 
 def _block(part: Passage | ToolCall, shows_thoughts: bool) -> JsonObject:
@@ -228,7 +238,7 @@ def _block(part: Passage | ToolCall, shows_thoughts: bool) -> JsonObject:
     return {"type": "thinking", "thinking": thinking, "signature": _signature([part.text], shows_thoughts)}
 
 
-def _empty(kind: type[TextDelta] | type[ReasoningDelta]) -> JsonObject:
+def _empty(kind: type[TextDelta | ReasoningDelta]) -> JsonObject:
     if kind is TextDelta:
         return {"type": "text", "text": "", "citations": None}
     return {"type": "thinking", "thinking": "", "signature": ""}

@@ -1,6 +1,7 @@
 """A model as OpenAI's and Anthropic's clients read it. Pure."""
 
 from datetime import UTC, datetime
+from typing import Literal
 
 from mlx_manager.mlx_server.schemas.models import (
     ContextManagementSupport,
@@ -24,7 +25,9 @@ def model_info(model_id: str, created: int, **facts: object) -> ModelInfo:
     return ModelInfo.model_validate({"id": model_id, "created": created, **shared, **facts})
 
 
-def capabilities(*, chat: bool, tools: bool, reasoning: bool, structured_output: bool) -> ModelCapabilities:
+def capabilities(
+    *, chat: bool, tools: Literal["native", "prompted", False], reasoning: bool, structured_output: bool
+) -> ModelCapabilities:
     thinking = Support(supported=reasoning)
     return ModelCapabilities(
         chat=chat,

@@ -34,6 +34,25 @@ IGNORED = frozenset(
 """Accepted and without effect here: they ask for bookkeeping, or for speed-ups that change no answer, or are what
 clients find in an answer and send back."""
 
+RESOURCES = frozenset(
+    {
+        "f16_kv",
+        "low_vram",
+        "main_gpu",
+        "num_batch",
+        "num_ctx",
+        "num_gpu",
+        "num_gqa",
+        "num_keep",
+        "num_thread",
+        "numa",
+        "use_mlock",
+        "use_mmap",
+        "vocab_only",
+    }
+)
+"""Ollama's parameters of memory and processors, which Open WebUI sends too. Accepted without effect, and warned of."""
+
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "adapters": (),
     "add_generation_prompt": (True,),
@@ -64,16 +83,17 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "max_new_tokens": (),
     "messages[].audio": (),
     "mirostat": (0,),
+    "mirostat_eta": (),
+    "mirostat_tau": (),
     "modalities": (["text"],),
     "moderation": (),
     "n_predict": (),
     "n_probs": (0,),
     "no_repeat_ngram_size": (0,),
     "num_beams": (1,),
-    "num_ctx": (),
-    "num_predict": (),
     "options": ({},),
     "parallel_tool_calls": (True, False),
+    "penalize_newline": (),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "reasoning": (),
@@ -136,10 +156,12 @@ def check_unused(
         name = _PLACE.sub("[]", param)
         if value is None or name in table.ignored:
             continue
-        if name not in table.refused:
+        if name in RESOURCES:
+            warn_once(name, "The server decides on memory and processors itself.")
+        elif name not in table.refused:
             if reject_unknown:
                 raise UnsupportedParameter(f"Nobody knows the parameter {param[:200]!r}: leave it out.", param=param)
-            warn_once(name)
+            warn_once(name, "It is unknown.")
         elif not any(_same(value, neutral) for neutral in table.refused[name]):
             raise UnsupportedParameter(
                 f"The parameter {param!r} is not supported by this server: leave it out.", param=param
@@ -151,5 +173,5 @@ def _same(value: object, neutral: object) -> bool:
 
 
 @lru_cache(maxsize=1000)
-def warn_once(name: str) -> None:
-    logger.warning("Ignoring the unknown request field %r", name[:200])
+def warn_once(name: str, reason: str) -> None:
+    logger.warning("Ignoring the request field %r. %s", name[:200], reason)

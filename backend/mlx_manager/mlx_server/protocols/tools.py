@@ -44,7 +44,7 @@ def _definition(tool: openai.Tool, where: str, reject_unknown: bool) -> ToolDefi
     parameters = function.parameters if function.parameters is not None else NO_PARAMETERS
     check_parameters(parameters, f"{where}.function.parameters")
     text_length = len(json_text(parameters, f"{where}.function.parameters")) + len(function.description or "")
-    return ToolDefinition(function.name, function.description, parameters, text_length)
+    return ToolDefinition(function.name, function.description, parameters, text_length, function.strict is True)
 
 
 def check_parameters(parameters: dict[str, object], where: str) -> None:

@@ -9,7 +9,7 @@ from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.errors import InvalidRequest
 from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.schemas.openai import GenerationBody
-from mlx_manager.mlx_server.types import SamplingOverrides, Usage
+from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT, SamplingOverrides, Usage
 
 JsonObject = dict[str, object]
 MAX_DEPTH = 100
@@ -33,9 +33,21 @@ def _inside(value: object) -> Iterable[object]:
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+    """Without the empty ones, which clients send for none."""
+    given = [stop] if isinstance(stop, str) else stop or ()
+    return tuple(text for text in given if text)
+
+
+def token_limit(**limits: int | None) -> int | None:
+    """The one limit of fields that are names of the same; one that says "no limit" does not speak against another.
+
+    Raises InvalidRequest where two differ.
+    """
+    given = {name: limit for name, limit in limits.items() if limit is not None and limit != NO_TOKEN_LIMIT}
+    if len(set(given.values())) > 1:
+        said = " and ".join(f"{name} is {limit}" for name, limit in given.items())
+        raise InvalidRequest(f"{said}, and they are the same limit. Send one of them.", param=list(given)[-1])
+    return next(iter(given.values()), NO_TOKEN_LIMIT if NO_TOKEN_LIMIT in limits.values() else None)
 
 
 def sampling_overrides(body: GenerationBody) -> SamplingOverrides:

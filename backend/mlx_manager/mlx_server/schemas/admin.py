@@ -14,12 +14,13 @@ ModelStatus = Literal[
 
 
 class Budget(BaseModel):
-    """What loaded models and those that load may take together. `used_bytes` is what they have been promised at least:
-    their weights and the least that they can work with; the rest of `limit_bytes` is shared among them for KV caches.
-    """
+    """What loaded models and those that load may take together, and what they take now."""
 
     limit_bytes: int
     used_bytes: int
+    """All that workers hold: weights, KV caches, prefixes and freed buffers; for models that load, what they need."""
+    promised_bytes: int
+    """What models have at least: their weights and the least that they can work with. The rest is shared among them."""
     max_models: int
     models: int
     """Loaded or loading."""
@@ -97,6 +98,7 @@ class PoolStatus(BaseModel):
                     "budget": {
                         "limit_bytes": 17179869184,
                         "used_bytes": 12728576,
+                        "promised_bytes": 12728576,
                         "max_models": 4,
                         "models": 1,
                     },

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from mlx_manager.mlx_server.schemas.openai import MAX_TOKENS, StopString, Switch, Text, TextOrList, WireBody
+from mlx_manager.mlx_server.schemas.openai import Integer, Switch, Text, TextOrList, WireBody
+from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT
 
 MAX_STOP_SEQUENCES = 64
 _BY_SHAPE = Discriminator(
@@ -78,7 +79,7 @@ class ToolChoice(WireBody):
 
 class Thinking(WireBody):
     type: Text
-    budget_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS, strict=True)
+    budget_tokens: Integer | None = Field(default=None, ge=0, le=NO_TOKEN_LIMIT)
     display: Text | None = None
 
 
@@ -116,11 +117,11 @@ class CountTokensRequest(WireBody):
 
 
 class MessagesRequest(CountTokensRequest):
-    max_tokens: int = Field(ge=0, le=MAX_TOKENS, strict=True)
-    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_SEQUENCES)] | None = None
+    max_tokens: Integer = Field(ge=0, le=NO_TOKEN_LIMIT)
+    stop_sequences: Annotated[list[Text], Field(max_length=MAX_STOP_SEQUENCES)] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, strict=True)
-    top_p: float | None = Field(default=None, gt=0, le=1, strict=True)
-    top_k: int | None = Field(default=None, ge=0, strict=True)
+    top_p: float | None = Field(default=None, ge=0, le=1, strict=True)
+    top_k: Integer | None = Field(default=None, ge=0)
     stream: Switch = False
 
 

@@ -41,10 +41,13 @@ class ServerToolsSupport(Support):
 
 
 class ModelCapabilities(BaseModel):
-    """What this server tells, and the same in Anthropic's terms."""
+    """What this server tells, and the same in Anthropic's terms.
+
+    `tools` is `prompted` where the chat template does not show tools, and the server's own prompt does.
+    """
 
     chat: bool
-    tools: bool
+    tools: Literal["native", "prompted", False]
     reasoning: bool
     structured_output: bool
     batch: Support

@@ -16,21 +16,32 @@ from pydantic import (
 from mlx_manager.mlx_server.config import duration_seconds
 from mlx_manager.mlx_server.schemas.models import ModelInfo as ModelInfo
 from mlx_manager.mlx_server.schemas.models import ModelListResponse as ModelListResponse
+from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Switch = Annotated[bool, Field(strict=True), BeforeValidator(lambda value: False if value is None else value)]
 """A bool that clients also send as null."""
 LogitBias = Annotated[float, Field(ge=-100, le=100, strict=True)]
 TokenId = Annotated[int, Field(strict=True)]
+
+
+def _integral(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, Field(strict=True), BeforeValidator(_integral)]
+"""JSON has one kind of number: 10.0 is an integer."""
+TokenLimit = Annotated[Integer, BeforeValidator(lambda value: NO_TOKEN_LIMIT if value == -1 else value)]
+"""Most tokens of an answer; -1 for as many as there is room for."""
 KeepAlive = Annotated[
     float,
     BeforeValidator(duration_seconds),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}], "examples": [300, "5m", -1, 0]}),
 ]
 """How long the model stays loaded when it is idle after the request, in seconds; -1 for as long as there is room."""
-MAX_TOKENS = 2**31 - 1
+MAX_STOP_STRINGS = 32
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
 MAX_GUIDED_CHOICES = 100_000
@@ -46,7 +57,6 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
-StopString = Annotated[Text, Field(min_length=1)]
 _BY_SHAPE = Discriminator(lambda value: "list" if isinstance(value, list) else "str")
 PartT = TypeVar("PartT")
 TextOrList = (
@@ -136,27 +146,28 @@ class GenerationBody(WireBody):
 
     model: str = Field(min_length=1)
     temperature: float | None = Field(default=None, ge=0, le=2, strict=True)
-    top_p: float | None = Field(default=None, gt=0, le=1, strict=True)
-    top_k: int | None = Field(default=None, ge=-1, strict=True)
+    top_p: float | None = Field(default=None, ge=0, le=1, strict=True)
+    top_k: Integer | None = Field(default=None, ge=-1)
     min_p: float | None = Field(default=None, ge=0, le=1, strict=True)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=2, strict=True)
     repeat_penalty: float | None = Field(default=None, ge=0.01, le=2, strict=True)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, strict=True)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, strict=True)
     logit_bias: dict[int, LogitBias] | None = Field(default=None, max_length=1024)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63, strict=True)
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, strict=True)
+    seed: Integer | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: Integer | None = Field(default=None, ge=1, le=MAX_CHOICES)
     stop: (
         Annotated[
-            Annotated[StopString, Tag("str")] | Annotated[list[StopString], Field(max_length=16), Tag("list")],
+            Annotated[Text, Tag("str")] | Annotated[list[Text], Field(max_length=MAX_STOP_STRINGS), Tag("list")],
             _BY_SHAPE,
         ]
         | None
     ) = None
-    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=1024)] | None = None
+    stop_token_ids: Annotated[list[Integer], Field(fail_fast=True, max_length=1024)] | None = None
     include_stop_str_in_output: Switch = False
     ignore_eos: Switch = False
-    min_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS, strict=True)
+    num_predict: TokenLimit | None = Field(default=None, ge=1, le=NO_TOKEN_LIMIT)
+    min_tokens: Integer | None = Field(default=None, ge=0, le=NO_TOKEN_LIMIT)
     skip_special_tokens: bool | None = Field(default=None, strict=True)
     guided_json: (
         Annotated[Annotated[Text, Tag("str")] | Annotated[dict[str, object], Tag("dict")], _TEXT_OR_OBJECT] | None
@@ -173,13 +184,13 @@ class GenerationBody(WireBody):
 
 class ChatCompletionRequest(GenerationBody):
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(min_length=1)
-    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS, strict=True)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS, strict=True)
+    max_tokens: TokenLimit | None = Field(default=None, ge=1, le=NO_TOKEN_LIMIT)
+    max_completion_tokens: TokenLimit | None = Field(default=None, ge=1, le=NO_TOKEN_LIMIT)
     logprobs: Switch = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=20, strict=True)
+    top_logprobs: Integer | None = Field(default=None, ge=0, le=20)
     reasoning_effort: ReasoningEffort | None = None
     enable_thinking: bool | None = Field(default=None, strict=True)
-    thinking_budget: int | None = Field(default=None, ge=0, le=MAX_TOKENS, strict=True)
+    thinking_budget: Integer | None = Field(default=None, ge=0, le=NO_TOKEN_LIMIT)
     chat_template_kwargs: dict[str, object] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
@@ -219,10 +230,10 @@ Prompt = Annotated[
 class CompletionRequest(GenerationBody):
     prompt: Prompt
     suffix: Text | None = None
-    max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS, strict=True)
-    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES, strict=True)
+    max_tokens: TokenLimit | None = Field(default=None, ge=0, le=NO_TOKEN_LIMIT)
+    best_of: Integer | None = Field(default=None, ge=1, le=MAX_CHOICES)
     echo: Switch = False
-    logprobs: int | None = Field(default=None, ge=0, le=5, strict=True)
+    logprobs: Integer | None = Field(default=None, ge=0, le=5)
 
 
 class PromptTokensDetails(BaseModel):
@@ -270,7 +281,7 @@ class ToolCall(BaseModel):
 class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
-    refusal: None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -308,6 +319,7 @@ class ToolCallDelta(BaseModel):
 class ChatCompletionChunkDelta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[ToolCallDelta] | None = None

@@ -70,7 +70,7 @@ class ChoiceText:
                 return self._output(pieces)
         if tokens.finish_reason is not None:
             self.completion_tokens += len(tokens.token_ids) - len(text_tokens)
-            pieces += self._flush()
+            pieces += self._flush(is_cut_off=tokens.finish_reason == "length")
             if self.finish_reason is None:
                 self.finish_reason = self._reason(tokens.finish_reason)
         return self._output(pieces)
@@ -101,11 +101,11 @@ class ChoiceText:
     def _reason(self, reason: FinishReason) -> FinishReason:
         return "tool_calls" if reason == "stop" and self._has_called else reason
 
-    def _flush(self) -> list[Piece]:
+    def _flush(self, *, is_cut_off: bool) -> list[Piece]:
         text = self._detokenizer.flush()
         if self._ledger is not None:
             self._ledger.place(text)
-        visible = self._visible(self._parser.feed(text) + self._parser.flush())
+        visible = self._visible(self._parser.feed(text) + self._parser.flush(is_cut_off=is_cut_off))
         return visible if self.finish_reason is not None else [*visible, *_text(self._stop.flush())]
 
     def _output(self, pieces: list[Piece]) -> Output:

@@ -1,13 +1,20 @@
 """What holds an answer to its form: a grammar, found valid before admission, and where the model's thoughts end."""
 
+import json
+import logging
+from functools import lru_cache
+
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.grammars.validation import GrammarValidator
+from mlx_manager.mlx_server.grammars.verdict import Verdict
 from mlx_manager.mlx_server.models.pool import LoadedModel
 from mlx_manager.mlx_server.models.tokenization import encode
 from mlx_manager.mlx_server.parsers.output import ReasoningMarkers
-from mlx_manager.mlx_server.parsers.pieces import Tool
+from mlx_manager.mlx_server.parsers.pieces import Tool, ToolGrammar
 from mlx_manager.mlx_server.services.prompts import Prompt
-from mlx_manager.mlx_server.types import ChatRequest, CompletionRequest, Grammar, Thinking
+from mlx_manager.mlx_server.types import SCHEMA_LABEL, ChatRequest, CompletionRequest, Grammar, Thinking
+
+logger = logging.getLogger(__name__)
 
 
 async def compile_grammar(
@@ -16,20 +23,37 @@ async def compile_grammar(
     """llguidance's form of what the request's answers have to follow. Raises InvalidRequest, which names the field.
 
     Where a call is required that is a call; where one is possible, an answer in a form asked for is that, or calls.
+    What the grammar leaves out of a schema goes into the request's record.
     """
     asked = await validator.compile(request.grammar) if request.grammar is not None else None
     if not isinstance(request, ChatRequest) or not request.tool_use.callable:
-        return asked
+        return _noted(asked, request) if asked is not None else None
     if request.tool_use.required:
-        return await validator.compile(Grammar("lark", _calls(model, request, "tool_choice"), "tools"))
+        calls = _calls(model, request, "tool_choice")
+        return _noted(await validator.compile(Grammar("lark", calls.lark, "tools")), request, calls.unenforced)
     if request.grammar is None:
         return None
-    return await validator.compile(Grammar("lark", _calls_or(request.grammar, model, request), "tools"))
+    calls = _calls(model, request, request.grammar.param)
+    grammar = Grammar("lark", _calls_or(request.grammar, calls), "tools")
+    return _noted(await validator.compile(grammar), request, calls.unenforced)
 
 
-def _calls(model: LoadedModel, request: ChatRequest, param: str) -> str:
+def _noted(verdict: Verdict, request: ChatRequest | CompletionRequest, unenforced: tuple[str, ...] = ()) -> str:
+    """The verdict's grammar; the keywords that it does not enforce go into the request's record and, once, the log."""
+    request.record.warnings += [*unenforced, *verdict.unenforced]
+    for sentence in request.record.warnings:
+        _warn_once(sentence)
+    return verdict.grammar
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(sentence: str) -> None:
+    logger.warning("A grammar leaves out a keyword of a JSON schema: %s", sentence)
+
+
+def _calls(model: LoadedModel, request: ChatRequest, param: str) -> ToolGrammar:
     """A grammar of nothing but calls, which begins with its rule `start`."""
-    tools = [Tool(tool.name, tool.parameters) for tool in request.tool_use.callable]
+    tools = [Tool(tool.name, tool.parameters, tool.strict) for tool in request.tool_use.callable]
     visible = model.output_format.visible_special_tokens(with_tools=True)
     special_tokens = {name: token for name, token in model.language.special_tokens.items() if name in visible}
     grammar = model.output_format.tool_call_grammar(
@@ -44,15 +68,17 @@ def _calls(model: LoadedModel, request: ChatRequest, param: str) -> str:
     return grammar
 
 
-def _calls_or(answer: Grammar, model: LoadedModel, request: ChatRequest) -> str:
+def _calls_or(answer: Grammar, calls: ToolGrammar) -> str:
     if answer.kind not in ("json_object", "json_schema"):
         raise InvalidRequest(
             f"{answer.param} does not go with tools that may be called: set tool_choice to 'none', or ask for JSON.",
             param=answer.param,
         )
-    schema = answer.source if answer.kind == "json_schema" else '{"type": "object"}'
-    calls = _calls(model, request, answer.param).replace("\nstart:", "\ncalls:", 1)
-    return f"{calls}\nanswer: %json {schema}\nstart: calls | answer\n"
+    schema = json.loads(answer.source) if answer.kind == "json_schema" else {"type": "object"}
+    if isinstance(schema, dict):
+        schema[SCHEMA_LABEL] = {"what": answer.param.partition(".")[0], "strict": answer.strict}
+    calls_rule = calls.lark.replace("\nstart:", "\ncalls:", 1)
+    return f"{calls_rule}\nanswer: %json {json.dumps(schema)}\nstart: calls | answer\n"
 
 
 def resolve_thinking(

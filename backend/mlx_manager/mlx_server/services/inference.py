@@ -1,8 +1,9 @@
 """The straight line of every request: lease the model, render and tokenise, compile the grammar, generate, events.
 
-Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves: awaited first,
-each gives an async iterator of OpenAI's chunks as dicts when `stream`, else one response; they raise `ServerError`
-where the HTTP endpoints answer with a status.
+Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves. They use its
+service, so upstreams, fallbacks, deadline and limits are those of the HTTP endpoints. Awaited first, each gives an
+async iterator of OpenAI's chunks as dicts when `stream`, else one response; they raise `ServerError` where the HTTP
+endpoints answer with a status.
 """
 
 import logging
@@ -15,9 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlx_manager.mlx_server.engine.sequences import Sequence
-from mlx_manager.mlx_server.errors import InvalidRequest, UpstreamError
+from mlx_manager.mlx_server.errors import InvalidRequest, NotReady, UpstreamError
 from mlx_manager.mlx_server.folding import fold
-from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager, get_model_pool
+from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.records import GenerationRecord
@@ -26,7 +27,7 @@ from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.deadline import within
 from mlx_manager.mlx_server.services.hygiene import Hygiene
-from mlx_manager.mlx_server.services.prompts import check_length, read_prompts
+from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.tracing import traced
 from mlx_manager.mlx_server.types import (
@@ -44,28 +45,34 @@ logger = logging.getLogger(__name__)
 Answer = JsonObject | AsyncIterator[JsonObject]
 
 
+class _Unasked(int):
+    """A limit that the caller did not ask for: the model's own comes before it, and it is cut to what fits."""
+
+
+DEFAULT_MAX_TOKENS = _Unasked(4096)
+DEFAULT_COMPLETION_TOKENS = _Unasked(completions.DEFAULT_MAX_TOKENS)
+_running_service: "InferenceService | None" = None
+
+
 class InferenceService:
     """Turns requests into events, over the models of a pool and those of upstreams."""
 
     def __init__(
         self,
         pool: ModelPoolManager,
-        timeout_seconds: float = 0,
-        routing: Routing | None = None,
+        timeout_seconds: float,
+        routing: Routing,
         *,
-        hygiene: Hygiene | None = None,
-        max_prompt_characters: int = 0,
-        trace_content: bool = False,
+        hygiene: Hygiene,
+        prompt_rules: PromptRules,
+        trace_content: bool,
     ) -> None:
-        """A request may take `timeout_seconds`; 0 for as long as it takes. Without `routing` it is the pool's.
-
-        Prompts over `max_prompt_characters` are refused; 0 for none.
-        """
+        """A request may take `timeout_seconds`; 0 for as long as it takes."""
         self._pool = pool
-        self.routing = routing if routing is not None else Routing(pool)
+        self.routing = routing
         self.timeout_seconds = timeout_seconds
-        self.hygiene = hygiene if hygiene is not None else Hygiene()
-        self.max_prompt_characters = max_prompt_characters
+        self.hygiene = hygiene
+        self.prompt_rules = prompt_rules
         self.trace_content = trace_content
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
@@ -82,9 +89,9 @@ class InferenceService:
         request = replace(self.hygiene.cleaned(request), model=self.routing.model_id(request.model))
         if self.routing.upstream(request.model) is not None:
             return await self._counted_by_upstream(replace(request, max_tokens=1))
-        check_length(request, self.max_prompt_characters)
+        check_length(request, self.prompt_rules.max_characters)
         async with self._pool.lease(request.model, 0, request.keep_alive_seconds) as model:
-            (prompt,) = await read_prompts(model, request, self.max_prompt_characters)
+            (prompt,) = await read_prompts(model, request, self.prompt_rules)
         return len(prompt.tokens)
 
     async def _counted_by_upstream(self, request: ChatRequest) -> int:
@@ -94,11 +101,11 @@ class InferenceService:
         return usage.prompt_tokens
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
-        check_length(request, self.max_prompt_characters)
+        check_length(request, self.prompt_rules.max_characters)
         record, asked_at = request.record, time.time()
         async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
             _note_lease(record, model, asked_at)
-            prompts = await read_prompts(model, request, self.max_prompt_characters)
+            prompts = await read_prompts(model, request, self.prompt_rules)
             record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self._pool.grammars, model, request)
             planned = plan_choices(model, request, prompts, grammar)
@@ -167,31 +174,49 @@ def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[Se
     record.broken_calls = sum(run.broken_calls for run in runs)
 
 
+def set_running_service(service: InferenceService | None) -> None:
+    """For the lifespan alone."""
+    global _running_service
+    _running_service = service
+
+
+def _get_running_service() -> InferenceService:
+    if _running_service is None:
+        raise NotReady("No server is running: enter the app's lifespan first.")
+    return _running_service
+
+
 async def generate_chat_completion(
     model_id: str,
     messages: list[dict[str, Any]],
-    max_tokens: int = 4096,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: str | list[str] | None = None,
     stream: bool = False,
 ) -> Answer:
     """One chat completion of `messages`, each a dict with "role" and "content"."""
-    fields = {"messages": messages, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
+    fields = {
+        "messages": messages,
+        "max_tokens": _asked(max_tokens),
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": stop,
+    }
     try:
         body = openai.ChatCompletionRequest.model_validate({"model": model_id, **fields})
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
-    request = chat.to_request(body, max_tokens)
+    request = chat.to_request(body, int(DEFAULT_MAX_TOKENS))
     request.record.streamed = stream
-    events = InferenceService(get_model_pool()).generate(request)
+    events = _get_running_service().generate(request)
     return await _answer(events, chat.ChatBuilder(request), stream)
 
 
 async def generate_completion(
     model_id: str,
     prompt: str,
-    max_tokens: int = 16,
+    max_tokens: int = DEFAULT_COMPLETION_TOKENS,
     temperature: float = 1.0,
     top_p: float = 1.0,
     stop: str | list[str] | None = None,
@@ -199,15 +224,25 @@ async def generate_completion(
     stream: bool = False,
 ) -> Answer:
     """One completion that goes on from `prompt`."""
-    fields = {"prompt": prompt, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
+    fields = {
+        "prompt": prompt,
+        "max_tokens": _asked(max_tokens),
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": stop,
+    }
     try:
         body = openai.CompletionRequest.model_validate({"model": model_id, "echo": echo, **fields})
     except ValidationError as exc:
         raise InvalidRequest(str(exc)) from exc
     request = completions.to_request(body)
     request.record.streamed = stream
-    events = InferenceService(get_model_pool()).generate(request)
+    events = _get_running_service().generate(request)
     return await _answer(events, completions.CompletionBuilder(request), stream)
+
+
+def _asked(max_tokens: int) -> int | None:
+    return None if isinstance(max_tokens, _Unasked) else max_tokens
 
 
 async def _answer(

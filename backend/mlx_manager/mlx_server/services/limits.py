@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_manager.mlx_server.errors import ContextLengthExceeded, InvalidRequest
 from mlx_manager.mlx_server.models.pool import LoadedModel
-from mlx_manager.mlx_server.types import GenerationRequest, SamplingOverrides, SamplingParams
+from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT, GenerationRequest, SamplingOverrides, SamplingParams
 
 
 def resolve_sampling(model: LoadedModel, request: GenerationRequest) -> SamplingParams:
@@ -55,7 +55,8 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
 
 def _within_memory(model: LoadedModel, request: GenerationRequest, prompt_tokens: int, max_tokens: int) -> int:
     fits = model.engine.largest_sequence_tokens
-    asked = prompt_tokens + (1 if request.max_tokens is None or request.max_tokens_is_a_ceiling else max_tokens)
+    is_limit_asked_for = request.max_tokens not in (None, NO_TOKEN_LIMIT) and not request.max_tokens_is_a_ceiling
+    asked = prompt_tokens + (max_tokens if is_limit_asked_for else 1)
     if asked <= fits:
         return min(max_tokens, fits - prompt_tokens)
     raise ContextLengthExceeded(

@@ -3,14 +3,19 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 
+from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import ChatTemplateMissing, InvalidRequest, UnsupportedParameter
+from mlx_manager.mlx_server.models.adapters.base import TEMPLATE_FAILURES
+from mlx_manager.mlx_server.models.adapters.round_trip import with_null_content
 from mlx_manager.mlx_server.models.pool import LoadedModel
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, encode, make_decoder
 from mlx_manager.mlx_server.protocols.sizes import too_long
+from mlx_manager.mlx_server.services.tool_prompt import with_tools_as_text
+from mlx_manager.mlx_server.services.turns import fit_turns
 from mlx_manager.mlx_server.types import ChatRequest, ChatTurn, CompletionRequest, ToolCall, ToolDefinition
 
 LONG_TEXT_CHARACTERS = 20_000
@@ -39,6 +44,19 @@ class Prompt:
     opens_reasoning: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRules:
+    """What the settings say of all prompts. More than `max_characters` are refused; 0 is no limit."""
+
+    max_characters: int = 0
+    tool_prompt: bool = True
+    hoist_system_messages: bool = False
+
+
+def prompt_rules(settings: MLXServerSettings) -> PromptRules:
+    return PromptRules(settings.max_prompt_characters, settings.tool_prompt, settings.hoist_system_messages)
+
+
 def check_length(request: ChatRequest | CompletionRequest, max_characters: int) -> None:
     """Raises InvalidRequest for more text than this server reads; 0 is no limit."""
     if 0 < max_characters < request.text_length:
@@ -46,12 +64,12 @@ def check_length(request: ChatRequest | CompletionRequest, max_characters: int) 
 
 
 async def read_prompts(
-    model: LoadedModel, request: ChatRequest | CompletionRequest, max_characters: int = 0
+    model: LoadedModel, request: ChatRequest | CompletionRequest, rules: PromptRules
 ) -> list[Prompt]:
     """Raises InvalidRequest, which names the request's field, for what this model cannot read."""
     match request:
         case ChatRequest():
-            prompts = [await _chat_prompt(model, request, max_characters)]
+            prompts = [await _chat_prompt(model, request, rules)]
         case CompletionRequest() if request.text_length > LONG_TEXT_CHARACTERS:
             prompts = await asyncio.to_thread(_completion_prompts, model, request)
         case CompletionRequest():
@@ -65,13 +83,21 @@ async def read_prompts(
     return prompts
 
 
-async def _chat_prompt(model: LoadedModel, request: ChatRequest, max_characters: int) -> Prompt:
+async def _chat_prompt(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> Prompt:
     """The template is rendered by a process apart: a thread waits for that."""
     language = model.language
+    if request.tool_use.tools and not language.traits.native_tools and not rules.tool_prompt:
+        raise UnsupportedParameter(
+            f"The chat template of model {model.model_id!r} does not show tools, and the setting tool_prompt is off. "
+            "Leave 'tools' out, use a model with tools of its own, or set MLX_SERVER_TOOL_PROMPT=true.",
+            param="tools",
+        )
     async with language.rendering:
-        text = await language.templates.in_thread(lambda: _render(model, request))
-    if 0 < max_characters < len(text):
-        raise too_long("With what the model's chat template adds, the prompt", len(text), max_characters, "messages")
+        text = await language.templates.in_thread(lambda: _render(model, request, rules))
+    if 0 < rules.max_characters < len(text):
+        raise too_long(
+            "With what the model's chat template adds, the prompt", len(text), rules.max_characters, "messages"
+        )
     if len(text) > LONG_TEXT_CHARACTERS:
         tokens = await asyncio.to_thread(encode, language.tokenizer, text, add_special_tokens=False)
     else:
@@ -127,16 +153,21 @@ def fill_in_the_middle_tokens(tokenizer: Tokenizer) -> tuple[int, int, int] | No
     return None
 
 
-def _render(model: LoadedModel, request: ChatRequest) -> str:
+def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str:
+    traits = model.language.traits
     options: dict[str, object] = dict(request.template_kwargs)
     if request.continue_final_message:
         options["continue_final_message"] = True
-    if request.tool_use.tools:
-        options["tools"] = [_tool(tool) for tool in request.tool_use.tools]
+    turns, tools = list(request.turns), [_tool(tool) for tool in request.tool_use.tools]
+    if not traits.native_tools:
+        turns = with_tools_as_text(turns, tools)
+    elif tools:
+        options["tools"] = tools
+    fitted = fit_turns(turns, traits, hoist=rules.hoist_system_messages)
     try:
         return model.adapter.apply_chat_template(
             model.tokenizer,
-            [_message(turn) for turn in request.turns],
+            [with_null_content(_message(turn), traits.null_content) for turn in fitted],
             add_generation_prompt=request.add_generation_prompt,
             **options,
         )
@@ -144,13 +175,13 @@ def _render(model: LoadedModel, request: ChatRequest) -> str:
         raise ChatTemplateMissing(
             f"The chat template of model {model.model_id!r} is broken: {exc}", param="model"
         ) from exc
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+    except TEMPLATE_FAILURES as exc:
         raise InvalidRequest(
             f"The chat template of model {model.model_id!r} does not take these messages: {exc}", param="messages"
         ) from exc
 
 
-def _message(turn: ChatTurn) -> dict[str, object]:
+def _message(turn: ChatTurn) -> dict[str, Any]:
     """The turn as chat templates know it."""
     optional: Mapping[str, object] = {
         "name": turn.name,

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from mlx_manager.mlx_server.errors import (
     InsufficientMemory,
     ModelLoadFailed,
-    ModelNotFound,
     NotReady,
     ServerBusy,
     ServerError,
@@ -35,15 +34,15 @@ class Routing:
     def __init__(
         self,
         pool: ModelPoolManager,
-        upstreams: Upstreams | None = None,
-        fallbacks: Mapping[str, Sequence[str]] | None = None,
-        aliases: Mapping[str, str] | None = None,
+        upstreams: Upstreams,
+        fallbacks: Mapping[str, Sequence[str]],
+        aliases: Mapping[str, str],
     ) -> None:
         """`fallbacks` are for models of this machine; upstreams have their own. `aliases` are for unknown names."""
         self._pool = pool
-        self._upstreams = upstreams if upstreams is not None else Upstreams()
-        self.fallbacks = fallbacks if fallbacks is not None else {}
-        self.aliases = aliases if aliases is not None else {}
+        self._upstreams = upstreams
+        self.fallbacks = fallbacks
+        self.aliases = aliases
 
     def model_id(self, name: str) -> str:
         """The id of the model that answers for the name: its own, or the one that the first fitting alias names."""
@@ -52,12 +51,11 @@ class Routing:
         return next((model for pattern, model in self.aliases.items() if fnmatchcase(name, pattern)), name)
 
     def upstream(self, model_id: str) -> UpstreamServer | None:
-        """None for a model of this machine, and for an unknown one."""
-        try:
-            self._pool.catalog.resolve(model_id)
-        except ModelNotFound:
-            return self._upstreams.find(model_id)
-        return None
+        """None for a model of this machine, and for an id that no upstream has either.
+
+        The catalogue may still have an answer to such an id: a download, or the default model.
+        """
+        return None if self._pool.catalog.knows(model_id) else self._upstreams.find(model_id)
 
     async def events(self, request: Request, local: Backend) -> GenerationEvents:
         """Of the first model that can answer, of the request's and its fallbacks, chosen before the first token.

@@ -20,6 +20,7 @@ from mlx_manager.mlx_server.types import (
     GenerationEvent,
     Prefilled,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     ToolCall,
@@ -68,7 +69,7 @@ class OutputRecorder:
 
     def see(self, event: GenerationEvent) -> None:
         match event:
-            case TextDelta() | ReasoningDelta() | ToolCallStarted() | ToolCallDelta():
+            case TextDelta() | ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
                 self._parts[event.index].add(event)
             case ChoiceFinished(index, reason):
                 self._reasons[index] = reason
@@ -96,7 +97,7 @@ def _turn_parts(turn: ChatTurn) -> list[_Part]:
 
 
 def _choice_parts(choice: Choice) -> list[_Part]:
-    return _parts(choice.reasoning, choice.text, choice.tool_calls)
+    return _parts(choice.reasoning, choice.text or choice.refusal, choice.tool_calls)
 
 
 def _parts(reasoning: str | None, text: str | None, calls: tuple[ToolCall, ...]) -> list[_Part]:

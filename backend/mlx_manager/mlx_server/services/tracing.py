@@ -12,10 +12,10 @@ from contextlib import aclosing
 from mlx_manager.mlx_server.observability import (
     AttributeValue,
     PastSpan,
+    emit_past_spans,
     fail_span,
     record_generation,
     start_span,
-    tell_past,
     within_span,
 )
 from mlx_manager.mlx_server.records import GenerationRecord
@@ -28,13 +28,14 @@ from mlx_manager.mlx_server.types import (
     GenerationEvent,
     GenerationEvents,
     ReasoningDelta,
+    RefusalDelta,
     Started,
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
 )
 
-_DELTAS = (TextDelta, ReasoningDelta, ToolCallStarted, ToolCallDelta)
+_DELTAS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallStarted, ToolCallDelta)
 
 Attributes = dict[str, AttributeValue]
 
@@ -47,7 +48,7 @@ async def traced(
     What the request and its answer say is on the span with `trace_content` alone.
     """
     record = request.record
-    span = start_span(_name(request), _request_attributes(request))
+    span = start_span(_name(request), _request_attributes(request), record.began_ns)
     output = OutputRecorder() if trace_content and span.is_recording() else None
     watch = _Watch(record, output)
     try:
@@ -77,8 +78,8 @@ async def traced(
             if record.error is not None:
                 fail_span(span, record.error)
             with within_span(span):
-                tell_past(list(_phases(request, record)))
-        span.end()
+                emit_past_spans(_phases(request, record))
+        span.end(record.unix_ns(record.ended))
 
 
 class _Watch:
@@ -162,23 +163,27 @@ def _answer_attributes(record: GenerationRecord) -> Attributes:
 
 
 def _phases(request: ChatRequest | CompletionRequest, record: GenerationRecord) -> Iterator[PastSpan]:
-    """Those that the request came to. What the worker measured of them begins when it was heard of."""
+    """The phases that the request reached. The worker's own measurements count from the request's admission."""
+
+    def phase(name: str, began: float, ended: float, attributes: Attributes) -> PastSpan:
+        return PastSpan(name, record.unix_ns(began), record.unix_ns(ended), attributes)
+
     ended = record.ended if record.ended is not None else time.perf_counter()
     last_output = record.last_output if record.last_output is not None else ended
     if record.leased is not None and record.load_seconds is not None:
         began = record.leased - record.load_seconds
-        yield PastSpan("load", began, record.leased, {"gen_ai.request.model": record.model})
+        yield phase("load", began, record.leased, {"gen_ai.request.model": record.model})
     if record.admitted is not None and record.upstream is None:
         prefilled = record.prefilled if record.prefilled is not None else ended
         begun = min(record.admitted + record.queue_seconds, prefilled) if record.prefilled is not None else ended
-        yield PastSpan("queue", record.admitted, begun, {})
+        yield phase("queue", record.admitted, begun, {})
         if record.prefilled is not None:
-            yield PastSpan("prefill", begun, prefilled, _prefill_attributes(record))
+            yield phase("prefill", begun, prefilled, _prefill_attributes(record))
     decoding = record.prefilled if record.prefilled is not None else record.first_output
     if decoding is not None:
-        yield PastSpan("decode", decoding, last_output, _decode_attributes(record))
+        yield phase("decode", decoding, last_output, _decode_attributes(record))
     if isinstance(request, ChatRequest) and record.first_output is not None:
-        yield PastSpan("parse", record.first_output, last_output, _parse_attributes(record))
+        yield phase("parse", record.first_output, last_output, _parse_attributes(record))
 
 
 def _prefill_attributes(record: GenerationRecord) -> Attributes:

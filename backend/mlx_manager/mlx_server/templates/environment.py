@@ -1,6 +1,7 @@
 """Chat templates as transformers renders them: the same sandbox, filters and functions. Runs in the rendering process.
 
 What transformers' `render_jinja_template` does with its arguments is done here too, so that both give the same text.
+One thing differs: a message's content may be None here, because DeepSeek's templates recognise a tool call by that.
 """
 
 import json
@@ -41,7 +42,8 @@ def render(
         raise ValueError("continue_final_message and add_generation_prompt are not compatible: set one of them.")
     compiled = _compiled(template)
     chat = [
-        _with_reasoning({key: value for key, value in message.items() if value is not None}) for message in messages
+        _with_reasoning({key: value for key, value in message.items() if value is not None or key == "content"})
+        for message in messages
     ]
     field = continue_final_message if isinstance(continue_final_message, str) else "content"
     continued = _mark_end(chat[-1], field, template) if continue_final_message else None

@@ -1,6 +1,8 @@
 """How many files and sockets the process may have open."""
 
+import contextlib
 import resource
+from collections.abc import Iterator
 
 _OTHERS = 512
 """Of models, workers, upstreams, logs."""
@@ -18,3 +20,16 @@ def raise_descriptor_limit(connections: int) -> int | None:
     except (OSError, ValueError):  # macOS has a limit of its own below the hard one
         allowed = soft
     return max(allowed - _OTHERS, 0) if allowed < wanted else None
+
+
+@contextlib.contextmanager
+def own_descriptor_limit() -> Iterator[None]:
+    """For the import of mlx-lm, which sets the limit to (2048, 4096): that fails where the hard limit is lower, and
+    takes back what `raise_descriptor_limit` has raised. Within the block the limit stays as it is.
+    """
+    set_limit = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        yield
+    finally:
+        resource.setrlimit = set_limit

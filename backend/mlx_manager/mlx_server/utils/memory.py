@@ -11,12 +11,11 @@ def bytes_text(nbytes: int) -> str:
     return f"{nbytes / BYTES_PER_GB:.2f} GB" if nbytes >= BYTES_PER_GB / 10 else f"{nbytes / 1024**2:.2f} MB"
 
 
-def recommended_memory_gb() -> float | None:
-    """What the GPU's driver recommends to take at most, where it says; more is slow, or ends the process."""
+def keep_off_the_gpu() -> None:
+    """Makes the CPU the device of what this process imports: a stream on a GPU costs memory there."""
     import mlx.core as mx
 
-    nbytes = mx.device_info().get("max_recommended_working_set_size")
-    return int(nbytes) / BYTES_PER_GB if nbytes is not None else None
+    mx.set_default_device(mx.cpu)
 
 
 def get_memory_usage() -> dict[str, float]:

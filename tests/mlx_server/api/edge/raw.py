@@ -10,7 +10,8 @@ from typing import Any
 
 from tests.running_server import RunningServer
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 300.0
+"""A limit against hanging, for the slowest machine."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,15 @@ def read_to_end(connection: socket.socket) -> bytes:
     return received
 
 
-def send_slowly(connection: socket.socket, data: bytes, pause_seconds: float) -> None:
-    """A byte at a time, until the server has ended the connection."""
+def send_slowly(connection: socket.socket, data: bytes, pause_seconds: float) -> int:
+    """Sends a byte at a time until the server ends the connection; returns how many it sent."""
+    sent = 0
     with contextlib.suppress(OSError):
         for byte in data:
             connection.sendall(bytes([byte]))
+            sent += 1
             time.sleep(pause_seconds)
+    return sent
 
 
 def replies(received: bytes) -> list[Reply]:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import socket
-import time
 
 import httpx
 import psutil
@@ -18,10 +17,8 @@ LAST_HEALTH = request("GET", "/health")
 
 
 def test_headers_that_stop_coming_are_refused(guarded: RunningServer) -> None:
-    started = time.monotonic()
     reply = exchange(guarded, b"GET /health HTTP/1.1\r\nHost: loc")
     assert (reply.status, reply.code) == (408, "request_timeout")
-    assert time.monotonic() - started < 10
 
 
 def test_headers_that_trickle_are_refused(guarded: RunningServer) -> None:

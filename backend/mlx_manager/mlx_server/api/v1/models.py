@@ -1,14 +1,13 @@
 """GET /v1/models and /v1/models/{id}: what is loaded and what can be."""
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from fastapi import APIRouter
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
-from mlx_manager.mlx_server.errors import ModelNotFound
 from mlx_manager.mlx_server.models.catalog import ModelEntry
-from mlx_manager.mlx_server.models.facts import read_facts
+from mlx_manager.mlx_server.models.facts import Capabilities, read_facts
 from mlx_manager.mlx_server.protocols.models import capabilities, model_info
 from mlx_manager.mlx_server.schemas.models import ModelInfo, ModelListResponse
 
@@ -30,14 +29,11 @@ async def list_models(state: State) -> ModelListResponse:
 async def retrieve_model(model_id: str, state: State) -> ModelInfo:
     server = require(state)
     model_id = server.inference.routing.model_id(model_id)
-    found = next((model for model in _of_upstreams(server, set()) if model.id == model_id), None)
-    try:
-        entry = await server.pool.find(model_id)
-    except ModelNotFound:
-        if found is None:
-            raise
-        return found
-    return await asyncio.to_thread(_describe, server, entry)
+    if not server.pool.catalog.knows(model_id):  # as the routing of a request goes
+        found = next((model for model in _of_upstreams(server, set()) if model.id == model_id), None)
+        if found is not None:
+            return found
+    return await asyncio.to_thread(_describe, server, await server.pool.find(model_id))
 
 
 def _of_upstreams(server: ServerState, local_ids: set[str]) -> list[ModelInfo]:
@@ -57,6 +53,17 @@ def _describe_all(server: ServerState) -> list[ModelInfo]:
 
 def _describe(server: ServerState, entry: ModelEntry) -> ModelInfo:
     known = read_facts(entry)
-    facts = asdict(known) | {"capabilities": capabilities(**asdict(known.capabilities))} if known is not None else {}
+    facts: dict[str, object] = {}
+    if known is not None:
+        can = _served(server, entry, known.capabilities)
+        facts = asdict(known) | {"capabilities": capabilities(**asdict(can))}
     loaded = server.pool.is_loaded(entry.id)
     return model_info(entry.id, server.started_at, loaded=loaded, aliases=entry.aliases, **facts)
+
+
+def _served(server: ServerState, entry: ModelEntry, told: Capabilities) -> Capabilities:
+    """What a loaded model's template was found to accept goes before what its files tell."""
+    model = server.pool.loaded(entry.id)
+    if told.tools and model is not None:
+        told = replace(told, tools="native" if model.language.traits.native_tools else "prompted")
+    return told.with_tool_prompt(server.inference.prompt_rules.tool_prompt)

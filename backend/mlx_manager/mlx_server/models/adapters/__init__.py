@@ -9,18 +9,19 @@ from mlx_manager.mlx_server.models.adapters.registry import (
     get_supported_families,
     register_adapter,
 )
-from mlx_manager.mlx_server.models.adapters.round_trip import check_round_trip
+from mlx_manager.mlx_server.models.adapters.traits import TemplateTraits, probe_template
 
 __all__ = [
     "DefaultAdapter",
     "FormatsOutput",
     "LlamaAdapter",
     "ModelAdapter",
-    "check_round_trip",
+    "TemplateTraits",
     "detect_model_family",
     "get_adapter",
     "get_output_format",
     "get_supported_families",
+    "probe_template",
     "register_adapter",
     "special_tokens",
 ]

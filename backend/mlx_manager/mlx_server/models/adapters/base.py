@@ -3,9 +3,14 @@
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
+from jinja2 import TemplateError
+
 from mlx_manager.mlx_server.errors import ChatTemplateMissing
 from mlx_manager.mlx_server.models.adapters.tool_messages import with_arguments_as_objects, with_arguments_as_text
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, template_owner
+
+TEMPLATE_FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a template that does not take some messages makes `apply_chat_template` raise."""
 
 
 @runtime_checkable

@@ -1,15 +1,16 @@
-"""A check at load: a tool call, rendered by the model's own template, must be what the parser reads from it."""
+"""A check at load: the model's own template shows tools, calls and results, and the parser reads the calls back."""
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from jinja2 import TemplateError
-
-from mlx_manager.mlx_server.errors import ChatTemplateFailed, ChatTemplateMissing
-from mlx_manager.mlx_server.models.adapters.base import ModelAdapter
+from mlx_manager.mlx_server.models.adapters.base import TEMPLATE_FAILURES, ModelAdapter
 from mlx_manager.mlx_server.models.tokenization import Tokenizer
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
 from mlx_manager.mlx_server.parsers.pieces import Piece, Tool, ToolCallArguments, ToolCallEnd, ToolCallStart
+
+NullContent = Literal["null", "absent", "empty"]
+"""How a message with calls and no text reaches a template: content None, no content at all, or ""."""
 
 TOOL = Tool(
     "look_up_weather",
@@ -21,10 +22,10 @@ TOOL = Tool(
 )
 ARGUMENTS = {"city": 'São "Paulo"', "days": 3}
 
-_QUESTION = {"role": "user", "content": "How is the weather?"}
-_CALL = {
+QUESTION = {"role": "user", "content": "How is the weather?"}
+CALL: dict[str, Any] = {
     "role": "assistant",
-    "content": "",
+    "content": None,
     "tool_calls": [
         {
             "id": "abcdef123",
@@ -33,39 +34,84 @@ _CALL = {
         }
     ],
 }
-_OPENAI_TOOL = {
+RESULT = {"role": "tool", "tool_call_id": "abcdef123", "name": TOOL.name, "content": "sunny37"}
+OPENAI_TOOL = {
     "type": "function",
     "function": {"name": TOOL.name, "description": "The weather of the next days.", "parameters": TOOL.parameters},
 }
 
 
-def check_round_trip(tokenizer: Tokenizer, adapter: ModelAdapter, output_format: OutputFormat) -> str | None:
-    """What is wrong with tool calls of this model, for a warning; None when nothing is, or when it cannot chat."""
-    try:
-        prompt = _render(tokenizer, adapter, [_QUESTION], True)
-        unanswered = _render(tokenizer, adapter, [_QUESTION], False)
-        answered = _render(tokenizer, adapter, [_QUESTION, _CALL], False)
-    except ChatTemplateMissing:
-        return None
-    except ChatTemplateFailed as exc:
-        return exc.message
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
-        return f"the chat template does not take tools and tool calls: {type(exc).__name__}: {exc}"
+@dataclass(frozen=True, slots=True)
+class ToolCheck:
+    """`fault` says why the template's way with tools is not `native`, or what may fail although it is."""
+
+    native: bool
+    null_content: NullContent = "empty"
+    fault: str | None = None
+
+
+def check_tools(tokenizer: Tokenizer, adapter: ModelAdapter, output_format: OutputFormat) -> ToolCheck:
+    """Raises ChatTemplateMissing and ChatTemplateFailed."""
+    faults: list[str] = []
+    forms: tuple[NullContent, ...] = ("null", "absent", "empty")
+    for null_content in forms:
+        call = with_null_content(CALL, null_content)
+        try:
+            fault = _why_not_shown(tokenizer, adapter, call)
+            if fault is None and output_format.name == "plain":
+                fault = "the form of the tool calls in the chat template is unknown"
+            if fault is None:
+                return ToolCheck(True, null_content, _why_not_read(tokenizer, adapter, output_format, call))
+            faults.append(fault)
+        except TEMPLATE_FAILURES as exc:
+            faults.append(f"the chat template does not take tools and tool calls: {type(exc).__name__}: {exc}")
+    return ToolCheck(False, fault=faults[-1])
+
+
+def with_null_content(message: dict[str, Any], form: NullContent) -> dict[str, Any]:
+    """The message, which has a content, in that form where its content is None."""
+    if form == "null" or message["content"] is not None:
+        return message
+    others = {name: value for name, value in message.items() if name != "content"}
+    return others if form == "absent" else {**others, "content": ""}
+
+
+def _why_not_shown(tokenizer: Tokenizer, adapter: ModelAdapter, call: dict[str, Any]) -> str | None:
+    prompt = _render(tokenizer, adapter, [QUESTION], True)
     if TOOL.name not in prompt:
         return "the chat template does not show tools to the model"
-    if TOOL.name not in answered.removeprefix(prompt).removeprefix(unanswered):
+    said = _said(tokenizer, adapter, call)
+    if TOOL.name not in said or said.count("None") > prompt.count("None"):
         return "the chat template leaves tool calls out of the messages before"
-    continues = answered.startswith(prompt)
+    if RESULT["content"] not in _render(tokenizer, adapter, [QUESTION, call, RESULT], True):
+        return "the chat template leaves the results of tools out"
+    return None
+
+
+def _why_not_read(
+    tokenizer: Tokenizer, adapter: ModelAdapter, output_format: OutputFormat, call: dict[str, Any]
+) -> str | None:
+    prompt = _render(tokenizer, adapter, [QUESTION], True)
+    continues = _render(tokenizer, adapter, [QUESTION, call], False).startswith(prompt)
     opened = continues and output_format.opens_reasoning(prompt)
     parser = output_format.make_parser([TOOL], opened_reasoning=opened)
-    pieces = parser.feed(answered.removeprefix(prompt if continues else unanswered)) + parser.flush()
+    pieces = parser.feed(_said(tokenizer, adapter, call)) + parser.flush()
     if _calls(pieces) == [(TOOL.name, ARGUMENTS)]:
         return None
     return f"a tool call that the chat template writes is not one that the {output_format.name!r} parser reads"
 
 
+def _said(tokenizer: Tokenizer, adapter: ModelAdapter, call: dict[str, Any]) -> str:
+    """What the template adds to the question for the assistant's turn."""
+    answered = _render(tokenizer, adapter, [QUESTION, call], False)
+    prompt = _render(tokenizer, adapter, [QUESTION], True)
+    if answered.startswith(prompt):
+        return answered.removeprefix(prompt)
+    return answered.removeprefix(_render(tokenizer, adapter, [QUESTION], False))
+
+
 def _render(tokenizer: Tokenizer, adapter: ModelAdapter, messages: list[dict[str, Any]], generation: bool) -> str:
-    return adapter.apply_chat_template(tokenizer, messages, add_generation_prompt=generation, tools=[_OPENAI_TOOL])
+    return adapter.apply_chat_template(tokenizer, messages, add_generation_prompt=generation, tools=[OPENAI_TOOL])
 
 
 def _calls(pieces: list[Piece]) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from typing import assert_never
 from mlx_manager.mlx_server.errors import UnsupportedParameter
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.types import (
+    NO_TOKEN_LIMIT,
     ChatRequest,
     ChatTurn,
     CompletionRequest,
@@ -138,6 +139,8 @@ def _answer_format(grammar: Grammar | None) -> JsonObject:
 def _max_tokens(request: Request, dialect: Dialect) -> int | None:
     """Completions have the same default everywhere."""
     tells_default = dialect.is_told_the_default_limit or isinstance(request, CompletionRequest)
+    if request.max_tokens == NO_TOKEN_LIMIT and not tells_default:
+        return None
     return request.default_max_tokens if request.max_tokens is None and tells_default else request.max_tokens
 
 

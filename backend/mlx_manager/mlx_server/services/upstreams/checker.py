@@ -1,6 +1,6 @@
 """Health checks and model lists of upstreams, as `mlx_manager.providers` makes them, in the words of the settings."""
 
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 from mlx_manager.mlx_server.upstream_settings import UpstreamKind, UpstreamSettings
@@ -19,29 +19,15 @@ _OPENAI = Provider(
     default_model="default",
     is_loaded=lambda model: False,
     profile={},
+    has_health=False,
 )
-_PROVIDERS: dict[UpstreamKind, Provider] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": _OPENAI}
+_PROVIDERS: dict[UpstreamKind, Provider[Any]] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": _OPENAI}
 
 
-class _Upstream(Provider):
-    __slots__ = ()
-
-    def variable(self, name: str) -> str:
-        return f"its {name.lower()}"
-
-
-class UpstreamChecker(ProviderClient):
-    def __init__(self, settings: UpstreamSettings) -> None:
-        kind = _PROVIDERS[settings.kind]
-        values: dict[str, Any] = {field.name: getattr(kind, field.name) for field in fields(kind)}
-        super().__init__(
-            _Upstream(**values | {"title": f"Upstream {settings.name!r}"}),
-            # All of them are given, so that none comes from the environment.
-            ProviderSettings(
-                base_url=settings.base_url, model_name=None, api_key=settings.api_key, timeout=CHECK_SECONDS
-            ),
-        )
-
-    async def read_health(self) -> str | None:
-        """OpenAI's API knows no `/health`: what is there on other servers may be somebody else's."""
-        return None if self.provider.name == _OPENAI.name else await super().read_health()
+def upstream_checker(upstream: UpstreamSettings) -> ProviderClient:
+    # All settings are given, so that none comes from the environment.
+    settings = ProviderSettings(
+        base_url=upstream.base_url, model_name=None, api_key=upstream.api_key, timeout=CHECK_SECONDS
+    )
+    provider = replace(_PROVIDERS[upstream.kind], title=f"Upstream {upstream.name!r}", setting_prefix="its ")
+    return ProviderClient(provider, settings)

@@ -1,9 +1,12 @@
 """What goes wrong between an upstream and this server, as the errors that its clients get. No key is in any of them."""
 
 import contextlib
-import json
 import logging
+import math
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import httpx
 
@@ -16,14 +19,24 @@ from mlx_manager.mlx_server.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from mlx_manager.mlx_server.services.upstreams.chunks import BadChunk, error_message
+from mlx_manager.mlx_server.services.upstreams.failures import (
+    UpstreamFailure,
+    error_message,
+    error_object,
+    error_param,
+    error_status,
+    is_about_context,
+)
+from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
 
 logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 65_536
 _MAX_MESSAGE_CHARACTERS = 1000
-_CONTEXT_CODES = {"context_length_exceeded", "exceed_context_size_error"}
+_MAX_EXCERPT_CHARACTERS = 200
+_EVENT_STREAM = "text/event-stream"
+_SECONDS = re.compile(r"\d{1,9}(\.\d*)?", re.ASCII)
 
 
 class Replies:
@@ -38,8 +51,12 @@ class Replies:
         """Raises ServerErrors for what asking the upstream, and reading its answer, raises."""
         try:
             yield
+        except UpstreamFailure as exc:
+            raise self._failure(exc.error) from exc
         except BadChunk as exc:
             raise UpstreamError(self._without_key(f"{self._who} {exc}.")) from exc
+        except RecursionError as exc:
+            raise UpstreamError(f"{self._who} sent JSON that is nested too deeply.") from exc
         except httpx.TimeoutException as exc:
             seconds = self._settings.timeout_seconds
             what = "took no connection" if isinstance(exc, httpx.ConnectTimeout) else f"said nothing for {seconds:g} s"
@@ -49,36 +66,53 @@ class Replies:
         except httpx.RequestError as exc:
             raise UpstreamError(f"{self._who} broke the connection off ({type(exc).__name__}).") from exc
 
-    async def check(self, response: httpx.Response) -> None:
-        """Raises the ServerError that the status stands for, or an answer that is no stream."""
-        if response.is_success:
-            media_type = response.headers.get("content-type", "")
-            if not media_type.startswith("text/event-stream"):
-                raise UpstreamError(f"{self._who} answered with {media_type or 'something'!r} and not with a stream.")
-            return
-        raise self._refusal(response, await _beginning(response))
+    async def is_stream(self, response: httpx.Response) -> bool:
+        """False for an answer that is one JSON text. Raises the ServerError that any other reply stands for."""
+        if not response.is_success:
+            raise self._refusal(response, error_object(await _beginning(response)))
+        media_type = response.headers.get("content-type", _EVENT_STREAM).partition(";")[0].strip().lower()
+        if media_type in (_EVENT_STREAM, "application/x-ndjson"):
+            return True
+        if media_type == "application/json" or media_type.endswith("+json"):
+            return False
+        said = (await _beginning(response)).decode(errors="replace")[:_MAX_EXCERPT_CHARACTERS]
+        raise UpstreamError(self._without_key(f"{self._who} answered with {media_type!r}, not with a stream: {said!r}"))
 
-    def _refusal(self, response: httpx.Response, content: bytes) -> ServerError:
-        status, error = response.status_code, _error_object(content)
-        message = self._without_key(error_message(error)[:_MAX_MESSAGE_CHARACTERS]) or response.reason_phrase
-        wait_seconds = response.headers.get("retry-after", "")
-        retry_after_seconds = int(wait_seconds) if wait_seconds.isascii() and wait_seconds.isdigit() else None
+    def _refusal(self, response: httpx.Response, error: object) -> ServerError:
+        if response.has_redirect_location:
+            status = response.status_code
+            return UpstreamError(f"{self._who} answered {status}, a redirect: give the server itself as its base_url.")
+        message = self._message(error) or response.reason_phrase
+        failure = self._known_failure(response.status_code, error, message)
+        if failure is None:
+            failure = UpstreamError(f"{self._who} answered {response.status_code}: {message}")
+        if isinstance(failure, ServerBusy | UpstreamError):
+            failure.retry_after_seconds = retry_after_seconds(response.headers)
+        return failure
+
+    def _failure(self, error: object) -> ServerError:
+        message, status = self._message(error), error_status(error)
+        failure = self._known_failure(status, error, message) if status is not None else None
+        return failure if failure is not None else UpstreamError(f"{self._who} answered with an error: {message}")
+
+    def _known_failure(self, status: int, error: object, message: str) -> ServerError | None:
         text = f"{self._who}: {message}"
         match status:
             case 400 | 413 | 422:
-                kind = ContextLengthExceeded if _codes(error) & _CONTEXT_CODES else InvalidRequest
-                return kind(text, param=_param(error))
+                kind = ContextLengthExceeded if is_about_context(error) else InvalidRequest
+                return kind(text, param=error_param(error))
             case 404:
                 return ModelNotFound(text, param="model")
             case 429:
-                return ServerBusy(text, retry_after_seconds=retry_after_seconds)
+                return ServerBusy(text)
             case 401 | 403:  # not this server's client is refused, so it is not told what was said to us
                 return UpstreamError(f"{self._who} refused the key of this server ({status}): mend its api_key.")
             case 408 | 504:
-                return UpstreamTimeout(text, retry_after_seconds=retry_after_seconds)
-        if response.has_redirect_location:
-            return UpstreamError(f"{self._who} answered {status}, a redirect: give the server itself as its base_url.")
-        return UpstreamError(f"{self._who} answered {status}: {message}", retry_after_seconds=retry_after_seconds)
+                return UpstreamTimeout(text)
+        return None
+
+    def _message(self, error: object) -> str:
+        return self._without_key(error_message(error)[:_MAX_MESSAGE_CHARACTERS])
 
     def _without_key(self, text: str) -> str:
         key = self._settings.api_key
@@ -94,23 +128,15 @@ async def _beginning(response: httpx.Response) -> bytes:
     return content[:MAX_REPLY_BYTES]
 
 
-def _error_object(content: bytes) -> object:
-    """The error of the reply, or else its text."""
+def retry_after_seconds(headers: httpx.Headers) -> int | None:
+    """Whole seconds, rounded up; None where the header has none, or nonsense."""
+    text = headers.get("retry-after", "").strip()
+    if _SECONDS.fullmatch(text):
+        return math.ceil(float(text))
     try:
-        reply = json.loads(content)
-    except (ValueError, RecursionError):
-        return content.decode(errors="replace").strip()
-    if not isinstance(reply, dict):
-        return reply
-    return next((reply[name] for name in ("error", "detail", "message") if name in reply), reply)
-
-
-def _param(error: object) -> str | None:
-    param = error.get("param") if isinstance(error, dict) else None
-    return param if isinstance(param, str) else None
-
-
-def _codes(error: object) -> set[object]:
-    if not isinstance(error, dict):
-        return set()
-    return {value for value in (error.get("code"), error.get("type")) if isinstance(value, str)}
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if date.tzinfo is None:  # HTTP's dates are UTC, also where they do not say so
+        date = date.replace(tzinfo=UTC)
+    return max(0, math.ceil((date - datetime.now(UTC)).total_seconds()))

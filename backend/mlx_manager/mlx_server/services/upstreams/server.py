@@ -9,25 +9,26 @@ from contextlib import aclosing
 import httpx
 import msgspec
 
-from mlx_manager.addresses import server_root
 from mlx_manager.mlx_server.errors import ModelNotFound, NotReady, UpstreamError
 from mlx_manager.mlx_server.observability import trace_headers
 from mlx_manager.mlx_server.services.upstreams.bodies import DIALECTS, Request, upstream_body
-from mlx_manager.mlx_server.services.upstreams.checker import UpstreamChecker
-from mlx_manager.mlx_server.services.upstreams.chunks import BadChunk, ChunkReader
+from mlx_manager.mlx_server.services.upstreams.checker import upstream_checker
+from mlx_manager.mlx_server.services.upstreams.chunks import ChunkReader
+from mlx_manager.mlx_server.services.upstreams.connections import Connections, events_of_stream, whole_body
+from mlx_manager.mlx_server.services.upstreams.event_stream import ServerSentEvent
+from mlx_manager.mlx_server.services.upstreams.failures import UpstreamFailure, error_object
 from mlx_manager.mlx_server.services.upstreams.replies import Replies
-from mlx_manager.mlx_server.types import ChatRequest, Completed, GenerationEvents, Started
+from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
+from mlx_manager.mlx_server.types import ChatRequest, GenerationEvents, Started
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
 from mlx_manager.providers.base import ProviderHealthStatus
-from mlx_manager.proxies import client_for
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10.0
+USAGE_SECONDS = 5.0
+"""How long the usage, or the end of the stream, may take behind the end of the last choice."""
 LAST_BYTES_SECONDS = 1.0
-"""How long the end of an answer may take behind its last chunk, so that the connection can be used again."""
-MAX_LINE_BYTES = 2**24
-_DONE = b"[DONE]"
+"""How long the end of the stream may take behind [DONE], so that the connection can be used again."""
 _SHUTTING_DOWN = "The server is shutting down."
 
 
@@ -40,28 +41,14 @@ class UpstreamServer:
         self.health: ProviderHealthStatus | None = None
         """As it was last asked for."""
         self._replies = Replies(settings)
-        self._checker = UpstreamChecker(settings)
+        self._checker = upstream_checker(settings)
         self._checking: asyncio.Task[ProviderHealthStatus] | None = None
         self._listed: list[str] | None = settings.models
         self._closed = False
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        key = settings.api_key
-        root = server_root(settings.base_url)
-        self._http = client_for(
-            root,
-            httpx.AsyncClient,
-            base_url=f"{root}/v1/",
-            headers={
-                "Accept": "text/event-stream",
-                "Accept-Encoding": "identity",
-                "Content-Type": "application/json",
-                **({} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}),
-            },
-            timeout=httpx.Timeout(settings.timeout_seconds, connect=min(CONNECT_SECONDS, settings.timeout_seconds)),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
-        )
+        self._connections = Connections(settings)
 
     @property
     def model_ids(self) -> list[str]:
@@ -107,24 +94,17 @@ class UpstreamServer:
             body = upstream_body(request, self.settings.kind, await self._own_id(request.model))
             request.record.model, request.record.upstream = request.model, self.name
             logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, request.model)
-            async with self._http.stream(
-                "POST", path, content=msgspec.json.encode(body), headers=trace_headers()
-            ) as response:
-                await self._replies.check(response)
-                yield Started()
-                async with aclosing(_payloads(response)) as payloads:
-                    async for payload in payloads:
-                        if payload == _DONE:
-                            break
-                        for event in reader.read(payload):
+            content = msgspec.json.encode(body)
+            async with self._connections.post(path, content, trace_headers()) as response:
+                if await self._replies.is_stream(response):
+                    yield Started()
+                    async with aclosing(_streamed(response, reader)) as events:
+                        async for event in events:
                             yield event
-                        if unknown_to_it and reader.stopped:
-                            break
-                    else:
-                        raise BadChunk("ended its answer without saying so")
-                    yield Completed(reader.finish())
-                    if not reader.stopped:
-                        await _read_to_the_end(payloads)
+                else:
+                    answer = [*reader.read(await whole_body(response)), *reader.finish()]
+                    for event in (Started(), *answer):
+                        yield event
 
     async def _own_id(self, model_id: str) -> str:
         """What the upstream calls the model. Raises UpstreamError where its list cannot be had, else ModelNotFound."""
@@ -151,7 +131,12 @@ class UpstreamServer:
     def _until_closed(self) -> Iterator[None]:
         try:
             yield
-        except (BadChunk, httpx.RequestError, RuntimeError) as exc:  # RuntimeError: a client that is closed
+        except (
+            BadChunk,
+            UpstreamFailure,
+            httpx.RequestError,
+            RuntimeError,
+        ) as exc:  # RuntimeError: a client that is closed
             if self._closed:
                 raise NotReady(_SHUTTING_DOWN) from exc
             raise
@@ -167,25 +152,38 @@ class UpstreamServer:
         self._closed = True
         if self._checking is not None:
             self._checking.cancel()
-        await self._http.aclose()
+        await self._connections.aclose()
         await self._checker.aclose()
 
 
-async def _payloads(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The `data:` of each line. httpx's own lines end at every U+2028 as well, which JSON may hold."""
-    rest = b""
-    async for piece in response.aiter_bytes():
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > MAX_LINE_BYTES:
-            raise BadChunk(f"sent a line of more than {MAX_LINE_BYTES} bytes")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
+async def _streamed(response: httpx.Response, reader: ChunkReader) -> GenerationEvents:
+    async with aclosing(events_of_stream(response)) as sent:
+        while (message := await _next(sent, reader)) is not None and not message.is_done:
+            if message.is_error:
+                raise UpstreamFailure(error_object(message.payload))
+            for event in reader.read(message.payload):
+                yield event
+            if reader.stopped:
+                break
+        for event in reader.finish():
+            yield event
+        if not reader.stopped:
+            await _read_to_the_end(sent)
 
 
-async def _read_to_the_end(payloads: AsyncGenerator[bytes, None]) -> None:
+async def _next(sent: AsyncGenerator[ServerSentEvent, None], reader: ChunkReader) -> ServerSentEvent | None:
+    """None at the end. An answer that has ended is whole, whatever becomes of the connection behind it."""
+    if not reader.ended:
+        return await anext(sent, None)
+    with contextlib.suppress(TimeoutError, httpx.RequestError):
+        async with asyncio.timeout(USAGE_SECONDS if reader.rests else None):
+            return await anext(sent, None)
+    return None
+
+
+async def _read_to_the_end(sent: AsyncGenerator[ServerSentEvent, None]) -> None:
     """A connection that was read to its end can be used again."""
     with contextlib.suppress(TimeoutError, httpx.RequestError, BadChunk):
         async with asyncio.timeout(LAST_BYTES_SECONDS):
-            async for _ in payloads:
+            async for _ in sent:
                 pass

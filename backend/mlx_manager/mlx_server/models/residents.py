@@ -1,0 +1,149 @@
+"""The loaded models: what each holds of the budget, its share, how long it stays when it is idle, and how it leaves.
+
+Runs on the event loop. Loads nothing, and decides nothing about who has to make room.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+from mlx_manager.mlx_server.engine.messages import Device
+from mlx_manager.mlx_server.errors import InsufficientMemory
+from mlx_manager.mlx_server.models.admission import Admission
+from mlx_manager.mlx_server.models.budget import Holding, least_bytes
+from mlx_manager.mlx_server.models.catalog import Catalog
+from mlx_manager.mlx_server.models.idleness import IdleTimers
+from mlx_manager.mlx_server.models.loading import LoadedModel
+from mlx_manager.mlx_server.models.places import Places
+from mlx_manager.mlx_server.models.reports import PoolReports
+from mlx_manager.mlx_server.observability import EvictionReason
+from mlx_manager.mlx_server.utils.memory import bytes_text
+
+logger = logging.getLogger(__name__)
+
+
+class Residents:
+    """`expired` is called with the id of a model that has been idle for its time."""
+
+    def __init__(
+        self,
+        places: Places,
+        admission: Admission,
+        reports: PoolReports,
+        pinned: set[str],
+        expired: Callable[[str], None],
+    ) -> None:
+        self.pinned = pinned
+        self.leaving: dict[str, asyncio.Task[None]] = {}
+        """The ends of workers, by their models."""
+        self._loaded: dict[str, LoadedModel] = {}
+        self._places = places
+        self._admission = admission
+        self._reports = reports
+        self._idle = IdleTimers(expired)
+
+    def __iter__(self) -> Iterator[LoadedModel]:
+        return iter(list(self._loaded.values()))
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self._loaded
+
+    def get(self, model_id: str) -> LoadedModel | None:
+        return self._loaded.get(model_id)
+
+    def ids(self) -> list[str]:
+        return list(self._loaded)
+
+    def holdings(self) -> list[Holding]:
+        """Of the loaded models; those that are pinned may not be evicted."""
+        return [self._holding(model) for model in self]
+
+    def held_bytes(self) -> int:
+        """What their workers hold: weights, KV caches, prefixes and freed buffers."""
+        return sum(model.engine.stats.active_bytes + model.engine.stats.cache_bytes for model in self)
+
+    def share_out(self) -> None:
+        """Tells every worker its share of the machine, for one has come or gone."""
+        shares = self._places.budget.shares([*self.holdings(), *self._places.reserved()])
+        for model in self:
+            model.engine.limit(shares[model.model_id])
+
+    def use_device(self, model_id: str, device: Device) -> None:
+        """A worker that loads the model has told its device. Raises InsufficientMemory where the model does not fit."""
+        budget = self._places.budget.on_device(device)
+        if budget != self._places.budget:
+            logger.info("Workers compute on %s: models may take %s", device.kind, bytes_text(budget.limit_bytes))
+            self._places.budget = budget
+            self.share_out()
+        others = [one for one in [*self.holdings(), *self._places.reserved()] if one.model_id != model_id]
+        for needed in (one.nbytes for one in self._places.reserved() if one.model_id == model_id):
+            if not budget.fits(needed, others):
+                raise InsufficientMemory(budget.no_room_message(model_id, needed, others), param="model")
+
+    def use_catalogs(self, before: Catalog, after: Catalog, stayed_seconds: float, stays_seconds: float) -> list[str]:
+        """Follows pins and times of the new catalogue; the loaded models whose idleness counts anew."""
+        unpinned, pinned = before.pinned() - after.pinned(), after.pinned() - before.pinned()
+        self.pinned = {one for one in (self.pinned - unpinned) | pinned if after.has(one)}
+        watched = []
+        for model in self:
+            old = before.ttl_seconds(model.model_id, stayed_seconds)
+            new = after.ttl_seconds(model.model_id, stays_seconds)
+            if model.keep_alive_seconds == old:  # and no request has said another
+                model.keep_alive_seconds = new
+            if old != new or model.model_id in unpinned | pinned or not after.has(model.model_id):
+                watched.append(model.model_id)
+        return watched
+
+    def add(self, model: LoadedModel) -> None:
+        """A model whose load had a place."""
+        self._places.sit(model.model_id, asyncio.get_running_loop().time())
+        self._loaded[model.model_id] = model
+
+    def remove(self, model: LoadedModel) -> None:
+        """A model whose worker has died."""
+        del self._loaded[model.model_id]
+        self._places.vacate(model.model_id)
+        self._idle.cancel(model.model_id)
+
+    def let_go(self, model: LoadedModel, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
+        """Takes the model out at once, and ends its worker in a task. Its memory is free when that is done."""
+        self._reports.leaves(model.model_id, reason, for_model)
+        self.remove(model)
+        task = self.leaving[model.model_id] = asyncio.create_task(model.engine.close())
+        task.add_done_callback(lambda done: self._left(model.model_id))
+        return task
+
+    def watch_idleness(self, model_id: str, *, may_stay: bool) -> None:
+        """Has the model expire in its time, if it is idle now and stays so; without `may_stay` at once."""
+        model = self._loaded.get(model_id)
+        self._idle.cancel(model_id)
+        if model is None or model_id in self.pinned or self._admission.admitted(model_id) > 0:
+            return
+        seconds = model.keep_alive_seconds if may_stay else 0
+        if seconds >= 0:
+            self._idle.start(model_id, seconds)
+
+    def is_used(self, model_id: str) -> None:
+        self._idle.cancel(model_id)
+
+    def expires_in_seconds(self, model_id: str) -> float | None:
+        return self._idle.remaining_seconds(model_id)
+
+    def close(self) -> None:
+        self._idle.cancel_all()
+
+    def _left(self, model_id: str) -> None:
+        del self.leaving[model_id]
+        logger.info("Model unloaded: %s", model_id)
+        self.share_out()
+
+    def _holding(self, model: LoadedModel) -> Holding:
+        in_use = self._admission.admitted(model.model_id) > 0
+        stats = model.engine.stats
+        kv_bytes = stats.active_bytes - stats.prefix_bytes - model.weights_bytes if in_use else 0
+        return Holding(
+            model.model_id,
+            least_bytes(model.weights_bytes, kv_bytes),
+            model.last_used,
+            may_go=model.model_id not in self.pinned,
+        )

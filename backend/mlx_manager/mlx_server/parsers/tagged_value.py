@@ -1,0 +1,106 @@
+"""An argument's value between tags, where models leave tags out and values may have such tags in them.
+
+A value is read to its end before it is sent, so what stands behind a tag tells whether the tag is one or is text.
+"""
+
+import re
+from dataclasses import dataclass
+
+from mlx_manager.mlx_server.parsers.arguments import ArgumentsWriter
+from mlx_manager.mlx_server.parsers.source import SPACE, Malformed, Parse, Source
+
+_SPACES = re.compile(f"[{SPACE}]+")
+_KEY = re.compile(r"[^<>\n]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTags:
+    """`closing` ends a value, `following` begins the next key, which `key_end` ends; `ending` ends a call and
+    `beginning` begins one.
+    """
+
+    closing: tuple[str, ...]
+    following: str
+    key_end: str
+    ending: tuple[str, ...]
+    beginning: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.closing, self.following, *self.ending, *self.beginning)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """`tag` is what came behind it, consumed, and with it the key that it begins; None where the call just ends."""
+
+    text: str
+    tag: str | None
+    key: str = ""
+
+
+def read_key(source: Source) -> Parse[str]:
+    return _bare((yield from source.word(_KEY)))
+
+
+def read_tagged_value(source: Source, tags: ValueTags, arguments: ArgumentsWriter) -> Parse[Value]:
+    """The value of the argument that was announced last.
+
+    A closing tag is one where another tag, or the output's end, comes behind it. Where it was left out, the value ends
+    before the next known key, or where the call ends. Raises Malformed where the output is cut off before that.
+    """
+    text = ""
+    first_end: tuple[Value, int] | None = None  # where it may have ended, and the place in `text` behind that
+    while True:
+        before: list[str] = []
+        found = yield from source.until(tags.all, before.append)
+        value = text + "".join(before)
+        if found is None:
+            text = value
+            break
+        text = value + found
+        if found in tags.beginning and first_end is not None:
+            break
+        if found == tags.following:
+            key = yield from source.word(_KEY)
+            if arguments.expects(_bare(key)) and _may_end(value):
+                return Value(value, found, _bare(key))
+            text += key
+        elif found not in tags.beginning:
+            space = yield from source.word(_SPACES)
+            ended = yield from _ended(source, tags, arguments, Value(value, found))
+            if ended is not None:
+                return ended
+            if first_end is None:
+                first_end = Value(value, None if found in tags.closing else found), len(text)
+            text += space
+    if first_end is None or source.is_cut_off:
+        raise Malformed("the output ended inside of an argument")
+    source.put_back(text[first_end[1] :])
+    return first_end[0]
+
+
+def _ended(source: Source, tags: ValueTags, arguments: ArgumentsWriter, value: Value) -> Parse[Value | None]:
+    """The value, if what comes next shows that its tag is one."""
+    if value.tag in tags.ending:
+        followed = (yield from source.sees(*tags.beginning, *tags.ending)) is not None
+        return value if followed or (yield from source.is_complete()) else None
+    tag = yield from source.accept(tags.following, *tags.ending)
+    if tag is not None:
+        return Value(value.text, tag, (yield from read_key(source)) if tag == tags.following else "")
+    if (yield from source.is_complete()):
+        return Value(value.text, None)
+    key = yield from source.word(_KEY)
+    if arguments.expects(_bare(key)) and (yield from source.sees(tags.key_end)):
+        return Value(value.text, tags.following, _bare(key))  # the tag before the key was left out
+    source.put_back(key)
+    return None
+
+
+def _may_end(value: str) -> bool:
+    """A value that begins on a line of its own ends on one."""
+    return not value.startswith("\n") or value.rstrip(" \t").endswith("\n")
+
+
+def _bare(key: str) -> str:
+    return key.strip(" \t\r\"'")

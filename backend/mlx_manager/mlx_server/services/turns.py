@@ -1,0 +1,123 @@
+"""The turns of a chat as a model's chat template accepts them. Pure; knows no protocol and renders nothing.
+
+What the template accepts stays as it is. Else text is joined or moved to a neighbour, and none is left out.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from mlx_manager.mlx_server.models.adapters import TemplateTraits
+from mlx_manager.mlx_server.types import ChatTurn
+
+SYSTEM_BLOCK = "<system>\n{text}\n</system>"
+"""How a system message is marked that stands in a user message."""
+
+
+def fit_turns(turns: Iterable[ChatTurn], traits: TemplateTraits, *, hoist: bool = False) -> tuple[ChatTurn, ...]:
+    """With `hoist`, system messages that the template does not accept in their places go to the beginning.
+
+    That changes the prompt from its beginning, so the prefix cache has nothing of the turns before.
+    """
+    leading, later = _split(list(turns))
+    if not traits.late_systems:
+        if hoist:
+            leading += [turn for turn in later if turn.role == "system"]
+            later = [turn for turn in later if turn.role != "system"]
+        later = _fold_systems(later)
+    return tuple(_join_runs(_begin(leading, later, traits), traits))
+
+
+def _split(turns: list[ChatTurn]) -> tuple[list[ChatTurn], list[ChatTurn]]:
+    """The system messages at the beginning, and all other turns."""
+    first = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    return turns[:first], turns[first:]
+
+
+def _begin(leading: list[ChatTurn], later: list[ChatTurn], traits: TemplateTraits) -> list[ChatTurn]:
+    """The chat with its leading system messages: as they are, as one, or in the first user message."""
+    has_user = any(turn.role == "user" for turn in later)
+    accepted = traits.system and (has_user or traits.only_system)
+    if not leading or (accepted and (traits.several_systems or len(leading) == 1)):
+        return [*leading, *later]
+    text = _joined(turn.content for turn in leading)
+    if accepted:
+        return [ChatTurn("system", text), *later]
+    if later and later[0].role == "user":
+        return [_with_text(later[0], before=text), *later[1:]]
+    return [ChatTurn("user", text), *later]
+
+
+def _fold_systems(turns: list[ChatTurn]) -> list[ChatTurn]:
+    """Each system message as a block in the user message behind it, else in the one before it, else in one of its own.
+
+    It never comes between a tool call and its result.
+    """
+    folded: list[ChatTurn] = []
+    blocks: list[str] = []
+    for turn in turns:
+        if turn.role == "system":
+            blocks.append(SYSTEM_BLOCK.format(text=turn.content))
+            continue
+        if blocks and turn.role == "user":
+            turn = _with_text(turn, before=_joined(blocks))
+            blocks = []
+        elif turn.role == "assistant":
+            _append(folded, blocks)
+            blocks = []
+        folded.append(turn)
+    _append(folded, blocks)
+    return folded
+
+
+def _append(turns: list[ChatTurn], blocks: list[str]) -> None:
+    if not blocks:
+        return
+    if turns and turns[-1].role == "user":
+        turns[-1] = _with_text(turns[-1], behind=_joined(blocks))
+    else:
+        turns.append(ChatTurn("user", _joined(blocks)))
+
+
+def _join_runs(turns: list[ChatTurn], traits: TemplateTraits) -> list[ChatTurn]:
+    """Turns that the template does not accept behind their neighbours are joined to them."""
+    joined: list[ChatTurn] = []
+    for turn in turns:
+        before = joined[-1] if joined else None
+        if turn.role == "assistant" and not traits.assistant_first and (before is None or before.role == "system"):
+            joined.append(ChatTurn("user", ""))
+        elif before is not None and _joins(before, turn, traits):
+            joined[-1] = _join(before, turn)
+            continue
+        joined.append(turn)
+    return joined
+
+
+def _joins(before: ChatTurn, turn: ChatTurn, traits: TemplateTraits) -> bool:
+    match before.role, turn.role:
+        case "user", "user":
+            return not traits.user_runs
+        case "assistant", "assistant":
+            return not traits.assistant_runs
+        case "tool", "user":
+            return not traits.user_after_result
+        case _:
+            return False
+
+
+def _join(before: ChatTurn, turn: ChatTurn) -> ChatTurn:
+    reasoning = _joined((before.reasoning, turn.reasoning))
+    content = _joined((before.content, turn.content))
+    return replace(
+        before,
+        content=content if content or not turn.tool_calls else None,
+        tool_calls=(*before.tool_calls, *turn.tool_calls),
+        reasoning=reasoning if reasoning else None,
+    )
+
+
+def _with_text(turn: ChatTurn, *, before: str = "", behind: str = "") -> ChatTurn:
+    return replace(turn, content=_joined((before, turn.content, behind)))
+
+
+def _joined(texts: Iterable[str | None]) -> str:
+    return "\n\n".join(text for text in texts if text)

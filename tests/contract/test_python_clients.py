@@ -1,0 +1,98 @@
+"""instructor and LangChain against the running server, from an environment of their own: `make test-clients`."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running_server import RunningServer
+
+PYTHON = Path(__file__).parents[2] / ".cache" / "clients" / "bin" / "python"
+
+pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="make test-clients installs instructor and LangChain")
+
+LIGHT = """
+import json, sys
+from typing import Literal
+from pydantic import BaseModel
+
+class Light(BaseModel):
+    "A light."
+    color: Literal["red", "green"]
+    on: bool
+
+ASKED = [{"role": "user", "content": "A red light"}]
+URL = sys.argv[1] + "/v1"
+"""
+INSTRUCTOR = f"""{LIGHT}
+import instructor, openai
+
+seen = {{}}
+for mode in (instructor.Mode.TOOLS, instructor.Mode.TOOLS_STRICT, instructor.Mode.JSON_SCHEMA):
+    client = instructor.from_openai(openai.OpenAI(base_url=URL, api_key="none"), mode=mode)
+    asked = dict(model="demo", response_model=Light, messages=ASKED, max_retries=0, max_tokens=60, temperature=0)
+    light = client.chat.completions.create(**asked)
+    partial = list(client.chat.completions.create_partial(**asked))[-1]
+    seen[mode.name] = [light.model_dump(mode="json"), partial.model_dump(mode="json")]
+print(json.dumps(seen))
+"""
+LANGCHAIN = f"""{LIGHT}
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+
+@tool
+def get_weather(city: str) -> str:
+    "Get the weather in a city"
+    return json.dumps({{"degrees": 7}})
+
+model = ChatOpenAI(base_url=URL, api_key="none", model="demo", temperature=0, max_tokens=100)
+bound = model.bind_tools([get_weather])
+messages = [HumanMessage("What is the weather in Oslo?")]
+called = bound.invoke(messages)
+messages += [called, *(get_weather.invoke(call) for call in called.tool_calls)]
+streamed = None
+for chunk in bound.stream(messages[:1]):
+    streamed = chunk if streamed is None else streamed + chunk
+seen = {{
+    "called": [[call["name"], call["args"]] for call in called.tool_calls],
+    "streamed": [[call["name"], call["args"]] for call in streamed.tool_calls],
+    "result": [message.content for message in messages if isinstance(message, ToolMessage)],
+    "told": bound.invoke(messages).content,
+    "any": len(model.bind_tools([get_weather], tool_choice="any").invoke("Hello").tool_calls),
+}}
+for method in ("function_calling", "json_schema"):
+    seen[method] = model.with_structured_output(Light, method=method).invoke(ASKED).model_dump(mode="json")
+print(json.dumps(seen))
+"""
+
+
+def seen_by(program: str, server: RunningServer) -> dict[str, Any]:
+    ran = subprocess.run([PYTHON, "-c", program, server.url], capture_output=True, text=True, timeout=180)
+    assert ran.returncode == 0, ran.stderr
+    seen: dict[str, Any] = json.loads(ran.stdout)
+    return seen
+
+
+def is_light(value: dict[str, Any]) -> bool:
+    return value.keys() == {"color", "on"} and value["color"] in ("red", "green") and isinstance(value["on"], bool)
+
+
+def test_instructor_gets_its_model_in_every_mode_that_sends_the_schema(server: RunningServer) -> None:
+    seen = seen_by(INSTRUCTOR, server)
+    assert seen.keys() == {"TOOLS", "TOOLS_STRICT", "JSON_SCHEMA"}
+    for whole, partial in seen.values():
+        assert is_light(whole)
+        assert whole == partial
+
+
+def test_langchain_calls_tools_and_gets_structured_output(server: RunningServer) -> None:
+    seen = seen_by(LANGCHAIN, server)
+    assert seen["called"] == seen["streamed"] == [["get_weather", {"city": "Oslo"}]]
+    assert seen["result"] == ['{"degrees": 7}']
+    assert "7" in seen["told"]
+    assert seen["any"] >= 1
+    assert is_light(seen["function_calling"])
+    assert is_light(seen["json_schema"])
