@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_manager.mlx_server import errors
@@ -164,6 +164,8 @@ def numbered(deltas: Sequence[TextDelta | ReasoningDelta | tuple[Any, ...]]) -> 
     return events
 
 
+@settings(max_examples=500)
+@example([TextDelta(0, "a"), ReasoningDelta(0, " "), TextDelta(0, " "), ReasoningDelta(0, "c")])
 @given(DELTAS)
 async def test_any_stream_folds_to_the_response(deltas: list[Any]) -> None:
     events = [Started(), Prefilled(10, 4, 6), *numbered(deltas), *END]

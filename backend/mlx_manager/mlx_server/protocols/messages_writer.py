@@ -167,10 +167,11 @@ class _Blocks:
                 self._held = {kind: text}
                 return
             yield from self._begin(kind, _empty(kind))
+        self._held = {}
         yield from self._delta(kind, text)
 
     def call(self, call: ToolCallStarted) -> Iterator[JsonObject]:
-        self._call = call.call
+        self._call, self._held = call.call, {}
         block: JsonObject = {"type": "tool_use", "id": _call_id(call.id), "name": call.name, "input": {}}
         yield from self._begin(ToolCallStarted, block)
 
@@ -186,7 +187,7 @@ class _Blocks:
 
     def _begin(self, kind: type[GenerationEvent], block: JsonObject) -> Iterator[JsonObject]:
         yield from self._close()
-        self._open, self._held, self._thoughts = kind, {}, []
+        self._open, self._thoughts = kind, []
         self._index += 1
         yield {"type": "content_block_start", "index": self._index, "content_block": block}
 
