@@ -14,7 +14,8 @@ from anthropic.types import Message, MessageTokensCount
 from tests import folding
 from tests.running_server import RunningServer
 
-REQUESTS = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(Path("tests/agent_requests").glob("*"))}
+FOLDER = Path(__file__).parents[1] / "agent_requests"
+REQUESTS = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
 MESSAGES = [name for name, request in REQUESTS.items() if request["path"].split("?")[0] == "/v1/messages"]
 
 
