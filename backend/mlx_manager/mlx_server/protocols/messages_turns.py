@@ -150,7 +150,7 @@ class _Reader:
 
 
 def _shown(block: Block) -> Block:
-    """A tool's result may hold a picture that nobody asked for: a refusal would end the conversation for good."""
+    """A tool's picture stays in the history, so that refusing it would end the conversation for good."""
     if block.type != "image":
         return block
     return Block(type="text", text="[An image, which is not shown: this model reads text.]")
