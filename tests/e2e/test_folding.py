@@ -53,6 +53,29 @@ COMPLETIONS: list[dict[str, Any]] = [
     {"ignore_eos": True, "skip_special_tokens": False, "min_tokens": 5, "logprobs": 1},
 ]
 
+CLIENT_TOOL = {"name": "get_weather", "description": "Get the weather in a city", "input_schema": PARAMETERS}
+JSON_OBJECT = {"type": "json_schema", "schema": {"type": "object", "properties": {"n": {"type": "integer"}}}}
+THINKING = {"type": "enabled", "budget_tokens": 20}
+MESSAGES: list[dict[str, Any]] = [
+    {},
+    {"max_tokens": 0},
+    {"max_tokens": 1},
+    {"stop_sequences": [", and", " fox", "e"]},
+    {"system": [{"type": "text", "text": "You are terse.", "cache_control": {"type": "ephemeral"}}]},
+    {"thinking": THINKING},
+    {"thinking": {**THINKING, "display": "omitted"}},
+    {"thinking": {**THINKING, "budget_tokens": 0}},
+    {"thinking": THINKING, "stop_sequences": ["a"]},
+    {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high", "format": JSON_OBJECT}},
+    {"tools": [CLIENT_TOOL], "messages": QUESTION},
+    {"tools": [CLIENT_TOOL], "messages": QUESTION, "max_tokens": 12},
+    {"tools": [CLIENT_TOOL], "tool_choice": {"type": "any"}},
+    {"tools": [CLIENT_TOOL], "tool_choice": {"type": "tool", "name": "get_weather"}, "thinking": THINKING},
+    {"tools": [CLIENT_TOOL], "tool_choice": {"type": "any", "disable_parallel_tool_use": True}, "max_tokens": 9},
+    {"messages": [*QUESTION, {"role": "assistant", "content": "It is"}]},
+    {"model": "babbler", "tools": [CLIENT_TOOL], "tool_choice": {"type": "any"}},
+]
+
 
 def without_identity(answer: dict[str, Any]) -> dict[str, Any]:
     """Nor with what the prefix cache had, which is more for the second one, nor with the ids of calls."""
@@ -83,3 +106,24 @@ def test_folding_the_stream_of_a_completion_gives_the_response(
     with server.stream("/v1/completions", body | {"stream_options": {"include_usage": True}}) as payloads:
         streamed = folding.of_completion_chunks(chunks_of(payloads))
     assert folding.same(without_identity(streamed), without_identity(folding.of_completion_response(whole.json())))
+
+
+@pytest.mark.parametrize("parameters", MESSAGES, ids=str)
+def test_folding_the_stream_of_a_message_gives_the_response(server: RunningServer, parameters: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": "Tell me a story with 😀 and 時."}]
+    body = {"model": "demo", "messages": messages, "temperature": 0, "max_tokens": 40, **parameters}
+    whole, streamed = (server.post("/v1/messages", body | {"stream": stream}) for stream in (False, True))
+    assert (whole.status_code, streamed.status_code) == (200, 200), whole.text
+    assert same_message(folding.of_message_events(streamed.text), whole.json())
+
+
+def same_message(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """But for ids, and for what the prefix cache had."""
+    for message in (one, other):
+        usage = message.pop("usage")
+        message["usage"] = [usage.pop("output_tokens"), usage.pop("output_tokens_details")]
+        message["prompt"] = sum(count for name, count in usage.items() if name.endswith("input_tokens"))
+        assert message.pop("id").startswith("msg_")
+        for block in message["content"]:
+            assert block.pop("id", "toolu_").startswith("toolu_")
+    return one == other

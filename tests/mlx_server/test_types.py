@@ -2,6 +2,7 @@ import anyio
 import pytest
 
 from mlx_manager.mlx_server.errors import EngineFailed
+from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.types import (
     Choice,
     ChoiceFinished,
@@ -12,7 +13,6 @@ from mlx_manager.mlx_server.types import (
     Started,
     TextDelta,
     Usage,
-    fold,
 )
 
 pytestmark = pytest.mark.anyio

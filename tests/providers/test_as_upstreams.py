@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests import folding
-from tests.e2e.test_folding import CHAT, COMPLETIONS, without_identity
+from tests.e2e.test_folding import CHAT, COMPLETIONS, same_message, without_identity
 from tests.providers.scripted_llama import ANSWER, CALL
 from tests.providers.upstreams import Upstream
 from tests.running_server import HANG_SECONDS, RunningServer, chunks_of, eventually, running_server
@@ -104,6 +104,32 @@ def test_completion_over_mlx_lm_stops_where_it_is_told(front: RunningServer, mlx
     assert (stopped["choices"][0]["text"], stopped["choices"][0]["finish_reason"]) == (text[:10], "stop")
 
 
+def message_both_ways(server: RunningServer, body: Json) -> Json:
+    """The message, which must be the same streamed and whole; its tokens are those that are counted beforehand."""
+    whole, streamed = (server.post("/v1/messages", {**body, "stream": stream}) for stream in (False, True))
+    assert (whole.status_code, streamed.status_code) == (200, 200), whole.text
+    message: Json = whole.json()
+    counted = server.post("/v1/messages/count_tokens", {name: body[name] for name in ("model", "messages")}).json()
+    usage = message["usage"]
+    assert counted == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
+    assert same_message(folding.of_message_events(streamed.text), whole.json())
+    return message
+
+
+def test_messages_are_answered_by_another_house(front: RunningServer, server: RunningServer) -> None:
+    over = message_both_ways(front, {"model": "house/demo", "messages": COUNT, "temperature": 0, "max_tokens": 40})
+    assert over["content"] == [{"type": "text", "text": COUNTED, "citations": None}]
+    assert (over["stop_reason"], over["usage"]["output_tokens"]) == ("end_turn", 14)
+
+
+def test_messages_are_answered_by_mlx_lm(front: RunningServer, mlx_lm_server: Upstream) -> None:
+    body = {"model": f"mlx:{mlx_lm_server.model_id}", "messages": COUNT, "temperature": 0, "max_tokens": 40}
+    message = message_both_ways(front, body)
+    assert message["content"] == [{"type": "text", "text": COUNTED, "citations": None}]
+    stopped = front.post("/v1/messages", {**body, "stop_sequences": ["4"]}).json()
+    assert (stopped["stop_reason"], stopped["stop_sequence"]) == ("stop_sequence", "4")
+
+
 @pytest.mark.parametrize(
     ("path", "field", "value"),
     [
@@ -169,6 +195,7 @@ def test_llama_cpp_answers_as_an_upstream(before_llama_cpp: tuple[RunningServer,
     front, model = before_llama_cpp
     body = {"model": model, "messages": COUNT, "temperature": 0, "max_tokens": 40}
     assert fold_both_ways(front, "/v1/chat/completions", body)["choices"][0]["content"] == COUNTED
+    assert message_both_ways(front, body)["content"] == [{"type": "text", "text": COUNTED, "citations": None}]
     body = {"model": model, "prompt": "Once upon a time", "temperature": 0}
     assert fold_both_ways(front, "/v1/completions", body)["choices"][0]["finish_reason"] == "length"
     refused = front.post("/v1/completions", body | {"n": 2})

@@ -205,6 +205,10 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     """The longest that one step of the engine may take, a chunk of a long prompt on a slow machine among them."""
     reject_unknown_fields: bool = False
     """Whether a request field that nobody knows is refused; else it is warned of once per name."""
+    strip_billing_line: bool = True
+    """Whether the line `x-anthropic-billing-header: ...` is removed from the beginning of a system prompt."""
+    strip_token_counter: bool = True
+    """Whether system messages that say only how many tokens are left are removed: they change at every request."""
     drain_timeout_seconds: int = Field(default=30, ge=0, le=10**9)
     """How long running requests may go on after SIGTERM."""
 
@@ -212,6 +216,9 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     """Other servers whose models this one serves too; a JSON list in the environment."""
     upstream_poll_seconds: float = Field(default=10, gt=0, le=1e9, allow_inf_nan=False)
     """How often each upstream is asked whether it is well, and for its models."""
+    aliases: Annotated[dict[str, str], NoDecode] = {}
+    """Names, or patterns with `*`, of models that are not there, and the id of the model that answers for each; the
+    first that fits counts. A JSON object in the environment."""
     fallbacks: Annotated[dict[str, list[str]], NoDecode] = {}
     """For a model's id, those that answer in its place while it cannot be loaded or its queue is full, the first one
     that can; a JSON object in the environment."""
@@ -271,7 +278,7 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
             return [entry.strip() for entry in value.split(",") if entry.strip()]
         return value
 
-    @field_validator("upstreams", "fallbacks", mode="before")
+    @field_validator("upstreams", "fallbacks", "aliases", mode="before")
     @classmethod
     def _read_json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value

@@ -5,8 +5,11 @@ ServerError
 │   ├── UnsupportedParameter   a parameter or content that this server does not have
 │   ├── ChatTemplateMissing    chat with a model that has no chat template
 │   ├── ChatTemplateFailed     the model's chat template takes too much time or memory
-│   └── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
+│   ├── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
+│   └── BrokenBody             the body breaks the schema of its endpoint, or is not JSON
 ├── ModelNotFound              no loadable model has that id
+├── UnknownPath                no endpoint has that path
+├── MethodNotAllowed           the endpoint has another method
 ├── NotAuthorized              the key that the endpoint asks for is missing or wrong
 ├── AdminClosed                there is no key that would open the admin endpoints
 ├── HostNotAllowed             the request is addressed to a name that is not this server's
@@ -61,10 +64,29 @@ class ChatTemplateFailed(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
+    """`tokens` are those of the prompt, and `limit` the most there may be, where both are known."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, tokens: int | None = None, limit: int | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.tokens = tokens
+        self.limit = limit
+
+
+class BrokenBody(InvalidRequest):
     pass
 
 
 class ModelNotFound(ServerError):
+    pass
+
+
+class UnknownPath(ServerError):
+    pass
+
+
+class MethodNotAllowed(ServerError):
     pass
 
 

@@ -45,6 +45,11 @@ from mlx_manager.mlx_server.engine.watchdog import Patience
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
+from mlx_manager.mlx_server.protocols.base import Protocols
+from mlx_manager.mlx_server.protocols.chat import ChatCompletions
+from mlx_manager.mlx_server.protocols.completions import Completions
+from mlx_manager.mlx_server.protocols.messages import Messages
+from mlx_manager.mlx_server.services.hygiene import hygiene_of
 from mlx_manager.mlx_server.services.inference import InferenceService, set_running_service
 from mlx_manager.mlx_server.services.prompts import prompt_rules
 from mlx_manager.mlx_server.services.routing import Routing
@@ -77,11 +82,17 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
     app.include_router(metrics_router)
     app.include_router(admin_router)
     app.include_router(v1_router)
-    install_error_handlers(app, settings.validation_error_status)
+    install_error_handlers(app)
+    app.state.protocols = _protocols(settings)
     app.state.edge = edge_rules(settings)
     app.state.addresses = []
     _add_middlewares(app, settings)
     return app
+
+
+def _protocols(settings: MLXServerSettings) -> Protocols:
+    status = settings.validation_error_status
+    return Protocols([ChatCompletions(status), Completions(status), Messages()])
 
 
 def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
@@ -90,7 +101,6 @@ def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
         BodyLimits,
         max_bytes=int(settings.max_body_mb * BYTES_PER_MB),
         max_json_depth=settings.max_json_depth,
-        broken_status=settings.validation_error_status,
         timeout_seconds=settings.body_timeout_seconds,
     )
     app.add_middleware(RateLimits)
@@ -128,11 +138,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logger.warning("%s", conflict)
     pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
     upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
-    routing = Routing(pool, upstreams, settings.fallbacks)
+    routing = Routing(pool, upstreams, settings.fallbacks, settings.aliases)
     inference = InferenceService(
         pool,
         settings.request_timeout_seconds,
         routing,
+        hygiene=hygiene_of(settings),
         prompt_rules=prompt_rules(settings),
         trace_content=settings.trace_content,
     )

@@ -37,6 +37,8 @@ class GenerationRecord:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    stored_tokens: int = 0
+    """Of the prompt, that the prefix cache keeps from this request on."""
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     warnings: list[str] = field(default_factory=list)

@@ -1,10 +1,8 @@
 """The vocabulary that all rooms share: requests as the services see them, and the events a generation consists of."""
 
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, assert_never
+from typing import ClassVar, Literal
 
 from mlx_manager.mlx_server.records import GenerationRecord
 
@@ -160,6 +158,8 @@ class GenerationRequest:
     default_max_tokens: int
     stop: tuple[str, ...]
     include_usage: bool
+    max_tokens_is_a_ceiling: bool = False
+    """Whether a limit that memory has no room for is cut, as one beyond the context is, and not refused."""
     n: int = 1
     """Choices for each prompt. The first is the one that n = 1 gives."""
     logprobs: int | None = None
@@ -232,6 +232,8 @@ class Usage:
     completion_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    stored_tokens: int = 0
+    """Tokens of the prompt that the prefix cache did not have and keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,15 @@ Logprobs = tuple[TokenLogprob, ...]
 @dataclass(frozen=True, slots=True)
 class Started:
     """The request is admitted to the engine's queue: from here on a failure comes in mid-stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The prompt is read; the tokens as `Usage` has them. Once, before the first delta. Not every upstream tells it."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    stored_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,12 +331,22 @@ class Completed:
 
 
 Delta = TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta
-GenerationEvent = Started | Delta | ChoiceFinished | Completed
+GenerationEvent = Started | Prefilled | Delta | ChoiceFinished | Completed
 GenerationEvents = AsyncGenerator[GenerationEvent, None]
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """A stretch of a choice's text, of its reasoning, or of its refusal."""
+
+    kind: type[TextDelta | ReasoningDelta | RefusalDelta]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
+    """`parts` are text, reasoning and calls once more, in the order in which the model wrote them."""
+
     index: int
     text: str
     finish_reason: FinishReason
@@ -333,63 +354,11 @@ class Choice:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     refusal: str = ""
+    stop: str | None = field(default=None, compare=False)
+    parts: tuple[Passage | ToolCall, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     choices: tuple[Choice, ...]
     usage: Usage
-
-
-async def fold(events: GenerationEvents) -> Generation:
-    """Consumes and closes `events`: the whole generation, for an answer that is not streamed."""
-    parts: defaultdict[int, ChoiceParts] = defaultdict(ChoiceParts)
-    choices: list[Choice] = []
-    usage = Usage(0, 0)
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case Started():
-                    pass
-                case TextDelta() | ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
-                    parts[event.index].add(event)
-                case ChoiceFinished(index, reason):
-                    choices.append(parts[index].choice(index, reason))
-                case Completed(usage):
-                    pass
-                case _:
-                    assert_never(event)
-    return Generation(tuple(sorted(choices, key=lambda choice: choice.index)), usage)
-
-
-class ChoiceParts:
-    """What has come of one choice."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._refusal: list[str] = []
-        self._calls: dict[int, tuple[ToolCallStarted, list[str]]] = {}
-
-    def add(self, event: Delta) -> None:
-        match event:
-            case TextDelta(_, text, logprobs):
-                self._text.append(text)
-                self._logprobs += logprobs
-            case ReasoningDelta(_, text, logprobs):
-                self._reasoning.append(text)
-                self._logprobs += logprobs
-            case RefusalDelta(_, text):
-                self._refusal.append(text)
-            case ToolCallStarted():
-                self._calls[event.call] = (event, [])
-            case ToolCallDelta():
-                self._calls[event.call][1].append(event.arguments)
-            case _:
-                assert_never(event)
-
-    def choice(self, index: int, reason: FinishReason) -> Choice:
-        calls = (ToolCall(call.id, call.name, "".join(arguments)) for call, arguments in self._calls.values())
-        text, reasoning, refusal = map("".join, (self._text, self._reasoning, self._refusal))
-        return Choice(index, text, reason, tuple(self._logprobs), reasoning, tuple(calls), refusal)

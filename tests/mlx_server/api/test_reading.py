@@ -13,6 +13,8 @@ from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.reading import JsonRoute, converted
 from mlx_manager.mlx_server.observability import Metrics
+from mlx_manager.mlx_server.protocols.base import Protocols
+from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 
 
 def _noting_thread(text: str) -> str:
@@ -34,7 +36,8 @@ def client() -> TestClient:
 
     app = FastAPI()
     app.include_router(router)
-    install_error_handlers(app, 422)
+    install_error_handlers(app)
+    app.state.protocols = Protocols([ChatCompletions()])
     app.add_middleware(ExchangeMiddleware, metrics=Metrics(lambda model_id: False), paths=(), spans=False)
     return TestClient(app)
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.protocols.chat import ChatBuilder, to_request
 from mlx_manager.mlx_server.protocols.wire import JsonObject, system_fingerprint
 from mlx_manager.mlx_server.schemas import openai as schemas
@@ -28,7 +29,6 @@ from mlx_manager.mlx_server.types import (
     ToolCallStarted,
     TopLogprob,
     Usage,
-    fold,
 )
 from tests import folding
 

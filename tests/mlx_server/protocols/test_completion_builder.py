@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Completion
 
+from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.protocols.completions import CompletionBuilder, to_request
 from mlx_manager.mlx_server.protocols.wire import JsonObject, system_fingerprint
 from mlx_manager.mlx_server.schemas import openai as schemas
@@ -24,7 +25,6 @@ from mlx_manager.mlx_server.types import (
     TokenLogprob,
     TopLogprob,
     Usage,
-    fold,
 )
 from tests import folding
 

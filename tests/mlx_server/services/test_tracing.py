@@ -180,7 +180,7 @@ async def test_a_client_that_leaves_is_told_with_the_tokens_it_cost(app: FastAPI
     exporter.clear()
     request = to_request(ChatCompletionRequest.model_validate(LONG), 500)
     events = app.state.server.inference.generate(request)
-    for _ in range(4):
+    for _ in range(5):
         await anext(events)
     await events.aclose()
     (span,) = spans(exporter, "chat demo")

@@ -1,4 +1,4 @@
-"""Exceptions to error responses, all of them in OpenAI's envelope."""
+"""Exceptions to error responses, each in the envelope of the protocol that the request speaks."""
 
 from typing import Any
 
@@ -7,48 +7,48 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from mlx_manager.mlx_server.api.edge.rules import protocol_of
 from mlx_manager.mlx_server.api.exchange import exchange_of
-from mlx_manager.mlx_server.errors import ServerError
-from mlx_manager.mlx_server.protocols.errors import ErrorKind, broken_body, envelope, error_body, status_of
+from mlx_manager.mlx_server.errors import BrokenBody, MethodNotAllowed, ServerError, UnknownPath
 
 _MAX_FAULTS_NAMED = 3
 _NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
 
 _WHERE_ENDPOINTS_ARE = (
-    "The base URL of the OpenAI API ends with /v1, as in http://127.0.0.1:8000/v1; GET /docs lists all endpoints."
+    "The base URL of OpenAI's clients ends with /v1, as in http://127.0.0.1:8000/v1, and that of Anthropic's does not; "
+    "GET /docs lists all endpoints."
 )
 
 
-def install_error_handlers(app: FastAPI, validation_error_status: int) -> None:
-    broken = broken_body(validation_error_status)
-
-    async def validation_error(request: Request, exc: Exception) -> JSONResponse:
-        assert isinstance(exc, RequestValidationError)
-        exchange_of(request).error = exc
-        faults = [(_field(fault), _message(fault)) for fault in exc.errors()]
-        named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
-        return JSONResponse(envelope(broken, named, faults[0][0] or None), broken.status)
-
-    async def http_error(request: Request, exc: Exception) -> JSONResponse:
-        """Unknown paths and methods."""
-        assert isinstance(exc, HTTPException)
-        kind = ErrorKind(exc.status_code, "invalid_request_error", exc.detail.lower().replace(" ", "_"))
-        message = f"{exc.detail}: {request.method} {request.url.path}"
-        if exc.status_code == 404:
-            message += f". {_WHERE_ENDPOINTS_ARE}"
-        return JSONResponse(envelope(kind, message, None), exc.status_code, headers=exc.headers)
-
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(ServerError, _server_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, _server_error)
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(RequestValidationError, _broken_body)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _error)
+    app.add_exception_handler(ServerError, _error)
 
 
-async def _server_error(request: Request, exc: Exception) -> JSONResponse:
-    exchange_of(request).error = exc
-    wait_seconds = exc.retry_after_seconds if isinstance(exc, ServerError) else None
-    headers = {"Retry-After": str(wait_seconds)} if wait_seconds is not None else None
-    return JSONResponse(error_body(exc), status_of(exc), headers)
+async def _error(request: Request, exc: Exception) -> JSONResponse:
+    exchange = exchange_of(request)
+    exchange.error = exc
+    reply = protocol_of(request.scope).error(exc, exchange.request_id)
+    return JSONResponse(reply.body, reply.status, dict(reply.headers))
+
+
+async def _broken_body(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, RequestValidationError)
+    faults = [(_field(fault), _message(fault)) for fault in exc.errors()]
+    named = "; ".join(f"{field}: {message}" if field else message for field, message in faults[:_MAX_FAULTS_NAMED])
+    return await _error(request, BrokenBody(named, param=faults[0][0] or None))
+
+
+async def _http_error(request: Request, exc: Exception) -> JSONResponse:
+    """Unknown paths and methods; and bodies that FastAPI cannot parse."""
+    assert isinstance(exc, HTTPException)
+    message = f"{exc.detail}: {request.method} {request.url.path}"
+    errors = {400: BrokenBody(_NO_JSON), 405: MethodNotAllowed(message)}
+    response = await _error(request, errors.get(exc.status_code, UnknownPath(f"{message}. {_WHERE_ENDPOINTS_ARE}")))
+    response.headers.update(exc.headers or {})
+    return response
 
 
 def _message(fault: dict[str, Any]) -> str:

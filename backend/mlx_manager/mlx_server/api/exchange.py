@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_manager.mlx_server.api.edge.rules import protocol_of
 from mlx_manager.mlx_server.observability import AttributeValue, Metrics, lines_of, log_access, request_span
 from mlx_manager.mlx_server.records import Exchange
 from mlx_manager.mlx_server.types import GenerationRequest
@@ -44,7 +45,7 @@ class ExchangeMiddleware:
         scope = _as_routed(scope)
         with lines_of(exchange), self._span(exchange, scope, headers):
             try:
-                await self._app(scope, receive, _noting(exchange, send))
+                await self._app(scope, receive, _noting(exchange, protocol_of(scope).request_id_headers, send))
             except BaseException as exc:
                 exchange.error = exc
                 raise
@@ -94,7 +95,7 @@ def note_generation(request: Request, generation: GenerationRequest, streamed: b
     generation.record.streamed = streamed
 
 
-def _noting(exchange: Exchange, send: Send) -> Callable[[Message], Awaitable[None]]:
+def _noting(exchange: Exchange, id_headers: Collection[bytes], send: Send) -> Callable[[Message], Awaitable[None]]:
     """`send`, with the request's id and its warnings among the headers.
 
     No coroutine of its own: it is called for each chunk.
@@ -103,7 +104,8 @@ def _noting(exchange: Exchange, send: Send) -> Callable[[Message], Awaitable[Non
     def noting(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", exchange.request_id.encode())]
+            ids = [(name, exchange.request_id.encode()) for name in id_headers]
+            message["headers"] = [*message.get("headers", ()), *ids]
             if exchange.generation is not None and exchange.generation.warnings:
                 message["headers"].append((b"x-mlx-manager-warning", _joined(exchange.generation.warnings)))
         return send(message)

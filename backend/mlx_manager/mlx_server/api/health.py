@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from mlx_manager.mlx_server import __version__
@@ -15,6 +15,12 @@ router = APIRouter(tags=["health"])
 @router.get("/health")
 async def health() -> dict[str, str]:
     return {"status": "healthy", "version": __version__}
+
+
+@router.get("/api/hello", include_in_schema=False)
+async def hello() -> Response:
+    """Claude Code asks so whether its server is there."""
+    return Response()
 
 
 @router.get("/ready")

@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_defau
 from mlx_manager.mlx_server.models.changes import CatalogChanges, changes
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.observability import set_log_level
+from mlx_manager.mlx_server.services.hygiene import hygiene_of
 from mlx_manager.mlx_server.services.prompts import prompt_rules
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,12 @@ def _tell_inference(app: FastAPI, reading: Reading) -> None:
     inference.timeout_seconds = _server(app).pool.line.request_timeout_seconds = settings.request_timeout_seconds
     inference.prompt_rules = prompt_rules(settings)
     inference.trace_content = settings.trace_content
+    inference.hygiene = hygiene_of(settings)
 
 
 def _tell_routing(app: FastAPI, reading: Reading) -> None:
-    _server(app).inference.routing.fallbacks = reading.settings.fallbacks
+    routing = _server(app).inference.routing
+    routing.fallbacks, routing.aliases = reading.settings.fallbacks, reading.settings.aliases
 
 
 def _tell_upstreams(app: FastAPI, reading: Reading) -> None:
@@ -93,9 +96,12 @@ LIVE: Mapping[str, Tell] = {
     "tool_prompt": _tell_inference,
     "hoist_system_messages": _tell_inference,
     "trace_content": _tell_inference,
+    "strip_billing_line": _tell_inference,
+    "strip_token_counter": _tell_inference,
     "max_messages": _read_when_used,
     "max_tools": _read_when_used,
     "fallbacks": _tell_routing,
+    "aliases": _tell_routing,
     "upstreams": _tell_upstreams,
     "upstream_poll_seconds": _tell_upstreams,
     "log_level": _tell_log,

@@ -8,45 +8,60 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+import anyio
 import msgspec
 from fastapi import Request, Response
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from mlx_manager.mlx_server.api.exchange import STATUS_CLIENT_CLOSED_REQUEST
+from mlx_manager.mlx_server.api.dependencies import ServerState, require
+from mlx_manager.mlx_server.api.edge.rules import protocol_of
+from mlx_manager.mlx_server.api.exchange import STATUS_CLIENT_CLOSED_REQUEST, exchange_of, note_generation
+from mlx_manager.mlx_server.api.reading import converted
 from mlx_manager.mlx_server.errors import ServerError
-from mlx_manager.mlx_server.protocols.errors import error_body
-from mlx_manager.mlx_server.protocols.wire import JsonObject
-from mlx_manager.mlx_server.types import Generation, GenerationEvent, GenerationEvents, fold
+from mlx_manager.mlx_server.folding import fold
+from mlx_manager.mlx_server.protocols.base import ParseOptions, Writer
+from mlx_manager.mlx_server.types import GenerationEvent, GenerationEvents
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-KEEP_ALIVE_SECONDS = 15
-
-
-class Builder(Protocol):
-    """A protocol's writer: chunks from events, or one response from the generation."""
-
-    def event(self, event: GenerationEvent) -> list[JsonObject]: ...
-
-    def response(self, generation: Generation) -> JsonObject: ...
 
 
 class ClientLeft(Exception):
     pass
 
 
-async def respond(request: Request, events: GenerationEvents, builder: Builder, stream: bool) -> Response:
-    """The answer to the request. Raises the ServerError that refuses it."""
+async def count_tokens(body: Any, request: Request, state: ServerState | None) -> int:
+    """How many tokens the prompt has that `answer` would read for the body."""
+    server, protocol = require(state), protocol_of(request.scope)
+    return await server.inference.count_tokens(await converted(request, protocol.parse, body, _options(server)))
+
+
+async def answer(body: Any, request: Request, state: ServerState | None) -> Response:
+    """The answer to a body of the protocol that the request's path belongs to. Raises the ServerError that refuses it.
+
+    The body says with `stream` whether it wants a stream, in every protocol.
+    """
+    server, protocol = require(state), protocol_of(request.scope)
+    generation = await converted(request, protocol.parse, body, _options(server))
+    note_generation(request, generation, body.stream)
+    return await _respond(request, server.inference.generate(generation), protocol.writer(generation), body.stream)
+
+
+def _options(server: ServerState) -> ParseOptions:
+    return ParseOptions(server.settings.default_max_tokens, server.settings.reject_unknown_fields)
+
+
+async def _respond(request: Request, events: GenerationEvents, writer: Writer, stream: bool) -> Response:
     try:
         if stream:
             first = await _unless_client_leaves(request, _first(events))
-            return _EventStream(events, _chunks(first, events, builder))
+            return _EventStream(events, _frames(first, events, writer, exchange_of(request).request_id), writer)
         generation = await _unless_client_leaves(request, fold(events))
-        return Response(msgspec.json.encode(builder.response(generation)), media_type="application/json")
+        return Response(msgspec.json.encode(writer.response(generation)), media_type="application/json")
     except ClientLeft:
         await events.aclose()
         return Response(status_code=STATUS_CLIENT_CLOSED_REQUEST)
@@ -55,10 +70,11 @@ async def respond(request: Request, events: GenerationEvents, builder: Builder, 
 class _EventStream(EventSourceResponse):
     """Owns the events: they are closed when the response ends, however early it does."""
 
-    def __init__(self, events: GenerationEvents, content: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(content, sep="\n", ping=KEEP_ALIVE_SECONDS)
+    def __init__(self, events: GenerationEvents, content: AsyncGenerator[bytes, None], writer: Writer) -> None:
+        super().__init__(content, ping=writer.keep_alive_seconds)
         del self.headers["connection"]  # whether it stays open is for the server to say
         self._events = events
+        self._writer = writer
         self._content = content
         self._is_complete = False
 
@@ -80,29 +96,35 @@ class _EventStream(EventSourceResponse):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         self._is_complete = True
 
+    async def _ping(self, send: Send) -> None:
+        while self.active:
+            await anyio.sleep(self.ping_interval)
+            async with self._send_lock:
+                frame = self._writer.keep_alive() if self.active else b""
+                if frame:
+                    await send({"type": "http.response.body", "body": frame, "more_body": True})
+
 
 async def _first(events: GenerationEvents) -> GenerationEvent:
     return await anext(events)
 
 
-async def _chunks(first: GenerationEvent, events: GenerationEvents, builder: Builder) -> AsyncGenerator[bytes, None]:
-    """The SSE stream. A failure in its middle becomes the error event, and no [DONE] follows it."""
-    for chunk in builder.event(first):
-        yield _sse(chunk)
+async def _frames(
+    first: GenerationEvent, events: GenerationEvents, writer: Writer, request_id: str
+) -> AsyncGenerator[bytes, None]:
+    """The SSE stream. A failure in its middle becomes the protocol's error frame, and nothing follows it."""
+    for frame in writer.frames(first):
+        yield frame
     try:
         async for event in events:
-            for chunk in builder.event(event):
-                yield _sse(chunk)
+            for frame in writer.frames(event):
+                yield frame
     except Exception as exc:
         if not isinstance(exc, ServerError):
             logger.exception("A stream failed")
-        yield _sse(error_body(exc))
+        yield writer.error_frame(exc, request_id)
         return
-    yield b"data: [DONE]\n\n"
-
-
-def _sse(chunk: JsonObject) -> bytes:
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+    yield writer.end()
 
 
 async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -150,7 +150,8 @@ class Catalog:
             near = difflib.get_close_matches(model_id[:200], [*known, *self._aliases], n=3, cutoff=0.5) or known
             raise ModelNotFound(
                 f"The model {model_id[:200]!r} does not exist or may not be loaded. Did you mean: {', '.join(near)}? "
-                "Add it to MLX_SERVER_AVAILABLE_MODELS or to mlx-manager.toml to make it loadable.",
+                "Add it to MLX_SERVER_AVAILABLE_MODELS or to mlx-manager.toml to make it loadable, or map "
+                "the name to a model under [aliases] there.",
                 param="model",
             )
         return entry

@@ -6,8 +6,10 @@ from typing import assert_never
 
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.protocols.answer_format import chat_grammar
+from mlx_manager.mlx_server.protocols.base import ParseOptions
 from mlx_manager.mlx_server.protocols.chat_turns import chat_turns
 from mlx_manager.mlx_server.protocols.logprobs import chat_logprobs
+from mlx_manager.mlx_server.protocols.openai import OpenAIProtocol, OpenAIWriter
 from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.tools import tool_use
 from mlx_manager.mlx_server.protocols.wire import (
@@ -29,6 +31,7 @@ from mlx_manager.mlx_server.types import (
     Generation,
     GenerationEvent,
     Logprobs,
+    Prefilled,
     ReasoningDelta,
     RefusalDelta,
     Started,
@@ -59,6 +62,16 @@ OURS_IN_TEMPLATES = frozenset(
     }
 )
 """What rendering a template is told by the server, so that `chat_template_kwargs` cannot tell it otherwise."""
+
+
+class ChatCompletions(OpenAIProtocol[openai.ChatCompletionRequest, ChatRequest]):
+    paths = ("/v1/chat/completions",)
+
+    def parse(self, body: openai.ChatCompletionRequest, options: ParseOptions) -> ChatRequest:
+        return to_request(body, options.default_max_tokens, options.reject_unknown)
+
+    def writer(self, request: ChatRequest) -> "ChatBuilder":
+        return ChatBuilder(request)
 
 
 def to_request(
@@ -140,9 +153,7 @@ def _template_kwargs(body: openai.ChatCompletionRequest) -> dict[str, object]:
     return {**asked, **given}
 
 
-class ChatBuilder:
-    """Writes one request's answer: chunk by chunk from its events, or whole from its generation."""
-
+class ChatBuilder(OpenAIWriter):
     def __init__(self, request: ChatRequest) -> None:
         self._request = request
 
@@ -150,6 +161,8 @@ class ChatBuilder:
         match event:
             case Started():
                 return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._request.n)]
+            case Prefilled():
+                return []
             case TextDelta(index, text, logprobs):
                 return [self._chunk(index, {"content": text}, logprobs)]
             case ReasoningDelta(index, text, logprobs):

@@ -6,7 +6,9 @@ from typing import assert_never
 
 from mlx_manager.mlx_server.errors import InvalidRequest
 from mlx_manager.mlx_server.protocols.answer_format import completion_grammar
+from mlx_manager.mlx_server.protocols.base import ParseOptions
 from mlx_manager.mlx_server.protocols.logprobs import completion_logprobs
+from mlx_manager.mlx_server.protocols.openai import OpenAIProtocol, OpenAIWriter
 from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.wire import (
     JsonObject,
@@ -26,6 +28,7 @@ from mlx_manager.mlx_server.types import (
     Generation,
     GenerationEvent,
     Logprobs,
+    Prefilled,
     ReasoningDelta,
     RefusalDelta,
     Started,
@@ -38,6 +41,16 @@ DEFAULT_MAX_TOKENS = 16
 """As api.openai.com has it."""
 MAX_CHOICES_IN_ALL = 1024
 """Of all prompts of a request together."""
+
+
+class Completions(OpenAIProtocol[openai.CompletionRequest, CompletionRequest]):
+    paths = ("/v1/completions",)
+
+    def parse(self, body: openai.CompletionRequest, options: ParseOptions) -> CompletionRequest:
+        return to_request(body, options.reject_unknown)
+
+    def writer(self, request: CompletionRequest) -> "CompletionBuilder":
+        return CompletionBuilder(request)
 
 
 def to_request(body: openai.CompletionRequest, reject_unknown: bool = False) -> CompletionRequest:
@@ -109,15 +122,13 @@ def _best_of(body: openai.CompletionRequest, n: int) -> int:
     return best_of
 
 
-class CompletionBuilder:
-    """Writes one request's answer: chunk by chunk from its events, or whole from its generation."""
-
+class CompletionBuilder(OpenAIWriter):
     def __init__(self, request: CompletionRequest) -> None:
         self._request = request
 
     def event(self, event: GenerationEvent) -> list[JsonObject]:
         match event:
-            case Started():
+            case Started() | Prefilled():
                 return []
             case TextDelta(index, text, logprobs):
                 return [self._chunk(index, text, logprobs)]

@@ -1,4 +1,7 @@
-"""The one table from errors to HTTP: status, OpenAI's error type and code. OpenAI's envelope is written here."""
+"""The one table from errors to HTTP: status, OpenAI's error type and code. OpenAI's envelope is written here.
+
+Other protocols take the status from it, and have envelopes of their own.
+"""
 
 from dataclasses import dataclass
 
@@ -19,7 +22,10 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.ChatTemplateMissing: ErrorKind(400, "invalid_request_error", "chat_template_missing"),
     errors.ChatTemplateFailed: ErrorKind(400, "invalid_request_error", "chat_template_failed"),
     errors.ContextLengthExceeded: ErrorKind(400, "invalid_request_error", "context_length_exceeded"),
+    errors.BrokenBody: ErrorKind(422, "invalid_request_error", "validation_error"),
     errors.ModelNotFound: ErrorKind(404, "invalid_request_error", "model_not_found"),
+    errors.UnknownPath: ErrorKind(404, "invalid_request_error", "not_found"),
+    errors.MethodNotAllowed: ErrorKind(405, "invalid_request_error", "method_not_allowed"),
     errors.NotAuthorized: ErrorKind(401, "invalid_request_error", "invalid_api_key"),
     errors.AdminClosed: ErrorKind(403, "permission_error", "admin_closed"),
     errors.HostNotAllowed: ErrorKind(421, "invalid_request_error", "host_not_allowed"),
@@ -41,11 +47,6 @@ _KINDS: dict[type[errors.ServerError], ErrorKind] = {
     errors.RequestTimeout: ErrorKind(504, "server_error", "request_timeout"),
 }
 INTERNAL_ERROR = ErrorKind(500, "server_error", "internal_error")
-
-
-def broken_body(status: int) -> ErrorKind:
-    """Of a body that breaks the schema, or is none that a schema could be held against; users choose its status."""
-    return ErrorKind(status, "invalid_request_error", "validation_error")
 
 
 def status_of(error: Exception) -> int:

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 from mlx_manager.mlx_server.errors import UnsupportedParameter
@@ -129,7 +130,23 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
 _PLACE = re.compile(r"\[\d+\]")
 
 
-def check_unused(extra: Mapping[str, object] | None, reject_unknown: bool = False, where: str = "") -> None:
+@dataclass(frozen=True, slots=True)
+class ParameterTable:
+    """What one family of protocols does with fields that it does not use."""
+
+    ignored: frozenset[str]
+    refused: Mapping[str, tuple[object, ...]]
+
+
+OPENAI = ParameterTable(IGNORED, REFUSED)
+
+
+def check_unused(
+    extra: Mapping[str, object] | None,
+    reject_unknown: bool = False,
+    where: str = "",
+    table: ParameterTable = OPENAI,
+) -> None:
     """Refuses what is known and not there; what nobody knows is refused, too, or warned of once per name.
 
     `where` is what leads to the fields: `messages[3].`, say.
@@ -137,15 +154,15 @@ def check_unused(extra: Mapping[str, object] | None, reject_unknown: bool = Fals
     for field, value in (extra or {}).items():
         param = f"{where}{field}"
         name = _PLACE.sub("[]", param)
-        if value is None or name in IGNORED:
+        if value is None or name in table.ignored:
             continue
         if name in RESOURCES:
             warn_once(name, "The server decides on memory and processors itself.")
-        elif name not in REFUSED:
+        elif name not in table.refused:
             if reject_unknown:
                 raise UnsupportedParameter(f"Nobody knows the parameter {param[:200]!r}: leave it out.", param=param)
             warn_once(name, "It is unknown.")
-        elif not any(_same(value, neutral) for neutral in REFUSED[name]):
+        elif not any(_same(value, neutral) for neutral in table.refused[name]):
             raise UnsupportedParameter(
                 f"The parameter {param!r} is not supported by this server: leave it out.", param=param
             )

@@ -16,7 +16,7 @@ def tool_use(body: openai.ChatCompletionRequest, reject_unknown: bool) -> ToolUs
     """
     given = body.tools if body.tools is not None else []
     tools = tuple(_definition(tool, f"tools[{i}]", reject_unknown) for i, tool in enumerate(given))
-    _check_names(tools)
+    check_names(tools, "function.name")
     choice = body.tool_choice if body.tool_choice is not None else "auto"
     named = _named(choice, tools, reject_unknown) if isinstance(choice, openai.NamedToolChoice) else None
     if choice == "required" and not tools:
@@ -42,12 +42,12 @@ def _definition(tool: openai.Tool, where: str, reject_unknown: bool) -> ToolDefi
     check_unused(tool.function.model_extra, reject_unknown, f"{where}.function.")
     function = tool.function
     parameters = function.parameters if function.parameters is not None else NO_PARAMETERS
-    _check_parameters(parameters, f"{where}.function.parameters")
+    check_parameters(parameters, f"{where}.function.parameters")
     text_length = len(json_text(parameters, f"{where}.function.parameters")) + len(function.description or "")
     return ToolDefinition(function.name, function.description, parameters, text_length, function.strict is True)
 
 
-def _check_parameters(parameters: dict[str, object], where: str) -> None:
+def check_parameters(parameters: dict[str, object], where: str) -> None:
     """What templates and parsers count on; the rest of the schema is looked at when it is enforced."""
     properties, required = parameters.get("properties", {}), parameters.get("required", [])
     if parameters.get("type", "object") != "object":
@@ -58,11 +58,11 @@ def _check_parameters(parameters: dict[str, object], where: str) -> None:
         raise InvalidRequest("'required' is a list of names.", param=f"{where}.required")
 
 
-def _check_names(tools: tuple[ToolDefinition, ...]) -> None:
+def check_names(tools: tuple[ToolDefinition, ...], field: str) -> None:
     seen: set[str] = set()
     for i, tool in enumerate(tools):
         if tool.name in seen:
-            raise InvalidRequest(f"Two tools are called {tool.name!r}: rename one.", param=f"tools[{i}].function.name")
+            raise InvalidRequest(f"Two tools are called {tool.name!r}: rename one.", param=f"tools[{i}].{field}")
         seen.add(tool.name)
 
 
@@ -76,7 +76,11 @@ def _named(choice: openai.NamedToolChoice, tools: tuple[ToolDefinition, ...], re
     if choice.function is None:
         raise InvalidRequest("tool_choice needs the name of a function.", param="tool_choice.function")
     check_unused(choice.model_extra, reject_unknown, "tool_choice.")
-    name = choice.function.name
+    return find_tool(choice.function.name, tools)
+
+
+def find_tool(name: str, tools: tuple[ToolDefinition, ...]) -> ToolDefinition:
+    """The tool that tool_choice names."""
     found = next((tool for tool in tools if tool.name == name), None)
     if found is None:
         known = ", ".join(tool.name for tool in tools) or "none"

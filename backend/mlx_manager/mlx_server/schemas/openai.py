@@ -1,6 +1,6 @@
 """OpenAI's shapes on the wire, as far as this server serves them. Shapes only: their meaning lies in `protocols/`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +14,8 @@ from pydantic import (
 )
 
 from mlx_manager.mlx_server.config import duration_seconds
+from mlx_manager.mlx_server.schemas.models import ModelInfo as ModelInfo
+from mlx_manager.mlx_server.schemas.models import ModelListResponse as ModelListResponse
 from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -56,41 +58,41 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 _BY_SHAPE = Discriminator(lambda value: "list" if isinstance(value, list) else "str")
+PartT = TypeVar("PartT")
+TextOrList = (
+    Annotated[Annotated[Text, Tag("str")] | Annotated[list[PartT], Field(fail_fast=True), Tag("list")], _BY_SHAPE]
+    | None
+)
 _TEXT_OR_OBJECT = Discriminator(lambda value: "str" if isinstance(value, str) else "dict")
 """For what may be of two shapes: so that a fault is told of the one that was meant."""
 
 
-class _Body(BaseModel):
+class WireBody(BaseModel):
     """A request's body. Fields that are not listed are kept, to be refused by name or ignored by `protocols/`."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
 
 
-class ContentPart(_Body):
+class ContentPart(WireBody):
     type: str
     text: Text | None = None
     refusal: Text | None = None
 
 
-class FunctionCall(_Body):
+class FunctionCall(WireBody):
     name: Text
     arguments: Text | dict[str, object] = "{}"
 
 
-class MessageToolCall(_Body):
+class MessageToolCall(WireBody):
     id: Text = ""
     type: str = "function"
     function: FunctionCall | None = None
 
 
-class ChatMessage(_Body):
+class ChatMessage(WireBody):
     role: Role
-    content: (
-        Annotated[
-            Annotated[Text, Tag("str")] | Annotated[list[ContentPart], Field(fail_fast=True), Tag("list")], _BY_SHAPE
-        ]
-        | None
-    ) = None
+    content: TextOrList[ContentPart] = None
     name: Text | None = None
     tool_calls: Annotated[list[MessageToolCall], Field(fail_fast=True)] | None = None
     function_call: FunctionCall | None = None
@@ -100,46 +102,46 @@ class ChatMessage(_Body):
     refusal: Text | None = None
 
 
-class StreamOptions(_Body):
+class StreamOptions(WireBody):
     include_usage: Switch = False
     include_obfuscation: Switch = False
 
 
-class JsonSchemaFormat(_Body):
+class JsonSchemaFormat(WireBody):
     name: Text | None = None
     description: Text | None = None
     schema_: dict[str, object] | None = Field(default=None, alias="schema")
     strict: bool | None = Field(default=None, strict=True)
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(WireBody):
     type: Text
     json_schema: JsonSchemaFormat | None = None
     schema_: dict[str, object] | None = Field(default=None, alias="schema")
 
 
-class FunctionDefinition(_Body):
+class FunctionDefinition(WireBody):
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")
     description: Text | None = None
     parameters: dict[str, object] | None = None
     strict: bool | None = Field(default=None, strict=True)
 
 
-class Tool(_Body):
+class Tool(WireBody):
     type: Text
     function: FunctionDefinition | None = None
 
 
-class FunctionName(_Body):
+class FunctionName(WireBody):
     name: Text
 
 
-class NamedToolChoice(_Body):
+class NamedToolChoice(WireBody):
     type: Text
     function: FunctionName | None = None
 
 
-class GenerationBody(_Body):
+class GenerationBody(WireBody):
     """What Chat Completions and Completions have in common."""
 
     model: str = Field(min_length=1)
@@ -366,39 +368,6 @@ class CompletionResponse(BaseModel):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
-
-
-class ModelCapabilities(BaseModel):
-    """`tools` is `prompted` where the chat template does not show tools, and the server's own prompt does."""
-
-    chat: bool
-    tools: Literal["native", "prompted", False]
-    reasoning: bool
-    structured_output: bool
-
-
-class ModelInfo(BaseModel):
-    """OpenAI's shape, and what the model's files tell: null for a model that is not on this machine yet."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "mlx-manager"
-    loaded: bool = False
-    aliases: list[str] = []
-    context_length: int | None = None
-    size_bytes: int | None = None
-    """Its weights in memory."""
-    quantization: str | None = None
-    family: str | None = None
-    capabilities: ModelCapabilities | None = None
-
-
-class ModelListResponse(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelInfo]
 
 
 class ErrorDetail(BaseModel):

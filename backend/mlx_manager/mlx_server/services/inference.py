@@ -10,12 +10,14 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from mlx_manager.mlx_server.engine.sequences import Sequence
-from mlx_manager.mlx_server.errors import InvalidRequest, NotReady
+from mlx_manager.mlx_server.errors import InvalidRequest, NotReady, UpstreamError
+from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.protocols.wire import JsonObject
@@ -24,6 +26,7 @@ from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.deadline import within
+from mlx_manager.mlx_server.services.hygiene import Hygiene
 from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.tracing import traced
@@ -32,9 +35,9 @@ from mlx_manager.mlx_server.types import (
     Completed,
     CompletionRequest,
     GenerationEvents,
+    Prefilled,
     Started,
     Usage,
-    fold,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class InferenceService:
         timeout_seconds: float,
         routing: Routing,
         *,
+        hygiene: Hygiene,
         prompt_rules: PromptRules,
         trace_content: bool,
     ) -> None:
@@ -67,15 +71,34 @@ class InferenceService:
         self._pool = pool
         self.routing = routing
         self.timeout_seconds = timeout_seconds
+        self.hygiene = hygiene
         self.prompt_rules = prompt_rules
         self.trace_content = trace_content
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         """The events of the request, `Started` once it is admitted. Closing the iterator cancels the generation."""
+        if isinstance(request, ChatRequest):
+            request = self.hygiene.cleaned(request)
         events = self.routing.events(request, self._events)
         if self.timeout_seconds:
             events = within(events, self.timeout_seconds)
         return traced(events, request, self.trace_content)
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt that `generate` would have the model read. An upstream counts them by answering."""
+        request = replace(self.hygiene.cleaned(request), model=self.routing.model_id(request.model))
+        if self.routing.upstream(request.model) is not None:
+            return await self._counted_by_upstream(replace(request, max_tokens=1))
+        check_length(request, self.prompt_rules.max_characters)
+        async with self._pool.lease(request.model, 0, request.keep_alive_seconds) as model:
+            (prompt,) = await read_prompts(model, request, self.prompt_rules)
+        return len(prompt.tokens)
+
+    async def _counted_by_upstream(self, request: ChatRequest) -> int:
+        usage = (await fold(self.generate(request))).usage
+        if not usage.prompt_tokens:
+            raise UpstreamError(f"Model {request.model!r} is an upstream's that does not count a prompt's tokens.")
+        return usage.prompt_tokens
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         check_length(request, self.prompt_rules.max_characters)
@@ -92,7 +115,11 @@ class InferenceService:
                 try:
                     yield Started()
                     held: list[ChoiceEvent] = []
+                    is_prefilled = False
                     async for index, tokens in sequences:
+                        if not is_prefilled:
+                            is_prefilled = True
+                            yield _prefilled(model, record, sequences.members[:: len(runs) // len(prompts)])
                         events = runs[index].events(tokens)
                         if runs[index].finished:
                             sequences.cancel(index)
@@ -106,7 +133,13 @@ class InferenceService:
                 finally:
                     _note_work(record, runs, sequences.members, len(prompts))
         yield Completed(
-            Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens, record.reasoning_tokens)
+            Usage(
+                record.prompt_tokens,
+                record.completion_tokens,
+                record.cached_tokens,
+                record.reasoning_tokens,
+                record.stored_tokens,
+            )
         )
 
 
@@ -116,6 +149,15 @@ def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -
     record.leased = time.perf_counter()
     if model.loaded_at >= asked_at:
         record.load_seconds = time.time() - asked_at
+
+
+def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[Sequence]) -> Prefilled:
+    """`members` are the first choice of each prompt, which read it. The worker keeps what fits into its cache."""
+    record.cached_tokens = sum(member.cached_tokens for member in members)
+    new = record.prompt_tokens - record.cached_tokens
+    if model.engine.kv_bytes_per_token * new <= model.engine.limits.prefix_cache_bytes:
+        record.stored_tokens = new
+    return Prefilled(record.prompt_tokens, record.cached_tokens, record.stored_tokens)
 
 
 def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[Sequence], prompts: int) -> None:

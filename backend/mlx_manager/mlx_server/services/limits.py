@@ -46,6 +46,8 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
                 f"The prompt has {prompt_tokens} tokens, and the context of model {model.model_id!r} is "
                 f"{context_length} tokens for prompt and answer together. Shorten the prompt.",
                 param=request.prompt_field,
+                tokens=prompt_tokens,
+                limit=context_length,
             )
         max_tokens = min(max_tokens, context_length - prompt_tokens)
     return _within_memory(model, request, prompt_tokens, max(1, max_tokens))
@@ -53,7 +55,8 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
 
 def _within_memory(model: LoadedModel, request: GenerationRequest, prompt_tokens: int, max_tokens: int) -> int:
     fits = model.engine.largest_sequence_tokens
-    asked = prompt_tokens + (1 if request.max_tokens in (None, NO_TOKEN_LIMIT) else max_tokens)
+    is_limit_asked_for = request.max_tokens not in (None, NO_TOKEN_LIMIT) and not request.max_tokens_is_a_ceiling
+    asked = prompt_tokens + (max_tokens if is_limit_asked_for else 1)
     if asked <= fits:
         return min(max_tokens, fits - prompt_tokens)
     raise ContextLengthExceeded(
@@ -61,6 +64,8 @@ def _within_memory(model: LoadedModel, request: GenerationRequest, prompt_tokens
         f"{model.engine.kv_bytes_per_token} bytes of KV cache for each, the memory of this server holds {fits} tokens "
         f"of model {model.model_id!r}. Ask for less, or raise MLX_SERVER_MAX_MEMORY_GB.",
         param=request.prompt_field if prompt_tokens >= fits else "max_tokens",
+        tokens=asked,
+        limit=fits,
     )
 
 

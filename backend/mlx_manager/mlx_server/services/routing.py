@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 from mlx_manager.mlx_server.errors import (
     InsufficientMemory,
@@ -35,11 +36,26 @@ class Routing:
         pool: ModelPoolManager,
         upstreams: Upstreams,
         fallbacks: Mapping[str, Sequence[str]],
+        aliases: Mapping[str, str],
     ) -> None:
-        """`fallbacks` are for models of this machine; upstreams have their own."""
+        """`fallbacks` are for models of this machine; upstreams have their own. `aliases` are for unknown names."""
         self._pool = pool
         self._upstreams = upstreams
         self.fallbacks = fallbacks
+        self.aliases = aliases
+
+    def model_id(self, name: str) -> str:
+        """The id of the model that answers for the name: its own, or the one that the first fitting alias names."""
+        if not self.aliases or self._pool.catalog.knows(name) or self._upstreams.find(name) is not None:
+            return name
+        return next((model for pattern, model in self.aliases.items() if fnmatchcase(name, pattern)), name)
+
+    def upstream(self, model_id: str) -> UpstreamServer | None:
+        """None for a model of this machine, and for an id that no upstream has either.
+
+        The catalogue may still have an answer to such an id: a download, or the default model.
+        """
+        return None if self._pool.catalog.knows(model_id) else self._upstreams.find(model_id)
 
     async def events(self, request: Request, local: Backend) -> GenerationEvents:
         """Of the first model that can answer, of the request's and its fallbacks, chosen before the first token.
@@ -48,10 +64,11 @@ class Routing:
         """
         if self._pool.draining:
             raise NotReady("The server is shutting down.")
-        upstream = self._upstream(request.model)
+        wanted = self.model_id(request.model)
+        upstream = self.upstream(wanted)
         failure: ServerError | None = None
         started = answering = False
-        for model_id in (request.model, *self._fallbacks_of(request.model, upstream)):
+        for model_id in (wanted, *self._fallbacks_of(wanted, upstream)):
             try:
                 async with aclosing(self._attempt(replace(request, model=model_id), local)) as events:
                     async for event in events:
@@ -71,15 +88,8 @@ class Routing:
         raise failure
 
     def _attempt(self, request: Request, local: Backend) -> GenerationEvents:
-        upstream = self._upstream(request.model)
+        upstream = self.upstream(request.model)
         return local(request) if upstream is None else upstream.generate(request)
-
-    def _upstream(self, model_id: str) -> UpstreamServer | None:
-        """None for a model of this machine, and for an id that no upstream has either.
-
-        The catalogue may still have an answer to such an id: a download, or the default model.
-        """
-        return None if self._pool.catalog.knows(model_id) else self._upstreams.find(model_id)
 
     def _fallbacks_of(self, model_id: str, upstream: UpstreamServer | None) -> Sequence[str]:
         if upstream is not None:

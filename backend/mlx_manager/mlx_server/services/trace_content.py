@@ -9,15 +9,16 @@ from typing import assert_never
 
 import msgspec
 
+from mlx_manager.mlx_server.folding import ChoiceParts
 from mlx_manager.mlx_server.types import (
     ChatRequest,
     ChatTurn,
     Choice,
     ChoiceFinished,
-    ChoiceParts,
     Completed,
     CompletionRequest,
     GenerationEvent,
+    Prefilled,
     ReasoningDelta,
     RefusalDelta,
     Started,
@@ -72,7 +73,7 @@ class OutputRecorder:
                 self._parts[event.index].add(event)
             case ChoiceFinished(index, reason):
                 self._reasons[index] = reason
-            case Started() | Completed():
+            case Started() | Prefilled() | Completed():
                 pass
             case _:
                 assert_never(event)

@@ -143,6 +143,12 @@ def test_stop_string_that_the_upstream_does_not_know_is_found_across_its_pieces(
     assert reader.stopped
 
 
+@pytest.mark.parametrize(("stop_reason", "named"), [("END", "END"), (None, None), (151643, None)])
+def test_stop_string_that_the_upstream_names_is_told(stop_reason: object, named: str | None) -> None:
+    *_, finished = answer_of(chat({"content": "Hi"}, {}, finish_reason="stop", stop_reason=stop_reason))
+    assert finished == ChoiceFinished(0, "stop", named)
+
+
 def test_beginning_of_a_stop_string_is_sent_when_the_upstream_ends_with_it() -> None:
     reader = ChunkReader(1, ("lo w",))
     chunks = chat({"content": "Hello"}, finish_reason="length")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.services.upstreams.chunks import ChunkReader
 from mlx_manager.mlx_server.services.upstreams.event_stream import EventStreamDecoder, ServerSentEvent
 from mlx_manager.mlx_server.services.upstreams.failures import UpstreamFailure, error_message, error_object
-from mlx_manager.mlx_server.types import Choice, Generation, GenerationEvent, ToolCall, Usage, fold
+from mlx_manager.mlx_server.types import Choice, Generation, GenerationEvent, ToolCall, Usage
 
 STREAMS = Path(__file__).parent / "streams"
 

@@ -6,13 +6,18 @@ that a JSON parser may have.
 
 import asyncio
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.mlx_server.api.edge.json_shape import fault_of_json, off_loop
 from mlx_manager.mlx_server.api.edge.refusals import has_body, header, is_json, refuse
-from mlx_manager.mlx_server.errors import RequestTooLarge, RequestTooSlow, ServerBusy, ServerError, UnsupportedEncoding
-from mlx_manager.mlx_server.protocols.errors import broken_body, envelope
+from mlx_manager.mlx_server.errors import (
+    BrokenBody,
+    RequestTooLarge,
+    RequestTooSlow,
+    ServerBusy,
+    ServerError,
+    UnsupportedEncoding,
+)
 
 SMALL_BODY_BYTES = 2**20
 LARGEST_BODIES_HELD = 8
@@ -27,13 +32,10 @@ class _ClientLeft(Exception):
 class BodyLimits:
     """Bodies above 1 MiB share the room of eight of the largest; each holds its part until its answer has ended."""
 
-    def __init__(
-        self, app: ASGIApp, *, max_bytes: int, max_json_depth: int, broken_status: int, timeout_seconds: float
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_json_depth: int, timeout_seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._max_json_depth = max_json_depth
-        self._broken = broken_body(broken_status)
         self._timeout_seconds = timeout_seconds
         self._room = _Room(LARGEST_BODIES_HELD * max_bytes)
 
@@ -82,8 +84,7 @@ class BodyLimits:
     async def _pass_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         fault = await off_loop(len(body), fault_of_json, body, self._max_json_depth) if is_json(scope) else None
         if fault is not None:
-            response = JSONResponse(envelope(self._broken, fault, None), self._broken.status)
-            return await response(scope, receive, send)
+            return await refuse(BrokenBody(fault), scope, receive, send, is_read=True)
         return await self._app(scope, _replaying(body, receive), send)
 
     def _too_large(self) -> RequestTooLarge:

@@ -20,6 +20,7 @@ LOCAL_NAMES = frozenset({"localhost", "host.docker.internal", "gateway.docker.in
 """Names of this machine: its own, and those by which containers on it reach its loopback address."""
 EXPOSED_HEADERS = (
     "x-request-id",
+    "request-id",
     "x-mlx-manager-warning",
     "retry-after",
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),

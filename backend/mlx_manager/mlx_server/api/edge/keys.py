@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.api.edge.refusals import refuse
 from mlx_manager.mlx_server.api.edge.rules import EdgeRules, digest_of, is_of_network, path_of, rules_of
 from mlx_manager.mlx_server.errors import AdminClosed, NotAuthorized
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/api/hello"})
 CHALLENGE = {"www-authenticate": "Bearer"}
 _NO_KEY = "This server asks for an API key: send yours as Authorization: Bearer KEY, or as x-api-key: KEY."
 _WRONG_KEY = (

@@ -12,12 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.mlx_server.api.edge.buckets import Balance, Buckets
 from mlx_manager.mlx_server.api.edge.refusals import refuse
-from mlx_manager.mlx_server.api.edge.rules import EdgeRules, path_of, rules_of
+from mlx_manager.mlx_server.api.edge.rules import EdgeRules, path_of, protocols_of, rules_of
 from mlx_manager.mlx_server.errors import RequestRateExceeded, ServerError, TokenRateExceeded
 from mlx_manager.mlx_server.records import Exchange
-
-LIMITED_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
-"""Those that generate."""
 
 
 class RateLimits:
@@ -27,7 +24,7 @@ class RateLimits:
         self._tokens = Buckets(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or path_of(scope) not in LIMITED_PATHS or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or protocols_of(scope).at(path_of(scope)) is None:
             return await self._app(scope, receive, send)
         rules = rules_of(scope)
         if not (rules.requests_per_minute or rules.tokens_per_minute):

@@ -5,21 +5,26 @@ from collections.abc import Mapping
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from mlx_manager.mlx_server.api.edge.rules import protocol_of
 from mlx_manager.mlx_server.errors import ServerError
-from mlx_manager.mlx_server.protocols.errors import error_body, status_of
 
 
 async def refuse(
-    error: ServerError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None
+    error: ServerError,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    headers: Mapping[str, str] | None = None,
+    *,
+    is_read: bool = False,
 ) -> None:
-    """The connection ends where a body is still to come, which nobody will read."""
-    scope["state"]["exchange"].error = error
-    sent = dict(headers) if headers is not None else {}
-    if error.retry_after_seconds is not None:
-        sent["retry-after"] = str(error.retry_after_seconds)
-    if has_body(scope):
-        sent["connection"] = "close"
-    await JSONResponse(error_body(error), status_of(error), sent)(scope, receive, send)
+    """The connection closes where a body is still to come, which the server does not read."""
+    exchange = scope["state"]["exchange"]
+    exchange.error = error
+    reply = protocol_of(scope).error(error, exchange.request_id)
+    closing = {"connection": "close"} if has_body(scope) and not is_read else {}
+    sent = {**(headers or {}), **reply.headers, **closing}
+    await JSONResponse(reply.body, reply.status, sent)(scope, receive, send)
 
 
 def has_body(scope: Scope) -> bool:

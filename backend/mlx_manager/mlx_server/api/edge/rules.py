@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from starlette.types import Scope
 
 from mlx_manager.mlx_server.config import MLXServerSettings
+from mlx_manager.mlx_server.protocols.base import AnyProtocol, Protocols
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,16 @@ def path_of(scope: Scope) -> str:
     """As the routes see it, wherever the app is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+def protocols_of(scope: Scope) -> Protocols:
+    protocols: Protocols = scope["app"].state.protocols
+    return protocols
+
+
+def protocol_of(scope: Scope) -> AnyProtocol:
+    """The protocol that answers the request, refusals included."""
+    return protocols_of(scope).of(path_of(scope), scope["headers"])
 
 
 def digest_of(key: bytes) -> bytes:

@@ -8,7 +8,8 @@ from fastapi import APIRouter
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import Capabilities, read_facts
-from mlx_manager.mlx_server.schemas.openai import ModelInfo, ModelListResponse
+from mlx_manager.mlx_server.protocols.models import capabilities, model_info
+from mlx_manager.mlx_server.schemas.models import ModelInfo, ModelListResponse
 
 router = APIRouter(tags=["models"])
 
@@ -19,12 +20,15 @@ async def list_models(state: State) -> ModelListResponse:
     server = require(state)
     local = await asyncio.to_thread(_describe_all, server)
     models = [*local, *_of_upstreams(server, {model.id for model in local})]
-    return ModelListResponse(data=sorted(models, key=lambda model: not model.loaded))
+    models.sort(key=lambda model: not model.loaded)
+    first_id, last_id = (models[0].id, models[-1].id) if models else (None, None)
+    return ModelListResponse(data=models, first_id=first_id, last_id=last_id)
 
 
 @router.get("/models/{model_id:path}")
 async def retrieve_model(model_id: str, state: State) -> ModelInfo:
     server = require(state)
+    model_id = server.inference.routing.model_id(model_id)
     if not server.pool.catalog.knows(model_id):  # as the routing of a request goes
         found = next((model for model in _of_upstreams(server, set()) if model.id == model_id), None)
         if found is not None:
@@ -35,7 +39,7 @@ async def retrieve_model(model_id: str, state: State) -> ModelInfo:
 def _of_upstreams(server: ServerState, local_ids: set[str]) -> list[ModelInfo]:
     """But for those whose ids are this machine's models'."""
     return [
-        ModelInfo(id=model.id, created=server.started_at, owned_by=model.upstream)
+        model_info(model.id, server.started_at, owned_by=model.upstream)
         for model in server.upstreams.models()
         if model.id not in local_ids
     ]
@@ -48,16 +52,13 @@ def _describe_all(server: ServerState) -> list[ModelInfo]:
 
 
 def _describe(server: ServerState, entry: ModelEntry) -> ModelInfo:
-    facts = read_facts(entry)
-    if facts is not None:
-        facts = replace(facts, capabilities=_served(server, entry, facts.capabilities))
-    return ModelInfo(
-        id=entry.id,
-        created=server.started_at,
-        loaded=server.pool.is_loaded(entry.id),
-        aliases=entry.aliases,
-        **(asdict(facts) if facts is not None else {}),
-    )
+    known = read_facts(entry)
+    facts: dict[str, object] = {}
+    if known is not None:
+        can = _served(server, entry, known.capabilities)
+        facts = asdict(known) | {"capabilities": capabilities(**asdict(can))}
+    loaded = server.pool.is_loaded(entry.id)
+    return model_info(entry.id, server.started_at, loaded=loaded, aliases=entry.aliases, **facts)
 
 
 def _served(server: ServerState, entry: ModelEntry, told: Capabilities) -> Capabilities:

@@ -98,6 +98,7 @@ class _ChoiceReader:
         self._reason_as_sent: object = None
         self._index = index
         self._stop = stop
+        self._named_stop: str | None = None
         self._calls = ToolCallCollector(index)
         self._offset = 0
 
@@ -129,6 +130,8 @@ class _ChoiceReader:
             self.pieces += 1
             yield from self._calls.add(piece)
         self._note_reason(choice.finish_reason)
+        if isinstance(choice.stop_reason, str):
+            self._named_stop = choice.stop_reason
         self.rests = self.reason is not None and not any(words.values()) and not pieces
 
     def _note_reason(self, said: object) -> None:
@@ -151,7 +154,7 @@ class _ChoiceReader:
         if rest:
             yield TextDelta(self._index, rest)
         yield from self._calls.finish(whole=not self.stopped and self.reason not in _CUT_SHORT)
-        yield ChoiceFinished(self._index, self.reason, self._stop.matched)
+        yield ChoiceFinished(self._index, self.reason, self._stop.matched or self._named_stop)
 
     def _logprobs(self, logprobs: LogprobColumns) -> Logprobs:
         if logprobs.content is not None:

@@ -86,6 +86,8 @@ class ChoiceChunk(msgspec.Struct):
     logprobs: LogprobColumns | list[object] | None = None
     """A list is what some servers send where there are none."""
     finish_reason: object = None
+    stop_reason: object = None
+    """vLLM's: the stop string that ended the choice."""
     error: object = None
 
 

@@ -1,0 +1,267 @@
+"""An answer as Anthropic's Messages have it: content blocks, one open at a time, or all in one body. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import assert_never
+
+import msgspec
+import pydantic_core
+
+from mlx_manager.mlx_server.protocols.base import Writer
+from mlx_manager.mlx_server.protocols.messages_errors import anthropic_error
+from mlx_manager.mlx_server.protocols.messages_turns import signature
+from mlx_manager.mlx_server.protocols.wire import JsonObject
+from mlx_manager.mlx_server.types import (
+    ChatRequest,
+    Choice,
+    ChoiceFinished,
+    Completed,
+    FinishReason,
+    Generation,
+    GenerationEvent,
+    Passage,
+    Prefilled,
+    ReasoningDelta,
+    RefusalDelta,
+    Started,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesChat(ChatRequest):
+    shows_thoughts: bool = True
+    marks_cache: bool = False
+    """Whether the client asked for the prompt to be kept: only then it reads how much of it was."""
+
+
+class MessagesWriter(Writer):
+    keep_alive_seconds = 3
+
+    def __init__(self, request: MessagesChat) -> None:
+        self._request = request
+        self._has_started = False
+        self._has_ended = False
+        self._blocks = _Blocks(request.shows_thoughts)
+        self._finished: ChoiceFinished | None = None
+
+    def frames(self, event: GenerationEvent) -> list[bytes]:
+        return [_frame(message) for message in self._messages(event)]
+
+    def response(self, generation: Generation) -> JsonObject:
+        (choice,) = generation.choices
+        ending = self._ending(choice.finish_reason, choice.stop, generation.usage)
+        return self._message(_content(choice, self._request.shows_thoughts), ending, generation.usage)
+
+    def error_frame(self, error: Exception, request_id: str) -> bytes:
+        self._has_ended = True
+        return _frame(anthropic_error(error, request_id).body)
+
+    def end(self) -> bytes:
+        return b""
+
+    def keep_alive(self) -> bytes:
+        return b"" if self._has_ended else _frame({"type": "ping"})
+
+    def _messages(self, event: GenerationEvent) -> Iterator[JsonObject]:
+        match event:
+            case Started():
+                return
+            case Prefilled(prompt_tokens, cached_tokens, stored_tokens):
+                usage = Usage(prompt_tokens, 0, cached_tokens, stored_tokens=stored_tokens)
+                yield from self._start(usage)
+            case TextDelta() | ReasoningDelta() | RefusalDelta():
+                yield from self._start()
+                yield from self._blocks.write(_kind(type(event)), event.text)
+            case ToolCallStarted():
+                yield from self._start()
+                yield from self._blocks.call(event)
+            case ToolCallDelta():
+                yield from self._blocks.arguments(event)
+            case ChoiceFinished():
+                self._finished = event
+                yield from self._start()
+                yield from self._blocks.finish()
+            case Completed(usage):
+                assert self._finished is not None
+                self._has_ended = True
+                ending = self._ending(self._finished.reason, self._finished.stop, usage)
+                yield {"type": "message_delta", "delta": ending, "usage": self._usage(usage)}
+                yield {"type": "message_stop"}
+            case _:
+                assert_never(event)
+
+    def _start(self, usage: Usage | None = None) -> Iterator[JsonObject]:
+        """Without usage where an upstream does not tell it before its answer."""
+        if not self._has_started:
+            self._has_started = True
+            ending: JsonObject = {"stop_reason": None, "stop_sequence": None}
+            message = self._message([], ending, usage if usage is not None else Usage(0, 0))
+            yield {"type": "message_start", "message": message}
+
+    def _message(self, content: list[JsonObject], ending: JsonObject, usage: Usage) -> JsonObject:
+        head = {"id": self._request.id, "type": "message", "role": "assistant", "model": self._request.model}
+        return {**head, "content": content, **ending, "usage": self._usage(usage)}
+
+    def _ending(self, reason: FinishReason, stop: str | None, usage: Usage) -> JsonObject:
+        by_stop_string = reason == "stop" and stop is not None
+        return {
+            "stop_reason": "stop_sequence" if by_stop_string else self._stop_reason(reason, usage),
+            "stop_sequence": stop if by_stop_string else None,
+        }
+
+    def _stop_reason(self, reason: FinishReason, usage: Usage) -> str:
+        """An upstream that does not count the prompt's tokens did not count the answer's either."""
+        match reason:
+            case "stop":
+                return "end_turn"
+            case "tool_calls":
+                return "tool_use"
+            case "content_filter":
+                return "refusal"
+            case "length":
+                limit = self._request.max_tokens
+                is_cut = limit is not None and usage.prompt_tokens > 0 and usage.completion_tokens < limit
+                return "model_context_window_exceeded" if is_cut else "max_tokens"
+            case _:
+                assert_never(reason)
+
+    def _usage(self, usage: Usage) -> JsonObject:
+        """The three counts of input tokens add up to the prompt."""
+        stored = usage.stored_tokens if self._request.marks_cache else 0
+        return {
+            "input_tokens": usage.prompt_tokens - usage.cached_tokens - stored,
+            "cache_creation_input_tokens": stored,
+            "cache_read_input_tokens": usage.cached_tokens,
+            "cache_creation": {"ephemeral_5m_input_tokens": stored, "ephemeral_1h_input_tokens": 0},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
+            "server_tool_use": None,
+            "service_tier": "standard",
+        }
+
+
+class _Blocks:
+    """The content blocks of a stream, as events.
+
+    Text and thoughts open a block with their first character that is no space: clients show empty blocks, and
+    Anthropic's servers refuse them in the next turn. Only an answer with nothing else has a text block without any.
+    """
+
+    def __init__(self, shows_thoughts: bool) -> None:
+        self._shows_thoughts = shows_thoughts
+        self._index = -1
+        self._open: type[GenerationEvent] | None = None
+        self._held: dict[type[GenerationEvent], str] = {}
+        self._thoughts: list[str] = []
+        self._call = -1
+
+    def write(self, kind: type[TextDelta | ReasoningDelta], text: str) -> Iterator[JsonObject]:
+        if self._open is not kind:
+            text = self._held.get(kind, "") + text
+            if not text.strip():
+                self._held = {kind: text}
+                return
+            yield from self._begin(kind, _empty(kind))
+        self._held = {}
+        yield from self._delta(kind, text)
+
+    def call(self, call: ToolCallStarted) -> Iterator[JsonObject]:
+        self._call, self._held = call.call, {}
+        block: JsonObject = {"type": "tool_use", "id": _call_id(call.id), "name": call.name, "input": {}}
+        yield from self._begin(ToolCallStarted, block)
+
+    def arguments(self, delta: ToolCallDelta) -> Iterator[JsonObject]:
+        """A block that is closed takes no more: calls are written one after the other."""
+        if self._open is ToolCallStarted and delta.call == self._call:
+            yield self._part({"type": "input_json_delta", "partial_json": delta.arguments})
+
+    def finish(self) -> Iterator[JsonObject]:
+        if self._index < 0:
+            yield from self._begin(TextDelta, _empty(TextDelta))
+        yield from self._close()
+
+    def _begin(self, kind: type[GenerationEvent], block: JsonObject) -> Iterator[JsonObject]:
+        yield from self._close()
+        self._open, self._thoughts = kind, []
+        self._index += 1
+        yield {"type": "content_block_start", "index": self._index, "content_block": block}
+
+    def _close(self) -> Iterator[JsonObject]:
+        if self._open is None:
+            return
+        if self._open is ReasoningDelta:
+            yield self._part({"type": "signature_delta", "signature": _signature(self._thoughts, self._shows_thoughts)})
+        self._open = None
+        yield {"type": "content_block_stop", "index": self._index}
+
+    def _delta(self, kind: type[TextDelta | ReasoningDelta], text: str) -> Iterator[JsonObject]:
+        if kind is TextDelta:
+            yield self._part({"type": "text_delta", "text": text})
+        elif self._shows_thoughts:
+            yield self._part({"type": "thinking_delta", "thinking": text})
+        else:
+            self._thoughts.append(text)
+
+    def _part(self, delta: JsonObject) -> JsonObject:
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}
+
+
+def _content(choice: Choice, shows_thoughts: bool) -> list[JsonObject]:
+    """The blocks that the stream of the same answer adds up to."""
+    parts: list[Passage | ToolCall] = []
+    for part in choice.parts:
+        if isinstance(part, Passage):
+            part = Passage(_kind(part.kind), part.text)
+        last = parts[-1] if parts else None
+        if isinstance(part, Passage) and isinstance(last, Passage) and last.kind is part.kind:
+            parts[-1] = Passage(last.kind, last.text + part.text)
+        elif isinstance(part, ToolCall) or part.text.strip():
+            parts.append(part)
+    return [_block(part, shows_thoughts) for part in parts] or [_empty(TextDelta)]
+
+
+def _kind(kind: type[TextDelta | ReasoningDelta | RefusalDelta]) -> type[TextDelta | ReasoningDelta]:
+    """A refusal is a text here."""
+    return ReasoningDelta if kind is ReasoningDelta else TextDelta
+
+
+def _block(part: Passage | ToolCall, shows_thoughts: bool) -> JsonObject:
+    if isinstance(part, ToolCall):
+        return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": _input(part.arguments)}
+    if part.kind is TextDelta:
+        return {**_empty(TextDelta), "text": part.text}
+    thinking = part.text if shows_thoughts else ""
+    return {"type": "thinking", "thinking": thinking, "signature": _signature([part.text], shows_thoughts)}
+
+
+def _empty(kind: type[TextDelta | ReasoningDelta]) -> JsonObject:
+    if kind is TextDelta:
+        return {"type": "text", "text": "", "citations": None}
+    return {"type": "thinking", "thinking": "", "signature": ""}
+
+
+def _signature(thoughts: list[str], shows_thoughts: bool) -> str:
+    """Thoughts that are not shown come back in it with the next turn."""
+    return signature("" if shows_thoughts else "".join(thoughts))
+
+
+def _input(arguments: str) -> object:
+    """An object, as far as the model wrote one before the limit, which is what SDKs make of a stream."""
+    try:
+        written = pydantic_core.from_json(arguments, allow_partial=True)
+    except ValueError:
+        return {}
+    return written if isinstance(written, dict) else {}
+
+
+def _call_id(call_id: str) -> str:
+    return f"toolu_{call_id.removeprefix('call_')}"
+
+
+def _frame(message: JsonObject) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (str(message["type"]).encode(), msgspec.json.encode(message))

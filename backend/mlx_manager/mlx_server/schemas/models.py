@@ -1,0 +1,97 @@
+"""Models on the wire: OpenAI's shape and Anthropic's in one object, so that the clients of both read it."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Support(BaseModel):
+    supported: bool
+
+
+class ThinkingTypes(BaseModel):
+    adaptive: Support
+    between_tools: Support
+    disabled: Support
+    enabled: Support
+
+
+class ThinkingSupport(Support):
+    types: ThinkingTypes
+
+
+class ContextManagementSupport(Support):
+    clear_thinking_20251015: Support
+    clear_tool_uses_20250919: Support
+    compact_20260112: Support
+
+
+class EffortSupport(Support):
+    low: Support
+    medium: Support
+    high: Support
+    xhigh: Support
+    max: Support
+
+
+class ServerToolsSupport(Support):
+    code_execution: Support
+    web_search: Support
+
+
+class ModelCapabilities(BaseModel):
+    """What this server tells, and the same in Anthropic's terms.
+
+    `tools` is `prompted` where the chat template does not show tools, and the server's own prompt does.
+    """
+
+    chat: bool
+    tools: Literal["native", "prompted", False]
+    reasoning: bool
+    structured_output: bool
+    batch: Support
+    citations: Support
+    code_execution: Support
+    context_management: ContextManagementSupport
+    effort: EffortSupport
+    image_input: Support
+    pdf_input: Support
+    server_tools: ServerToolsSupport
+    structured_outputs: Support
+    thinking: ThinkingSupport
+
+
+class ModelInfo(BaseModel):
+    """What the model's files tell is null for a model that is not on this machine yet."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str
+    object: Literal["model"] = "model"
+    type: Literal["model"] = "model"
+    created: int
+    created_at: datetime | None = None
+    display_name: str | None = None
+    lifecycle: Literal["active"] = "active"
+    owned_by: str = "mlx-manager"
+    loaded: bool = False
+    aliases: list[str] = []
+    context_length: int | None = None
+    max_input_tokens: int | None = None
+    max_tokens: int | None = None
+    size_bytes: int | None = None
+    """Its weights in memory."""
+    quantization: str | None = None
+    family: str | None = None
+    capabilities: ModelCapabilities | None = None
+
+
+class ModelListResponse(BaseModel):
+    """All of them at once, on one page."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+    has_more: Literal[False] = False
+    first_id: str | None = None
+    last_id: str | None = None

@@ -1,0 +1,56 @@
+"""Turns that clients change at every request, and that say nothing to a model: without them the prefix cache holds.
+
+Anthropic's own agent sends both; they reach every protocol through proxies.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from mlx_manager.mlx_server.config import MLXServerSettings
+from mlx_manager.mlx_server.types import ChatRequest, ChatTurn
+
+_BILLING_LINE = re.compile(
+    r"\s*x-anthropic-billing-header:(?:(?:[ \t]*[\w.-]+=[^;\n]*;)+(?:[ \t]*[\w.-]+=\S*)?|[^\n]*)\s*"
+)
+_TOKENS_LEFT = re.compile(r"\s*<total_tokens>\s*\d+ tokens left\s*</total_tokens>\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Hygiene:
+    strip_billing_line: bool = True
+    strip_token_counter: bool = True
+
+    def cleaned(self, request: ChatRequest) -> ChatRequest:
+        turns = request.turns
+        if self.strip_billing_line:
+            turns = _without_billing_line(turns)
+        if self.strip_token_counter:
+            turns = _without_token_counters(turns)
+        return request if turns is request.turns or not turns else replace(request, turns=turns)
+
+
+def hygiene_of(settings: MLXServerSettings) -> Hygiene:
+    return Hygiene(settings.strip_billing_line, settings.strip_token_counter)
+
+
+def _without_billing_line(turns: tuple[ChatTurn, ...]) -> tuple[ChatTurn, ...]:
+    """Of the leading system turn alone; the turn goes where nothing else is in it."""
+    first = turns[0]
+    found = _BILLING_LINE.match(first.content or "") if first.role == "system" else None
+    if found is None:
+        return turns
+    rest = (first.content or "")[found.end() :]
+    return (replace(first, content=rest), *turns[1:]) if rest else turns[1:]
+
+
+def _without_token_counters(turns: tuple[ChatTurn, ...]) -> tuple[ChatTurn, ...]:
+    """Those that stand last, or before an assistant's turn, where they stood last a turn ago."""
+    followed = zip(turns, (*turns[1:], None), strict=True)
+    kept = tuple(turn for turn, after in followed if not _is_token_counter(turn, after))
+    return kept if len(kept) < len(turns) else turns
+
+
+def _is_token_counter(turn: ChatTurn, after: ChatTurn | None) -> bool:
+    if turn.role != "system" or (after is not None and after.role != "assistant"):
+        return False
+    return _TOKENS_LEFT.fullmatch(turn.content or "") is not None

@@ -1,0 +1,67 @@
+"""Requests that agents were recorded to send, to the running server: every field they send is taken.
+
+`tests/agent_requests` holds them with their prose replaced, and each names its client.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from anthropic.types import Message, MessageTokensCount
+
+from tests import folding
+from tests.running_server import RunningServer
+
+FOLDER = Path(__file__).parents[1] / "agent_requests"
+REQUESTS = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
+MESSAGES = [name for name, request in REQUESTS.items() if request["path"].split("?")[0] == "/v1/messages"]
+
+
+def send(server: RunningServer, name: str, **changes: Any) -> httpx.Response:
+    request = REQUESTS[name]
+    body = {**request["body"], "model": "demo", **changes} if request["body"] is not None else None
+    headers = {field: value for field, value in request["headers"].items() if field.lower() != "content-type"}
+    response = httpx.request(
+        request["method"], f"{server.url}{request['path']}", json=body, headers=headers, timeout=60
+    )
+    assert response.status_code == 200, response.text
+    return response
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages_of_agents_are_answered_whole(server: RunningServer, name: str) -> None:
+    message = Message.model_validate(send(server, name, stream=False, max_tokens=24).json(), strict=False)
+    assert message.content
+    assert message.stop_reason in ("end_turn", "max_tokens", "tool_use")
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages_of_agents_are_answered_by_a_stream(server: RunningServer, name: str) -> None:
+    message = folding.of_message_events(send(server, name, stream=True, max_tokens=24).text)
+    assert message["content"]
+    assert message["stop_reason"] in ("end_turn", "max_tokens", "tool_use")
+
+
+def test_the_limits_that_agents_send_are_cut_to_the_context(server: RunningServer) -> None:
+    """`babbler` does not end its turn before its context is full."""
+    name = "claude_messages_known_model_system_turns"
+    assert REQUESTS[name]["body"]["max_tokens"] > 8192
+    message = folding.of_message_events(send(server, name, model="babbler", temperature=0).text)
+    assert message["stop_reason"] == "model_context_window_exceeded"
+
+
+def test_tokens_are_counted_for_claude_code(server: RunningServer) -> None:
+    assert MessageTokensCount.model_validate(send(server, "claude_count_tokens").json()).input_tokens > 0
+
+
+def test_claude_code_finds_the_server_and_its_models(server: RunningServer) -> None:
+    assert send(server, "claude_head_hello").content == b""
+    models = send(server, "claude_models").json()
+    assert (models["object"], models["has_more"], models["first_id"]) == ("list", False, models["data"][0]["id"])
+    assert {(model["object"], model["type"]) for model in models["data"]} == {("model", "model")}
+
+
+def test_claude_code_behind_litellm_is_answered(server: RunningServer) -> None:
+    assert "data: [DONE]" in send(server, "litellm_chat_reasoning", max_tokens=24).text
