@@ -12,7 +12,7 @@ import pytest
 from anthropic.types import Message, MessageTokensCount
 
 from tests import folding
-from tests.running_server import RunningServer
+from tests.running_server import HANG_SECONDS, RunningServer
 
 FOLDER = Path(__file__).parents[1] / "agent_requests"
 REQUESTS = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
@@ -24,7 +24,7 @@ def send(server: RunningServer, name: str, **changes: Any) -> httpx.Response:
     body = {**request["body"], "model": "demo", **changes} if request["body"] is not None else None
     headers = {field: value for field, value in request["headers"].items() if field.lower() != "content-type"}
     response = httpx.request(
-        request["method"], f"{server.url}{request['path']}", json=body, headers=headers, timeout=60
+        request["method"], f"{server.url}{request['path']}", json=body, headers=headers, timeout=HANG_SECONDS
     )
     assert response.status_code == 200, response.text
     return response

@@ -13,7 +13,7 @@ import pytest
 from tests import folding
 from tests.e2e.conftest import StageSteps
 from tests.faulty_upstream import DONE, Answer, FaultyUpstream, error, faulty_upstream, sse
-from tests.running_server import RunningServer, eventually, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 
 Json = dict[str, Any]
 ASK: Json = {"max_tokens": 40, "temperature": 0, "messages": [{"role": "user", "content": "Count to 4"}]}
@@ -77,7 +77,7 @@ def ask(front: RunningServer, model: str, stream: bool, **parameters: Any) -> Js
 
 
 def post(front: RunningServer, body: Json, path: str = "/v1/messages") -> httpx.Response:
-    return httpx.post(f"{front.url}{path}", json=body, headers={"x-api-key": "a-key"}, timeout=60)
+    return httpx.post(f"{front.url}{path}", json=body, headers={"x-api-key": "a-key"}, timeout=HANG_SECONDS)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -183,7 +183,7 @@ def test_a_dead_worker_ends_the_stream_with_an_error_event(tmp_path: Path, babbl
     body = {**ASK, "model": "babbler", "max_tokens": 8000, "stream": True}
     with (
         running_server(tmp_path, default_model=babbler) as server,
-        httpx.stream("POST", f"{server.url}/v1/messages", json=body, timeout=60) as response,
+        httpx.stream("POST", f"{server.url}/v1/messages", json=body, timeout=HANG_SECONDS) as response,
     ):
         texts = response.iter_text()
         received = next(texts)

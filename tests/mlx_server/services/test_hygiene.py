@@ -9,7 +9,7 @@ from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.protocols.chat import to_request
 from mlx_manager.mlx_server.schemas.openai import ChatCompletionRequest
 from mlx_manager.mlx_server.services.hygiene import hygiene_of
-from tests.running_server import RunningServer, running_server
+from tests.running_server import HANG_SECONDS, RunningServer, running_server
 
 BILLING = "x-anthropic-billing-header: cc_version=2.1.36.e3f; cc_entrypoint=cli; cch={};"
 COUNTER = "<total_tokens>{} tokens left</total_tokens>"
@@ -119,7 +119,7 @@ def test_the_next_turn_reads_its_new_tokens_alone(server: RunningServer, path: s
 def test_settings_keep_both_lines_in_the_prompt(tmp_path_factory: pytest.TempPathFactory) -> None:
     def count(server: RunningServer, body: dict[str, Any]) -> int:
         del body["max_tokens"]
-        counted = httpx.post(f"{server.url}/v1/messages/count_tokens", json=body, timeout=60).json()
+        counted = httpx.post(f"{server.url}/v1/messages/count_tokens", json=body, timeout=HANG_SECONDS).json()
         return int(counted["input_tokens"])
 
     with (
