@@ -75,13 +75,13 @@ def send_one(client: httpx.Client, dice: random.Random) -> None:
 
 
 def footprints(server: RunningServer) -> list[Footprint]:
-    """Of the API process, and of its workers without the freed buffers, which they keep for a minute."""
+    """Of the API process, and of its workers: of these what MLX holds, for they keep freed buffers for a minute."""
     api = psutil.Process(server.process.pid)
     models = httpx.get(f"{server.url}/admin/pool", timeout=HANG_SECONDS).json()["models"]
-    freed = {model["pid"]: model["memory"]["cache_bytes"] for model in models if model["state"] == "ready"}
+    held = {model["pid"]: model["memory"]["active_bytes"] for model in models if model["memory"]}
     return [
         Footprint(
-            process.pid, process.memory_info().rss - freed.get(process.pid, 0), process.num_fds(), process.num_threads()
+            process.pid, held.get(process.pid, process.memory_info().rss), process.num_fds(), process.num_threads()
         )
         for process in (api, *sorted(server.workers(), key=lambda worker: worker.pid))
     ]

@@ -142,13 +142,13 @@ def test_top_p_draws_from_the_whole_nucleus_of_flat_logits(params: SamplingParam
     rows = mx.broadcast_to(FLAT, (64, FLAT.size))
     sampler = BatchSampler([params] * 64)
     tokens = [
-        token for i in range(64) for token in tokens_of(sampler(rows, np.arange(64 * i, 64 * i + 64, dtype=np.uint64)))
+        token for i in range(16) for token in tokens_of(sampler(rows, np.arange(64 * i, 64 * i + 64, dtype=np.uint64)))
     ]
     assert set(tokens) <= expected
     likeliest_tokens = set(np.argsort(-np.array(FLAT))[:MAX_NUCLEUS].tolist())
     weights = np.exp(np.array(FLAT, dtype=np.float64) / params.temperature)
     share = weights[list(likeliest_tokens)].sum() / weights[list(expected)].sum()
-    assert sum(token in likeliest_tokens for token in tokens) / len(tokens) == pytest.approx(share, abs=0.04)
+    assert sum(token in likeliest_tokens for token in tokens) / len(tokens) == pytest.approx(share, abs=0.06)
 
 
 def test_quick_draw_says_where_the_likeliest_tokens_fall_short() -> None:
