@@ -39,6 +39,7 @@ from mlx_manager.mlx_server.engine.messages import (
     encode_up,
 )
 from mlx_manager.mlx_server.utils.descriptors import own_descriptor_limit
+from mlx_manager.mlx_server.utils.memory import trim_allocator
 
 with own_descriptor_limit():
     from mlx_lm.tuner.utils import load_adapters
@@ -52,6 +53,8 @@ HEARTBEAT_SECONDS = 1.0
 GATHER_SECONDS = 0.002
 RELEASE_SECONDS = 60.0
 """An engine that has been idle for so long gives the buffers back that MLX keeps for reuse."""
+TRIM_SECONDS = 1.0
+"""And after so long what only the allocator holds on to, which grows under mixed loads."""
 
 
 def main() -> None:
@@ -183,14 +186,17 @@ def _ready(core: EngineCore) -> Ready:
 def run(core: EngineCore, inbox: "queue.SimpleQueue[DownMessage]", voice: Voice, weights_bytes: int) -> None:
     """Steps the engine until a Shutdown. Messages are read between steps: a cancel waits for one step at most."""
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
-    busy_at = time.monotonic()
+    busy_at, is_trimmed = time.monotonic(), False
     while True:
         messages = _take_messages(inbox, idle=len(core) == 0, gather=core.busiest > 1)
         voice.step_begins()
         if messages or len(core) > 0:
-            busy_at = time.monotonic()
+            busy_at, is_trimmed = time.monotonic(), False
         elif time.monotonic() - busy_at >= RELEASE_SECONDS and mx.get_cache_memory() > 0:
             core.release_memory()
+        elif time.monotonic() - busy_at >= TRIM_SECONDS and not is_trimmed:
+            trim_allocator()
+            is_trimmed = True
         events: list[UpMessage] = []
         for message in messages:
             match message:

@@ -37,10 +37,15 @@ def set_memory_limit(limit_gb: float) -> None:
 
 
 def clear_cache() -> None:
-    """Gives the buffers that MLX keeps for reuse back to the system; glibc holds on to what it is not asked for."""
+    """Gives the buffers that MLX keeps for reuse back to the system."""
     import mlx.core as mx
 
     mx.clear_cache()
+    trim_allocator()
+
+
+def trim_allocator() -> None:
+    """Gives freed memory that glibc holds on to back to the system. MLX's own buffers stay."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 
