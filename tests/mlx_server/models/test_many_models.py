@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlx_manager.mlx_server.config import ModelSettings
@@ -48,6 +49,19 @@ async def test_models_of_several_families_decode_side_by_side_within_the_budget(
         assert sum(limit.memory_bytes for limit in limits) <= 0.25 * 2**30
         assert sum(limit.prefix_cache_bytes for limit in limits) <= 2**26
         assert len({limit.buffer_bytes for limit in limits}) == 1
+
+
+async def test_shares_that_go_down_and_up_again_do_not_add_up(folders: dict[str, Path]) -> None:
+    """The worker has not answered in between."""
+    async with pool_of(folders["small"], max_memory_gb=0.25) as pool:
+        engine = (await pool.get_model("small")).engine
+        full, longest = engine.limits, engine.largest_sequence_tokens
+        half = msgspec.structs.replace(full, memory_bytes=full.memory_bytes // 2)
+        for _ in range(4):
+            engine.limit(half)
+            assert 0.3 * longest < engine.largest_sequence_tokens < 0.6 * longest
+            engine.limit(full)
+        assert engine.largest_sequence_tokens == longest
 
 
 async def test_shares_are_split_anew_when_a_model_comes_or_goes(folders: dict[str, Path]) -> None:

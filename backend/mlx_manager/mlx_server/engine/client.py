@@ -78,12 +78,13 @@ class EngineClient:
         self.epitaph = f"The worker process of model {model_id!r} has just died."
         """How the worker ended, and its last words, as soon as they are known."""
         self.vocabulary_size = 0
-        self.largest_sequence_tokens = 0
         self.kv_bytes_per_token = 0
         self.stats = Stats()
         self.tokens_per_second = 0.0
         """Generated between the last two Stats."""
         self.limits = limits
+        self._capacity = Capacity(0, limits.memory_bytes)
+        """As the worker told it last, of the limits that it had then."""
         self._tokens_since_stats = 0
         self._last_stats_at = time.monotonic()
         self._worker = worker
@@ -170,19 +171,22 @@ class EngineClient:
             for number in numbers:
                 self._cancel(number)
 
-    def limit(self, limits: Limits) -> None:
-        """Changes the worker's share of the machine.
+    @property
+    def largest_sequence_tokens(self) -> int:
+        """Prompt and answer that fit into the worker's memory.
 
-        Until it tells how long a sequence may now be, a smaller share counts for no more than it surely holds: what is
-        submitted after this was checked against it.
+        Until the worker tells its capacity under new limits, a smaller share counts for no more than it surely holds:
+        what is submitted meanwhile is checked against it.
         """
-        if limits == self.limits:
-            return
-        less_bytes = self.limits.memory_bytes - limits.memory_bytes
-        if self.kv_bytes_per_token and less_bytes > 0:
-            self.largest_sequence_tokens = max(0, self.largest_sequence_tokens - less_bytes // self.kv_bytes_per_token)
-        self.limits = limits
-        self._send(limits)
+        less_bytes = max(0, self._capacity.memory_bytes - self.limits.memory_bytes)
+        lost_tokens = -(-less_bytes // self.kv_bytes_per_token) if self.kv_bytes_per_token else 0
+        return max(0, self._capacity.largest_sequence_tokens - lost_tokens)
+
+    def limit(self, limits: Limits) -> None:
+        """Changes the worker's share of the machine."""
+        if limits != self.limits:
+            self.limits = limits
+            self._send(limits)
 
     async def close(self) -> None:
         """Ends the worker: asks one that is up, which is killed when it does not listen, and kills one that loads."""
@@ -299,11 +303,10 @@ class EngineClient:
             case Device():
                 self._note_device(message)
             case Capacity():
-                if message.memory_bytes == self.limits.memory_bytes:  # else it answers limits that others have replaced
-                    self.largest_sequence_tokens = message.largest_sequence_tokens
+                self._capacity = message
             case Ready():
                 self.vocabulary_size = message.vocabulary_size
-                self.largest_sequence_tokens = message.largest_sequence_tokens
+                self._capacity = Capacity(message.largest_sequence_tokens, self._capacity.memory_bytes)
                 self.kv_bytes_per_token = message.kv_bytes_per_token
                 self.stats = Stats(active_bytes=message.active_bytes, peak_bytes=message.active_bytes)
                 if not self._loaded.done():  # nobody waits for it any more
