@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. No logic of its own; what a command does is in `command_line/`."""
+"""The command line: parses arguments and calls the commands in `command_line/`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,15 +17,15 @@ app = typer.Typer(
 )
 
 BaseUrl = Annotated[
-    str | None, typer.Option(metavar="URL", help="The server's address, else the one of the settings (port 8000).")
+    str | None, typer.Option(metavar="URL", help="Address of the server. Default: from the settings (port 8000).")
 ]
 ApiKey = Annotated[
     str | None,
     typer.Option(
-        envvar="MLX_MANAGER_API_KEY", metavar="KEY", help="For a server that asks for one; else of the settings."
+        envvar="MLX_MANAGER_API_KEY", metavar="KEY", help="API key of the server. Default: from the settings."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts: everything, as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -39,7 +39,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _commands(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version, and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """OpenAI-compatible inference server for MLX models."""
@@ -54,10 +54,12 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on (8000).")] = None,
     config: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, resolve_path=True, metavar="FILE", help="Settings and models, TOML."),
+        typer.Option(
+            exists=True, dir_okay=False, resolve_path=True, metavar="FILE", help="TOML file with settings and models."
+        ),
     ] = None,
     insecure_no_auth: Annotated[
-        bool, typer.Option("--insecure-no-auth", help="Listen beyond this machine without API keys.")
+        bool, typer.Option("--insecure-no-auth", help="Allow other interfaces without API keys.")
     ] = False,
 ) -> None:
     """Serve MODEL on http://127.0.0.1:8000/v1 until Ctrl-C."""
@@ -68,7 +70,7 @@ def serve(
 
 @app.command(epilog="Example: mlx-manager models --json")
 def models(base_url: BaseUrl = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """List what can be used: of the running server, else of the one that serve would start."""
+    """List the models of the running server, else those that serve would offer."""
     from mlx_manager.command_line import models as command
 
     run(lambda: command.models(base_url, api_key, as_json))
@@ -79,9 +81,9 @@ def pull(
     repo: Annotated[
         str, typer.Argument(metavar="REPO", help="A Hugging Face repo id, such as mlx-community/Qwen3-4B-4bit.")
     ],
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit; else the newest.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Default: the newest.")] = None,
 ) -> None:
-    """Download a model from the Hugging Face hub; what an earlier pull completed is kept."""
+    """Download a model from the Hugging Face hub. Continues an earlier pull."""
     from mlx_manager.command_line import pull as command
 
     run(lambda: command.pull(repo, revision))
@@ -90,13 +92,13 @@ def pull(
 @app.command(epilog="Example: mlx-manager chat demo --system 'You are a pirate.'")
 def chat(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="An id of the server, a repo id, or a folder.")
+        str | None, typer.Argument(metavar="MODEL", help="A model id of the server, a repo id, or a folder.")
     ] = None,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
 ) -> None:
-    """Chat in the terminal; starts a server for it when none runs. Input from a pipe is one message."""
+    """Chat in the terminal. Starts a server if none runs. Input from a pipe is one message."""
     from mlx_manager.command_line import chat as command
 
     run(lambda: command.chat(model, base_url, api_key, system))
@@ -106,12 +108,13 @@ def chat(
 def bench(
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
-    model: Annotated[str | None, typer.Option(help="An id of the server; else one that it has loaded.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model id of the server. Default: a loaded model.")] = None,
     clients: Annotated[
-        list[int] | None, typer.Option(min=1, help="Clients at once; more than once (1, 4, 16).")
+        list[int] | None,
+        typer.Option(min=1, help="Concurrent clients; repeat the option for several levels (1, 4, 16)."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Requests of each client, one after another.")] = 2,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Requests of each client.")] = 2,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 128,
     as_json: AsJson = False,
 ) -> None:
     """Measure a server: tokens per second, time to first token, time between chunks."""
@@ -123,7 +126,7 @@ def bench(
 
 @app.command(epilog="Example: mlx-manager ps")
 def ps(base_url: BaseUrl = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Show what the running server has loaded, its speed now, and its memory."""
+    """Show the loaded models of the running server, their speed and memory."""
     from mlx_manager.command_line import ps as command
 
     run(lambda: command.ps(base_url, api_key, as_json))
@@ -131,7 +134,7 @@ def ps(base_url: BaseUrl = None, api_key: ApiKey = None, as_json: AsJson = False
 
 @app.command(epilog="Example: mlx-manager doctor")
 def doctor(as_json: AsJson = False) -> None:
-    """Check whether this machine can run the server, and say what to do where it cannot."""
+    """Check whether this machine can run the server, and name remedies."""
     from mlx_manager.command_line import doctor as command
 
     run(lambda: command.doctor(as_json))

@@ -1,4 +1,4 @@
-"""Names of files and arguments that are not UTF-8: Python keeps their bytes as lone surrogates, which JSON lacks."""
+"""File names and arguments that are not UTF-8: Python keeps their bytes as lone surrogates."""
 
 from pathlib import Path
 
@@ -12,5 +12,5 @@ def is_utf8(name: str | Path) -> bool:
 
 
 def shown(text: str) -> str:
-    """The text with escapes in place of what is not UTF-8."""
+    """The text, with escapes for bytes that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

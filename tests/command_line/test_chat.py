@@ -32,7 +32,7 @@ def test_a_pipe_gets_the_answer_and_nothing_else(server: RunningServer) -> None:
 def test_a_pipe_without_a_message_is_told_so() -> None:
     ran = mlx_manager("chat", "demo", stdin="\n")
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith("Error: There is no message")
+    assert ran.stderr.startswith("Error: The input is empty")
 
 
 def test_a_given_server_that_lacks_the_model_says_what_it_has(server: RunningServer) -> None:
@@ -43,7 +43,7 @@ def test_a_given_server_that_lacks_the_model_says_what_it_has(server: RunningSer
 
 def test_without_a_server_the_chat_starts_one_and_ends_it() -> None:
     with in_terminal("chat", "demo", environment=environment()) as terminal:
-        assert "starting one for this chat" in terminal.wait_for("/help lists the commands.")
+        assert "Starting one for this chat" in terminal.wait_for("/help lists the commands.")
         terminal.wait_for(PROMPT)
         started = psutil.Process(terminal.process.pid).children(recursive=True)
         assert len(started) == 3  # the server, the model's worker, and what renders its template
@@ -128,7 +128,7 @@ def test_save_keeps_files_of_others_and_says_what_it_cannot_write(server: Runnin
     other.write_text("mine")
     with in_terminal("chat", "demo", environment=environment(server)) as terminal:
         terminal.wait_for(PROMPT)
-        assert "exists already" in say(terminal, f"/save {other}")
+        assert "already exists" in say(terminal, f"/save {other}")
         assert "cannot be written" in say(terminal, "/save /no/such/folder/chat.json")
         assert "/save FILE" in say(terminal, "/save")
         assert "There is no command /sve" in say(terminal, "/sve x")

@@ -83,7 +83,7 @@ def test_a_hub_that_cannot_be_reached_is_told_even_if_the_model_is_here(hub: Hub
         ((REPO, "--revision", "v9"), "has no revision 'v9'"),
         (("gated/model",), "accepted its terms"),
         (("down/model",), "refused: "),
-        (("no such id",), "is no Hugging Face repo id"),
+        (("no such id",), "is not a Hugging Face repo id"),
     ],
 )
 def test_what_the_hub_refuses_is_told_in_one_line(

@@ -1,1 +1,1 @@
-"""What `cli.py` calls: a module for each command, and what they share. Nothing slow is imported before it is needed."""
+"""One module for each command of `cli.py`, and what they share. Slow imports happen only when a command needs them."""

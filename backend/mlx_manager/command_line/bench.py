@@ -1,7 +1,7 @@
-"""`bench`: how fast a server answers, over HTTP, to a few clients and to more.
+"""`bench`: measures over HTTP how fast a server answers a few clients and many.
 
-A modest measurement: every client sends one prompt after another, streams the answer, and notes when its chunks come.
-The clients run in this process, and share the machine with a server that runs on it.
+Each client sends one prompt after another, streams the answer, and records the times of its chunks. The clients run in
+this process. If the server runs on the same machine, they share its cores.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _WORDS = "Tell a long story about a river, a mill, two brothers and the town bel
 
 @dataclass(slots=True)
 class Answer:
-    """Seconds from the request on: `arrivals` of the chunks that carry text."""
+    """Times in seconds since the request. `arrivals` are those of the chunks with text."""
 
     arrivals: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What so many clients at once were given. Times are in milliseconds; None where nothing was answered."""
+    """Results for one number of concurrent clients. Times are in milliseconds; None if no request was answered."""
 
     clients: int
     requests: int
@@ -72,7 +72,7 @@ def bench(
 async def _measure(server: Server, model: str, clients: Sequence[int], rounds: int, max_tokens: int) -> list[Level]:
     limits = httpx.Limits(max_connections=max(clients))
     async with server.client(httpx.AsyncClient, timeout=LIMIT_SECONDS, limits=limits) as client:
-        await _ask(client, server, model, max_tokens)  # loads the model; a server that refuses says why
+        await _ask(client, server, model, max_tokens)  # loads the model, and raises the server's error if it refuses
         return [await _level(client, server, model, count, rounds, max_tokens) for count in clients]
 
 
@@ -90,7 +90,7 @@ async def _level(
 
 
 def summarise(clients: int, requests: int, answers: Sequence[Answer], seconds: float) -> Level:
-    """A gap is the time between two chunks of one answer, however many tokens they carry."""
+    """A gap is the time between two chunks of one answer, regardless of their number of tokens."""
     first = [answer.arrivals[0] for answer in answers]
     gaps = [later - earlier for answer in answers for earlier, later in pairwise(answer.arrivals)]
     tokens = sum(answer.tokens for answer in answers)
@@ -121,7 +121,7 @@ async def _outcome(client: httpx.AsyncClient, server: Server, model: str, max_to
 
 
 async def _ask(client: httpx.AsyncClient, server: Server, model: str, max_tokens: int) -> Answer:
-    """One answer of exactly `max_tokens`, to a prompt that no cache has seen. Raises CommandFailed."""
+    """Streams one answer of exactly `max_tokens` to a prompt that is in no cache. Raises CommandFailed."""
     body = {
         "model": model,
         "prompt": f"{uuid.uuid4()} {_WORDS}",
@@ -157,7 +157,7 @@ async def _read(response: httpx.Response, started: float) -> Answer:
             answer.arrivals.append(now)
         answer.tokens = (chunk.get("usage") or {}).get("completion_tokens", answer.tokens)
     if not answer.arrivals or not answer.tokens:
-        raise CommandFailed(f"{response.url} gave no text, or does not tell how many tokens it was (`usage`).")
+        raise CommandFailed(f"{response.url} sent no text, or no `usage`. This server cannot be measured.")
     return answer
 
 

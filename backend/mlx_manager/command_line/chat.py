@@ -1,7 +1,7 @@
-"""`chat`: talks with a model in the terminal, over the running server or one that is started for it.
+"""`chat`: a chat in the terminal, with the running server or one that the command starts.
 
-Ctrl-C ends the answer that is being written, or the line that is being typed; Ctrl-D and /quit end the chat.
-Where the input is no terminal, all of it is one message, and the answer alone goes to stdout.
+Ctrl-C stops the current answer or clears the current line. Ctrl-D and /quit end the chat. If the input is not a
+terminal, all of it is one message, and stdout gets only the answer.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from mlx_manager.command_line.conversation import Conversation, Piece
 from mlx_manager.command_line.own_server import own_server
 
 HELP = """\
-/system TEXT   what the model is told before everything else; without TEXT, nothing
-/reset         forgets the conversation, and keeps the system text
-/save FILE     writes model and messages as JSON, as /v1/chat/completions takes them
+/system TEXT   sets the system message; without TEXT, removes it
+/reset         clears the conversation and keeps the system message
+/save FILE     writes model and messages as a JSON body of /v1/chat/completions
 /help          this list
-/quit          ends the chat, as Ctrl-D does; Ctrl-C stops an answer"""
+/quit          ends the chat, like Ctrl-D; Ctrl-C stops an answer"""
 _DIM, _PLAIN = "\033[2m", "\033[0m"
 _PROMPT = "> "
 _COLOURED_PROMPT = "\001\033[1;36m\002> \001\033[0m\002"  # readline must not count what is between \001 and \002
 _KEPT_CONTROLS = "\n\t"
-_ENDS = {"stopped": "(stopped)", "length": "(cut off: the answer has reached the limit of its length)"}
+_ENDS = {"stopped": "(stopped)", "length": "(cut off: the answer reached its limit of tokens)"}
 
 
 def chat(model: str | None, base_url: str | None, api_key: str | None, system: str | None) -> None:
@@ -47,26 +47,26 @@ def _piped_message() -> str:
     except UnicodeDecodeError as exc:
         raise CommandFailed(f"The message is not UTF-8: byte {exc.start + 1} is {exc.object[exc.start]:#x}.") from exc
     if not message:
-        raise CommandFailed("There is no message: pipe one in, or start the chat in a terminal.")
+        raise CommandFailed("The input is empty. Pipe a message in, or start the chat in a terminal.")
     return message
 
 
 @contextlib.contextmanager
 def _server_for(model: str | None, base_url: str | None, api_key: str | None) -> Iterator[Server]:
-    """The running server, or one for this chat where none runs, or where that one does not have the model."""
+    """Opens the running server. Starts one for this chat if none runs or the running one does not have the model."""
     server = find_server(base_url, api_key)
     obstacle = None if base_url is not None else _obstacle(server, model)
     if obstacle is None:
         yield server
         return
     if sys.stderr.isatty():
-        note(f"{obstacle}: starting one for this chat.")
+        note(f"{obstacle}. Starting one for this chat.")
     with own_server(model) as server:
         yield server
 
 
 def _obstacle(server: Server, model: str | None) -> str | None:
-    """Why the chat needs a server of its own, if it does."""
+    """Why the chat needs its own server; None if it does not."""
     try:
         if model is None or server.serves(model):
             server.get("/health")
@@ -87,25 +87,25 @@ def _answer_once(server: Server, conversation: Conversation, message: str) -> No
 
 
 class _Terminal:
-    """The loop of one chat in a terminal."""
+    """The loop of a chat in a terminal."""
 
     def __init__(self, server: Server, conversation: Conversation) -> None:
         self._server = server
         self._conversation = conversation
         self._saved: set[Path] = set()
         self._coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        with contextlib.suppress(ImportError):  # a Python without it: no line editing
+        with contextlib.suppress(ImportError):  # this Python has no readline
             import readline  # gives input() line editing and a history
 
             readline.parse_and_bind("set enable-bracketed-paste on")  # several pasted lines are one message
 
     def run(self) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job that a script starts may ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a script may ignore it
         with contextlib.suppress(EOFError):
             while (line := self._read()) != "/quit":
                 try:
                     self._obey(line)
-                except KeyboardInterrupt:  # a second one, while the first was obeyed
+                except KeyboardInterrupt:  # a second Ctrl-C while the first is handled
                     print()
             return
         print()
@@ -113,7 +113,7 @@ class _Terminal:
     def _read(self) -> str:
         try:
             line = input(_COLOURED_PROMPT if self._coloured else _PROMPT).strip()
-            line.encode("utf-8")  # readline passes other bytes on as half characters
+            line.encode("utf-8")  # readline passes invalid bytes on as surrogates
             return line
         except UnicodeError:
             note("Error: the line is not UTF-8.")
@@ -157,7 +157,7 @@ class _Terminal:
             note(_ENDS[end])
 
     def _show(self, pieces: Iterator[Piece]) -> str | None:
-        """Prints an answer as it comes; why it ended. Thoughts are dim, and for a terminal that has colour only."""
+        """Prints an answer as it arrives, and returns its finish reason. Reasoning appears dim, only in colour terminals."""
         thinking, end = False, None
         for piece in pieces:
             text = printable(piece.text)
@@ -173,14 +173,14 @@ class _Terminal:
 
     def _save(self, name: str) -> None:
         if not name:
-            raise CommandFailed("Say where: /save FILE")
+            raise CommandFailed("Missing file name. Use /save FILE.")
         file = Path(name).expanduser()
         body = {"model": self._conversation.model, "messages": self._conversation.messages}
         try:
             with file.open("w" if file in self._saved else "x", encoding="utf-8") as out:
                 out.write(json.dumps(body, indent=2, ensure_ascii=False) + "\n")
         except FileExistsError as exc:
-            raise CommandFailed(f"{file} exists already: give another name.") from exc
+            raise CommandFailed(f"{file} already exists. Choose another name.") from exc
         except OSError as exc:
             raise CommandFailed(f"{file} cannot be written: {exc.strerror}.") from exc
         self._saved.add(file)
@@ -188,5 +188,5 @@ class _Terminal:
 
 
 def printable(text: str) -> str:
-    """Without the control characters by which a model could move the cursor or rename the window."""
+    """Removes control characters, so that a model cannot move the cursor or rename the window."""
     return "".join(char for char in text if char.isprintable() or char in _KEPT_CONTROLS or ord(char) > 0x9F)

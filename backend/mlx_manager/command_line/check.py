@@ -1,4 +1,4 @@
-"""What a check of `doctor` comes to."""
+"""The result of a check of `doctor`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`broken` is what keeps the server from running; a `warning` makes it slower or smaller."""
+    """`broken` prevents the server from running. A `warning` makes it slower or smaller."""
 
     name: str
     state: Literal["ok", "warning", "broken"]

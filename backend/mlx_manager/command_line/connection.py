@@ -1,4 +1,4 @@
-"""A server as its clients see it: where it is, and what it answers over HTTP. Knows nothing of how it works inside."""
+"""A client's view of a server: its address and its HTTP answers. Knows nothing of the server's code."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ _ANY_ADDRESS = {"", "0.0.0.0", "::"}
 
 
 class ServerUnreachable(CommandFailed):
-    """Nothing answers at the address."""
+    """No server answers at the address."""
 
 
 class ServerRefused(CommandFailed):
-    """The server answered with an error; `status` is that of HTTP."""
+    """The server answered with an error. `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class ServerRefused(CommandFailed):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`root` is its address without `/v1`."""
+    """`root` is the address without `/v1`."""
 
     root: str
     api_key: str | None = field(default=None, repr=False)
@@ -54,14 +54,14 @@ class Server:
         if not isinstance(listed, list) or not all(
             isinstance(m, dict) and isinstance(m.get("id"), str) for m in listed
         ):
-            raise CommandFailed(f"{self.root}/v1/models did not answer with a list of models: is this such a server?")
+            raise CommandFailed(f"{self.root}/v1/models did not answer with a list of models. Check --base-url.")
         return listed
 
     def a_model(self) -> str:
-        """The id of one that is loaded, else of the first: the server's default."""
+        """The id of a loaded model, else of the first in the list, which is the server's default."""
         listed = self.models()
         if not listed:
-            raise CommandFailed(f"The server at {self.root} lists no model.")
+            raise CommandFailed(f"The server at {self.root} lists no models.")
         return str(next((model for model in listed if model.get("loaded")), listed[0])["id"])
 
     def serves(self, model: str) -> bool:
@@ -75,8 +75,8 @@ class Server:
 
     @contextlib.contextmanager
     def post_stream(self, path: str, body: dict[str, object]) -> Iterator[httpx.Response]:
-        """The response to `body`, whose content is still to be read; leaving the block ends the request."""
-        timeout = httpx.Timeout(ANSWER_SECONDS, read=None)  # a model may have to be loaded first
+        """The response to `body`, before its content is read. Leaving the block ends the request."""
+        timeout = httpx.Timeout(ANSWER_SECONDS, read=None)  # the server may load a model first
         with self._failures_named(), self.client(httpx.Client, timeout=timeout) as client:  # noqa: SIM117
             with client.stream("POST", self.root + path, json=body) as response:
                 if not response.is_success:
@@ -85,7 +85,7 @@ class Server:
                 yield response
 
     def client(self, make: Callable[..., T], **options: object) -> T:
-        """Raises CommandFailed where the environment names a proxy for the server that cannot be used."""
+        """Raises CommandFailed if the environment's proxy for the server cannot be used."""
         try:
             return client_for(self.root, make, headers=self.headers, **options)
         except UnusableProxy as exc:
@@ -100,11 +100,13 @@ class Server:
                 f"No server answers at {self.root} ({exc}). Start one with `mlx-manager serve`, or give --base-url."
             ) from exc
         except httpx.HTTPError as exc:
-            raise CommandFailed(f"The server at {self.root} broke off: {str(exc) or type(exc).__name__}.") from exc
+            raise CommandFailed(
+                f"The server at {self.root} closed the connection: {str(exc) or type(exc).__name__}."
+            ) from exc
 
 
 def find_server(base_url: str | None, api_key: str | None = None) -> Server:
-    """The server at `base_url`, else the one that this machine's settings describe; whether it runs is not asked."""
+    """The server at `base_url`, else the one of this machine's settings. Does not check whether it runs."""
     if base_url is None:
         from mlx_manager.mlx_server.config import mlx_server_settings
 
@@ -119,9 +121,9 @@ def find_server(base_url: str | None, api_key: str | None = None) -> Server:
 
 
 def key_of_settings() -> str | None:
-    """One that opens the server which this machine's settings describe: the admin key, which opens most, else a user's.
+    """The key for the server of this machine's settings: the admin key, else the first user's.
 
-    It is for that server alone, and not for one that `--base-url` names.
+    Not for a server that `--base-url` names.
     """
     from mlx_manager.mlx_server.config import mlx_server_settings as settings
 
@@ -131,18 +133,18 @@ def key_of_settings() -> str | None:
 
 
 def local_root(host: str, port: int) -> str:
-    """Where a server that listens on `host` is reached from its own machine."""
+    """The address at which this machine reaches a server that listens on `host`."""
     reachable = "127.0.0.1" if host in _ANY_ADDRESS else host
     return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
 
 
 def refusal(response: httpx.Response, root: str) -> ServerRefused:
-    """What a response that has been read says went wrong."""
+    """The error message of a response that has been read."""
     return ServerRefused(f"{root} answered {response.status_code}: {error_message(response)}", response.status_code)
 
 
 def error_message(response: httpx.Response) -> str:
-    """The message of OpenAI's error envelope, else as much of the body as fits."""
+    """The message of OpenAI's error envelope, else an excerpt of the body."""
     try:
         message = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):

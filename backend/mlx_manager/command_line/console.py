@@ -1,7 +1,4 @@
-"""How the commands speak: tables, units, JSON, and the one error that ends them.
-
-In a terminal there is colour; in a pipe, plain columns as wide as what stands in them.
-"""
+"""Output of the commands: tables, units, JSON and errors. Colour in a terminal, plain columns in a pipe."""
 
 import contextlib
 import errno
@@ -19,11 +16,11 @@ USAGE = 2
 _OUTPUT_LOST = {errno.EPIPE, errno.ENOSPC, errno.EIO}
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 _STYLES = {"yes": "green", "no": "red", "ok": "green", "warning": "yellow", "broken": "bold red"}
-"""How a cell with this text looks in a terminal."""
+"""The style of a cell with this text in a terminal."""
 
 
 class CommandFailed(Exception):
-    """Ends the command with `exit_code` and one message on stderr: what was wrong, and the remedy."""
+    """Ends the command with `exit_code` and one message on stderr: the problem and the remedy."""
 
     def __init__(self, message: str, exit_code: int = FAILURE) -> None:
         super().__init__(message)
@@ -31,7 +28,7 @@ class CommandFailed(Exception):
 
 
 def run(command: Callable[[], None]) -> None:
-    """Runs the command; a failure of it ends the process with its message on stderr."""
+    """Runs the command. CommandFailed ends the process with its message on stderr."""
     try:
         command()
     except CommandFailed as exc:
@@ -48,9 +45,9 @@ def run(command: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def whole_output() -> Iterator[None]:
-    """Around a command: checks its arguments, and writes out what it has printed as long as there is a reader.
+    """Checks the arguments of a command, and flushes its output.
 
-    Ends the process with status 2 for arguments that are not UTF-8, and with 1 where the output cannot be written.
+    Exits with status 2 if an argument is not UTF-8, and with 1 if the output cannot be written.
     """
     open_closed_streams()
     for number, argument in enumerate(sys.argv[1:], 1):
@@ -72,7 +69,7 @@ def whole_output() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """A remark for people, on stderr: what is read from stdout stays clean."""
+    """Prints a remark to stderr, so that stdout has only the result."""
     print(text, file=sys.stderr)
 
 
@@ -103,7 +100,7 @@ def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def format_bytes(count: float | None) -> str:
-    """In units of 1024, as the server's settings count them."""
+    """In units of 1024, like the server's settings."""
     if count is None:
         return ABSENT
     unit = 0

@@ -1,4 +1,4 @@
-"""A conversation with a model over `/v1/chat/completions`: its messages, and answers piece by piece."""
+"""A conversation over `/v1/chat/completions`: its messages and streamed answers."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -15,7 +15,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an answer: its text, what the model thinks before it, or why it ended."""
+    """A part of an answer: text, reasoning, or the finish reason."""
 
     kind: Literal["text", "reasoning", "end"]
     text: str
@@ -33,8 +33,8 @@ class Conversation:
         return opening + self.turns
 
     def ask(self, server: Server, text: str) -> Generator[Piece]:
-        """The answer, piece by piece. What came of it is remembered, also when the caller ends it early; a question
-        without any answer is not. Raises CommandFailed."""
+        """Streams the answer and adds it to the messages, also if the caller stops early. A question without any answer
+        is removed. Raises CommandFailed."""
         question = {"role": "user", "content": text}
         answer: list[str] = []
         try:
@@ -64,16 +64,16 @@ def read_chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
         if payload == "[DONE]":
             return
         yield _chunk(payload)
-    raise CommandFailed("The server ended its answer before it was complete.")
+    raise CommandFailed("The server ended its answer early.")
 
 
 def _chunk(payload: str) -> dict[str, Any]:
     try:
         chunk = json.loads(payload)
     except ValueError as exc:
-        raise CommandFailed(f"The server sent no JSON: {payload[:200]!r}") from exc
+        raise CommandFailed(f"The server sent invalid JSON: {payload[:200]!r}") from exc
     if not isinstance(chunk, dict):
-        raise CommandFailed(f"The server sent no chunk: {payload[:200]!r}")
+        raise CommandFailed(f"The server sent an invalid chunk: {payload[:200]!r}")
     if "error" in chunk:
         error = chunk["error"]
         raise CommandFailed(str(error.get("message", error) if isinstance(error, dict) else error))

@@ -1,4 +1,4 @@
-"""`doctor`: whether this machine can run the server. Each check is ok, or says what to do about it."""
+"""`doctor`: checks whether this machine can run the server. Each check is ok or names a remedy."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,7 +29,7 @@ def _examine() -> Iterator[Check]:
         settings = config.mlx_server_settings
     except config.InvalidSettings as exc:
         note(str(exc))
-        yield Check("settings", "broken", "named above", "mend the MLX_SERVER_* variables, or unset them")
+        yield Check("settings", "broken", "named above", "correct or unset the MLX_SERVER_* variables")
         return
     yield Check("settings", "ok", "can be read")
     from mlx_manager.command_line import server_checks

@@ -18,7 +18,7 @@ from mlx_manager.mlx_server.utils import mlx_backend
 
 PROBE_SECONDS = 120
 WANTED_FILES = 1024
-"""A connection takes a descriptor, and so do workers and their sockets."""
+"""Each connection, worker and socket needs a descriptor."""
 CRITICAL_BYTES = 1024**3
 PACKAGES = ("mlx-manager", "mlx", "mlx-lm", "transformers", "huggingface-hub")
 
@@ -61,7 +61,7 @@ def _mlx() -> Iterator[Check]:
     builds = ", ".join(mlx_backend.installed_builds()) or "MLX"
     missing = mlx_backend.why_mlx_cannot_run()
     if missing is not None:
-        yield Check("MLX", "broken", "there is no backend of MLX", missing)
+        yield Check("MLX", "broken", "MLX has no backend", missing)
         return
     try:
         probe = _probe()
@@ -78,12 +78,12 @@ def _mlx() -> Iterator[Check]:
 
 
 def _fit(found: str, on_cpu: bool) -> Check:
-    """Whether what is installed is for the device that MLX finds, and that device is the machine's best."""
+    """Checks that the installed build fits the device that MLX finds, and that this is the machine's best device."""
     conflict = mlx_backend.why_builds_conflict()
     if conflict is not None:
         return Check("MLX", "broken", found, conflict)
     if on_cpu and sys.platform == "linux" and not mlx_backend.computes_on_cpu():
-        remedy = f"look at nvidia-smi: the driver, or {mlx_backend.install_command('cpu')} to do without a GPU"
+        remedy = f"check the driver with nvidia-smi, or run {mlx_backend.install_command('cpu')} to run without a GPU"
         return Check("MLX", "broken", f"{found}: the CUDA build finds no GPU", remedy)
     if on_cpu and shutil.which("nvidia-smi") is not None:
         remedy = (
@@ -95,7 +95,7 @@ def _fit(found: str, on_cpu: bool) -> Check:
 
 
 def _probe() -> dict[str, Any]:
-    """What `mlx_probe` prints in a worker's environment. Raises ValueError with what went wrong."""
+    """What `mlx_probe` prints in a worker's environment. Raises ValueError with the reason of a failure."""
     from mlx_manager.mlx_server.engine.launch import worker_environment
 
     command = [sys.executable, "-m", "mlx_manager.command_line.mlx_probe"]
@@ -104,9 +104,9 @@ def _probe() -> dict[str, Any]:
             command, env=worker_environment(), capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as exc:
-        raise ValueError(f"did nothing for {PROBE_SECONDS} s") from exc
+        raise ValueError(f"timed out after {PROBE_SECONDS} s") from exc
     if ran.returncode != 0:
-        last_line = next(iter(ran.stderr.strip().splitlines()[-1:]), "it said nothing")
+        last_line = next(iter(ran.stderr.strip().splitlines()[-1:]), "no output")
         raise ValueError(f"ended with status {ran.returncode}: {last_line}")
     probe: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return probe
@@ -125,12 +125,12 @@ def _memory() -> Check:
     total, available = machine.memory_bytes(), _available_bytes()
     found = f"{format_bytes(total)}" + (f", {format_bytes(available)} available" if available is not None else "")
     if available is not None and available < CRITICAL_BYTES:
-        return Check("memory", "warning", found, "end other programs, or choose a small model")
+        return Check("memory", "warning", found, "close other programs, or choose a smaller model")
     return Check("memory", "ok", found)
 
 
 def _available_bytes() -> int | None:
-    """None where the system does not tell (macOS)."""
+    """None if the system does not report it (macOS)."""
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     except OSError:
@@ -141,6 +141,6 @@ def _available_bytes() -> int | None:
 def _open_files() -> Check:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < WANTED_FILES:
-        remedy = f"ulimit -n {WANTED_FILES} before the start, or many clients at once are refused"
+        remedy = f"ulimit -n {WANTED_FILES} before the start; otherwise the server refuses many concurrent clients"
         return Check("open files", "warning", f"at most {soft}", remedy)
     return Check("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft}")

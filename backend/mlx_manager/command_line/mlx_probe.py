@@ -1,4 +1,4 @@
-"""What MLX says and does in an environment like a worker's: a process of its own, for a broken MLX ends its process.
+"""Tests MLX in an environment like a worker's, in its own process, because a broken MLX aborts the process.
 
 Prints one line of JSON, a `Probe`.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROUNDS = 5
 SHAPE = (512, 512, 1536)
-"""A product of prefill's size: (512, 512) by (512, 1536)."""
+"""A matrix product of prefill's size: (512, 512) by (512, 1536)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,11 +20,11 @@ class Probe:
     version: str
     device: str
     gigaflops: float
-    """Of a float32 product."""
+    """For a float32 matrix product."""
     openblas: bool
-    """Whether it is loaded into the process; only Linux can tell."""
+    """Whether OpenBLAS is loaded into the process; known only on Linux."""
     memory_bytes: int | None
-    """What a CUDA device has, or what Metal recommends to stay below; None for a CPU."""
+    """Memory of a CUDA device, or the limit that Metal recommends; None for a CPU."""
 
 
 def probe() -> Probe:
@@ -42,7 +42,7 @@ def probe() -> Probe:
 
 
 def _gigaflops() -> float:
-    """The fastest of some rounds, the first of which warms up."""
+    """The fastest of several rounds; the first is a warm-up."""
     import mlx.core as mx
 
     rows, inner, columns = SHAPE

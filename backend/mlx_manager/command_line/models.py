@@ -1,4 +1,4 @@
-"""`models`: what can be used, as the running server says, else as the one that `serve` would start would."""
+"""`models`: lists the models of the running server, else those that `serve` would offer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,16 +20,16 @@ COLUMNS = ("MODEL", "SIZE", "QUANTISATION", "CONTEXT", "TOOLS", "FITS", "LOADED"
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """None is what nobody knows: the size of a model that is not downloaded, or a field that a server does not send."""
+    """None is unknown: the size of a model that is not downloaded, or a field that the server does not send."""
 
     id: str
     size_bytes: int | None
     quantization: str | None
     context_length: int | None
     tools: str | None
-    """`native` where its chat template shows tools, `prompted` where the server's prompt does; else None."""
+    """`native` if the chat template shows tools, `prompted` if the server's prompt does, else None."""
     fits: bool | None
-    """Whether it could be loaded if it were alone."""
+    """Whether the model fits if it is the only one."""
     loaded: bool | None
 
 
@@ -40,7 +40,7 @@ def models(base_url: str | None, api_key: str | None, as_json: bool) -> None:
     except ServerUnreachable:
         if base_url is not None:
             raise
-        note(f"No server answers at {server.root}: this is what `mlx-manager serve` would offer.")
+        note(f"No server answers at {server.root}. These are the models that `mlx-manager serve` would offer.")
         listed = of_settings()
     if as_json:
         print_json([asdict(model) for model in listed])
@@ -65,7 +65,7 @@ def of_server(server: Server) -> list[ListedModel]:
 
 
 def of_settings() -> list[ListedModel]:
-    """From the catalogue that the settings of this machine make; nothing is downloaded."""
+    """Reads the catalogue of this machine's settings. Downloads nothing."""
     from mlx_manager.mlx_server.config import mlx_server_settings as settings
     from mlx_manager.mlx_server.models.catalog import catalog_of
     from mlx_manager.mlx_server.models.facts import read_facts
@@ -99,7 +99,7 @@ def _tools(model: Mapping[str, Any]) -> str | None:
 
 
 def _budget_bytes(server: Server) -> int | None:
-    """None from a server that does not tell, or not to everybody."""
+    """None if the server does not tell, or not without the admin key."""
     try:
         limit = server.get("/admin/pool")["budget"]["limit_bytes"]
     except (ServerRefused, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""A server for one command: started in a process and a session of its own, and ended with the command."""
+"""A server for one command, in its own process and session. It ends with the command."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def own_server(model: str | None) -> Iterator[Server]:
-    """A server on a free port that has loaded `model`, or the default one. Raises CommandFailed when it cannot."""
+    """A server on a free port that has loaded `model` or the default model. Raises CommandFailed if it fails."""
     fault = why_mlx_cannot_run()
     if fault is not None:
         raise CommandFailed(fault)
@@ -45,7 +45,7 @@ def own_server(model: str | None) -> Iterator[Server]:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C in the terminal is for the command alone
+                start_new_session=True,  # Ctrl-C in the terminal goes only to the command
             )
         server = Server(f"http://127.0.0.1:{port}", key_of_settings())
         try:
@@ -56,7 +56,7 @@ def own_server(model: str | None) -> Iterator[Server]:
 
 
 def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """However long a download takes: Ctrl-C ends it."""
+    """Waits as long as a download takes; Ctrl-C ends it."""
     with server.client(httpx.Client, timeout=ANSWER_SECONDS) as client:
         while process.poll() is None:
             readiness = _readiness(client, server)
@@ -66,7 +66,7 @@ def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: P
                 raise CommandFailed(str(readiness.get("error", "The model cannot be loaded.")))
             time.sleep(POLL_SECONDS)
     last_words = "\n".join(log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:])
-    if process.returncode == USAGE:  # its lines say why it cannot start
+    if process.returncode == USAGE:  # its last lines give the reason
         raise CommandFailed(last_words)
     raise CommandFailed(f"The server ended while it started, with status {process.returncode}:\n{last_words}")
 
@@ -74,7 +74,7 @@ def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: P
 def _readiness(client: httpx.Client, server: Server) -> dict[str, Any]:
     try:
         answer = client.get(f"{server.root}/ready").json()
-    except (httpx.TransportError, ValueError):  # it does not listen yet
+    except (httpx.TransportError, ValueError):  # not listening yet
         return {}
     return answer if isinstance(answer, dict) else {}
 
@@ -90,7 +90,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 @contextlib.contextmanager
 def _signals_end_the_block() -> Iterator[None]:
-    """A closed terminal and a SIGTERM end the server as well: as they come, they would leave it behind."""
+    """Makes SIGHUP and SIGTERM end the server too. By default they would leave it running."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""`ps`: what the running server has loaded, what it works at, and the memory that it takes (`GET /admin/pool`)."""
+"""`ps`: shows the loaded models of the running server, their work and their memory (`GET /admin/pool`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,10 +38,12 @@ def _pool_status(server: Server) -> dict[str, Any]:
         status = server.get("/admin/pool")
     except ServerRefused as exc:
         if exc.status == 404:
-            raise CommandFailed(f"The server at {server.root} has no /admin/pool: it is not an MLX Manager.") from exc
+            raise CommandFailed(
+                f"The server at {server.root} has no /admin/pool, so it is not an MLX Manager. Check --base-url."
+            ) from exc
         raise
     if not isinstance(status, dict) or not {"models", "budget"} <= status.keys():
-        raise CommandFailed(f"{server.root}/admin/pool did not answer with the state of a pool.")
+        raise CommandFailed(f"{server.root}/admin/pool did not answer with a pool's state. Check --base-url.")
     return status
 
 
@@ -67,7 +69,7 @@ def _state(model: dict[str, Any]) -> str:
 
 
 def _leaves_in(model: dict[str, Any]) -> str:
-    """When it is unloaded if nobody asks for it."""
+    """The time until the model is unloaded, if no request uses it."""
     if model["pinned"]:
         return "pinned"
     return ABSENT if model["expires_in"] is None else f"{model['expires_in']:.0f} s"

@@ -1,4 +1,4 @@
-"""`pull`: a model from the Hugging Face hub into its cache on this machine, where `serve` finds it."""
+"""`pull`: downloads a model from the Hugging Face hub into the local cache, where `serve` finds it."""
 
 import contextlib
 import fcntl
@@ -19,9 +19,8 @@ EXAMPLE = "mlx-community/Llama-3.2-3B-Instruct-4bit"
 
 
 def pull(repo: str, revision: str | None) -> None:
-    """Prints the folder that has it. Files that an earlier pull completed are not fetched again, and a
-    connection that breaks is taken up where it ended."""
-    import httpx2  # the hub's client raises its errors
+    """Prints the folder. Continues broken connections, and does not repeat files of an earlier pull."""
+    import httpx2  # the hub client's errors
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -34,11 +33,11 @@ def pull(repo: str, revision: str | None) -> None:
     try:
         folder = _download(repo, revision)
     except HFValidationError as exc:
-        raise CommandFailed(f"{repo!r} is no Hugging Face repo id (such as {EXAMPLE}).") from exc
+        raise CommandFailed(f"{repo!r} is not a Hugging Face repo id (example: {EXAMPLE}).") from exc
     except GatedRepoError as exc:
         raise CommandFailed(
-            f"{repo} is open only to those who accepted its terms: do so at {constants.ENDPOINT}/{repo}, "
-            "then `hf auth login` or set HF_TOKEN."
+            f"{repo} requires that you accept its terms at {constants.ENDPOINT}/{repo}, "
+            "then run `hf auth login` or set HF_TOKEN."
         ) from exc
     except RepositoryNotFoundError as exc:
         raise CommandFailed(
@@ -46,7 +45,7 @@ def pull(repo: str, revision: str | None) -> None:
             "or `hf auth login` when it is private."
         ) from exc
     except RevisionNotFoundError as exc:
-        raise CommandFailed(f"{repo} has no revision {revision!r}: leave --revision out for the newest.") from exc
+        raise CommandFailed(f"{repo} has no revision {revision!r}: omit --revision for the newest.") from exc
     except HfHubHTTPError as exc:
         raise CommandFailed(f"The hub at {constants.ENDPOINT} refused: {str(exc).splitlines()[0]}") from exc
     except (ImportError, ValueError, httpx2.InvalidURL) as exc:  # what makes the hub's client
@@ -61,7 +60,7 @@ def pull(repo: str, revision: str | None) -> None:
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    """Asks the hub first: without it `snapshot_download` is content with an old copy, and does not say so."""
+    """Contacts the hub first. Otherwise `snapshot_download` silently returns an old copy."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -77,12 +76,12 @@ def _download(repo: str, revision: str | None) -> Path:
     elif constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
     folder = snapshot_download(repo, revision=revision, allow_patterns=HUB_PATTERNS)
-    gc.collect()  # the progress bars write their last lines now, and not after ours
+    gc.collect()  # the progress bars write their last lines now, before ours
     return Path(folder)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """At once: the threads that download would be waited for, until the last of their files is complete."""
+    """Exits at once. A normal exit would wait for the download threads to complete their files."""
     for file in _own_partial_files():
         file.unlink(missing_ok=True)
     os.write(sys.stderr.fileno(), b"\nStopped. What is complete stays; the next pull fetches the rest.\n")
@@ -90,10 +89,10 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _own_partial_files() -> list[Path]:
-    """Those that this process has open: nobody goes on with them, and other pulls may have some beside them."""
+    """Removes the incomplete files that this process has open. Other pulls may have files beside them."""
     paths = []
     for descriptor in map(int, os.listdir("/dev/fd")):
-        with contextlib.suppress(OSError):  # what the listing itself had open
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             paths.append(_path_of(descriptor))
     return [path for path in paths if path.name.endswith(".incomplete")]
 

@@ -1,4 +1,4 @@
-"""`serve`: the command line's settings go first, and the server reads them where it reads all others."""
+"""`serve`: passes the command line's settings to the server as environment variables, which override others."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,6 @@ def serve(model: str | None, host: str | None, port: int | None, config: Path | 
     given: dict[str, object] = {"DEFAULT_MODEL": model, "HOST": host, "PORT": port, "CONFIG": config}
     given["INSECURE_NO_AUTH"] = True if insecure_no_auth else None
     os.environ.update({f"MLX_SERVER_{name}": str(value) for name, value in given.items() if value is not None})
-    from mlx_manager.mlx_server.main import serve as serve_forever  # reads the settings
+    from mlx_manager.mlx_server.main import serve as serve_forever  # imports the settings
 
     serve_forever()

@@ -1,4 +1,4 @@
-"""The checks of `doctor` that follow the settings: the memory budget, the port, and where the models are."""
+"""The checks of `doctor` that depend on the settings: memory budget, port, and model folders."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def checks(settings: MLXServerSettings) -> Iterator[Check]:
 
 
 def _budget(settings: MLXServerSettings) -> Check:
-    """What the models may take where workers compute on the machine's own memory."""
+    """The memory budget of the models, if workers use the machine's own memory."""
     budget, limit = int(settings.max_memory_gb * BYTES_PER_GB), machine.memory_bytes()
     found = f"models may take {format_bytes(budget)}"
     if budget > limit and mlx_backend.build_in_place() in (None, "mlx-cpu", "mlx-metal"):
@@ -48,7 +48,7 @@ def _port(settings: MLXServerSettings) -> Check:
 
 
 def _port_taken(settings: MLXServerSettings, exc: OSError) -> Check:
-    """Which is well when it is a server of ours that has it."""
+    """A port in use is ok if this project's server uses it."""
     address = f"{settings.host}:{settings.port}"
     try:
         health = Server(local_root(settings.host, settings.port)).get("/health", HEALTH_SECONDS)
@@ -63,11 +63,11 @@ def _hub_cache() -> Check:
     folder = Path(constants.HF_HUB_CACHE)
     existing = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        return Check("model folder", "broken", f"{existing} cannot be written", "set HF_HOME to a folder of your own")
+        return Check("model folder", "broken", f"{existing} cannot be written", "set HF_HOME to a writable folder")
     free = shutil.disk_usage(existing).free
     found = f"{folder}, {format_bytes(free)} free"
     if free < WANTED_DISK_BYTES:
-        return Check("model folder", "warning", found, "free some disk, or set HF_HOME to a folder that has more")
+        return Check("model folder", "warning", found, "free some disk space, or set HF_HOME to a larger disk")
     return Check("model folder", "ok", found)
 
 
@@ -77,9 +77,12 @@ def _default_model() -> Check:
         return Check("default model", "ok", f"{model.id}, which the first start downloads")
     found = f"{model.id}, {format_bytes(model.size_bytes)}"
     if model.size_bytes == 0:
-        return Check(
-            "default model", "broken", f"{model.id} has no weights", "point to a folder with model.safetensors"
-        )
+        return Check("default model", "broken", f"{model.id} has no weights", "name a folder with model.safetensors")
     if model.fits is False:
-        return Check("default model", "broken", f"{found}: too large", "a smaller one, or MLX_SERVER_MAX_MEMORY_GB")
+        return Check(
+            "default model",
+            "broken",
+            f"{found}: too large",
+            "choose a smaller model, or raise MLX_SERVER_MAX_MEMORY_GB",
+        )
     return Check("default model", "ok", found)
