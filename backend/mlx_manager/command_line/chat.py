@@ -157,7 +157,7 @@ class _Terminal:
             note(_ENDS[end])
 
     def _show(self, pieces: Iterator[Piece]) -> str | None:
-        """Prints an answer as it arrives, and returns its finish reason. Reasoning appears dim, only in colour terminals."""
+        """Prints an answer as it arrives, and returns its finish reason. Colour terminals show reasoning, dimmed."""
         thinking, end = False, None
         for piece in pieces:
             text = printable(piece.text)
