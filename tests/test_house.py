@@ -54,12 +54,17 @@ WORKER_MODULES = (
     "core",
     "grammar",
     "kv_cache",
+    "kv_memory",
     "logprobs",
     "model_config",
     "pacing",
-    "prefill",
+    "plan",
     "prefix_cache",
+    "prefix_tree",
+    "prompt_queue",
+    "runner",
     "sampling",
+    "scheduler",
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}
@@ -160,6 +165,11 @@ def test_only_observability_imports_what_watches_the_server(package: str) -> Non
 
 def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
     assert importers("mlx") <= WORKER_SIDE | {f"{SERVER}.utils.memory", "mlx_manager.command_line.mlx_probe"}
+
+
+def test_importing_the_scheduler_does_not_import_mlx() -> None:
+    command = f"import sys, {SERVER}.engine.scheduler; print({{'mlx', 'mlx_lm'}} & {{*sys.modules}})"
+    assert run_python(command).strip() == "set()"
 
 
 def test_http_is_known_to_the_api_and_what_starts_it_only() -> None:

@@ -118,6 +118,15 @@ class Logprobs(_Message, frozen=True):
     top_tokens: list[list[int]]
     top: list[list[float]]
 
+    def at(self, kept: list[int]) -> "Logprobs":
+        """Of the tokens at the indices `kept` alone."""
+        return Logprobs(
+            [self.places[i] for i in kept],
+            [self.chosen[i] for i in kept],
+            [self.top_tokens[i] for i in kept],
+            [self.top[i] for i in kept],
+        )
+
 
 class Step(_Message, frozen=True):
     """The tokens of one decode step: `tokens[i]` belongs to `sequences[i]`. `logprobs` are of those that asked."""

@@ -47,7 +47,7 @@ with own_descriptor_limit():
 
     from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
     from mlx_manager.mlx_server.engine.model_config import complete, model_classes
-    from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
+    from mlx_manager.mlx_server.engine.prompt_queue import MAX_GROUP_ROWS
 
 HEARTBEAT_SECONDS = 1.0
 GATHER_SECONDS = 0.002
@@ -188,7 +188,7 @@ def run(core: EngineCore, inbox: "queue.SimpleQueue[DownMessage]", voice: Voice,
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
     busy_at, is_trimmed = time.monotonic(), False
     while True:
-        messages = _take_messages(inbox, idle=len(core) == 0, gather=core.busiest > 1)
+        messages = _take_messages(inbox, idle=not core.has_work, gather=core.busiest > 1)
         voice.step_begins()
         if messages or len(core) > 0:
             busy_at, is_trimmed = time.monotonic(), False
