@@ -211,7 +211,7 @@ class PromptQueue:
         for other in others:
             if other.head != prompt.head:
                 continue
-            shared = min(common_length(prompt.compared, other.compared), prompt.length - 1)
+            shared = min(_shared_tokens(prompt, other), prompt.length - 1)
             if shared - prompt.match.length >= WORTH_WAITING_TOKENS and not self._is_known(prompt, other, shared):
                 other.is_awaited = True
                 return True
@@ -278,3 +278,10 @@ class PromptQueue:
         stop_tokens = sequence.stop_tokens
         places = [i + 1 for i, token in enumerate(sequence.tokens[:-2]) if token in stop_tokens]
         return sorted({*places[:1], *places[-KEPT_BOUNDARIES:]})
+
+
+def _shared_tokens(one: Prompt, other: Prompt) -> int:
+    """How many tokens both begin with. What both have found in the same stored node is not compared again."""
+    same = bool(one.match.path) and one.match.path[-1:] == other.match.path[-1:]
+    known = min(one.match.length, other.match.length) if same else 0
+    return known + common_length(one.compared[known:], other.compared[known:])

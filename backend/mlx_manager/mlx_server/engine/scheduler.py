@@ -120,8 +120,8 @@ class Scheduler:
         """
         self._now = now
         self._decodes = False
+        self._make_room()
         if not self._pending:
-            self._make_room()
             self._turn = self._next_turn()
             self._has_decoded = self._turn is None
             self._decodes = self._turn is None and bool(self.running)
@@ -162,8 +162,8 @@ class Scheduler:
         while True:
             version = self.prefixes.version
             turn = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._may_hold)
-            if turn is None or (not turn.completes and (self._joined or self._first_tokens_are_due)):
-                return None  # a long chunk does not go before first tokens that are about to come
+            if turn is None or (len(turn.prompts) == 1 and (self._joined or self._first_tokens_are_due)):
+                return None  # first tokens are about to come: no long prompt goes before them, but a burst may join
             self._fit_prefixes(*self._rows_with(turn.prompts))
             if self.prefixes.version == version:
                 return turn
@@ -205,7 +205,7 @@ class Scheduler:
         for prompt, end in zip(turn.prompts, turn.ends, strict=True):
             sequence = prompt.sequence
             if self._is_worth_storing(turn, prompt, end):
-                self.prefixes.store(sequence.tokens[:end], sequence.number)
+                self.prefixes.store(prompt.compared[:end], sequence.number)
             if not turn.completes:
                 continue
             sequence.scores_prompt = False  # they are told once, also of a sequence that has to begin again
