@@ -131,14 +131,14 @@ class SimulatedRunner:
 
     def _edit(self, edit: Keep | Split | Evict) -> None:
         match edit:
-            case Keep(node, sequence, start, end, snapshot):
+            case Keep(kept, sequence, start, end, snapshot):
                 row = self.batch.get(sequence)
                 held = self.taken_in[sequence] if row is None else row.tokens
                 assert end <= len(held)
                 assert not snapshot or end == len(held)
-                self.stored.setdefault(node, held[start:end])
+                self.stored.setdefault(kept, held[start:end])
                 if snapshot:
-                    self.snapshots[node] = end
+                    self.snapshots[kept] = end
             case Split(node, upper, at):
                 tokens = self.stored[node]
                 assert 0 < at < len(tokens)
@@ -169,8 +169,8 @@ class SimulatedRunner:
             assert self.known[join.sequence].grammar is None or join.sequence not in self.compiling
             assert self.facts.decodes_together or not self.batch
             self.batch[join.sequence] = _Row(cache, join.tokens[-1], whole_nucleus=join.whole_nucleus)
-        tokens = len(chunk.stretches) * max(len(stretch.tokens) for stretch in chunk.stretches)
-        return Outcome(seconds=tokens * self._costs.prompt_token)
+        padded = len(chunk.stretches) * max(len(stretch.tokens) for stretch in chunk.stretches)
+        return Outcome(seconds=padded * self._costs.prompt_token)
 
     def _decode(self) -> Outcome:
         outcome = Outcome(seconds=self._costs.step + self._costs.row * len(self.batch))

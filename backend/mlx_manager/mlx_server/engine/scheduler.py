@@ -285,9 +285,11 @@ class Scheduler:
 
     def _rows_with(self, prompts: list[Prompt]) -> tuple[int, int]:
         """How many caches there are with those of the prompts, and the tokens of the longest at the next step."""
+        rows, longest = len(self.running), self._longest + 1 if self.running else 0
+        if not prompts and not self._queue.begun:
+            return rows, longest
         waiting = [*prompts, *(prompt for prompt in self._queue.begun if prompt not in prompts)]
-        longest = self._longest + 1 if self.running else 0
-        return len(self.running) + len(waiting), max(longest, *(prompt.length for prompt in waiting), 0)
+        return rows + len(waiting), max(longest, *(prompt.length for prompt in waiting))
 
     def _make_room(self) -> None:
         """For one more token of every row: stored prefixes go first, then what came last begins again later."""
