@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import cancel, ceiling, features, overload, prefix, stall, throughput
+from benchmarks import cancel, ceiling, features, overload, prefix, side, stall, throughput
 from benchmarks.chart import draw
 from benchmarks.load import Target
 from benchmarks.models import LARGE, SMALL, make_model
@@ -16,7 +16,7 @@ from benchmarks.report import Circumstances, Results, markdown
 
 CACHE = Path(".cache/benchmarks")
 SIZES = {size.name: size for size in (SMALL, LARGE)}
-SECTIONS = ("throughput", "features", "prefix", "stall", "cancel", "overload")
+SECTIONS = ("throughput", "features", "prefix", "stall", "side", "cancel", "overload")
 CEILING = "ceiling"
 CHART = "results.svg"
 
@@ -72,6 +72,8 @@ def _measure(section: str, place: Place, options: argparse.Namespace, results: R
             results.prefix.extend(prefix.measure(place, runs, options.prefix_tokens))
         case "stall":
             results.stall.append(stall.measure(place, runs, options.long_prompt_tokens))
+        case "side":
+            results.side.append(side.measure(place, runs, options.side_prompt_tokens))
         case "cancel":
             results.cancel.append(cancel.measure(place, runs))
         case "overload":
@@ -94,6 +96,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="output tokens of every request of throughput")
     parser.add_argument("--prefix-tokens", type=_even, default=1_800, help="tokens that the prompts of prefix share")
     parser.add_argument("--long-prompt-tokens", type=_even, default=4_000, help="tokens of the prompt of stall")
+    parser.add_argument("--side-prompt-tokens", type=_even, default=24_000, help="tokens of the long prompt of side")
     parser.add_argument("--bursts", nargs="+", type=int, default=[200, 600], help="requests at once in overload")
     parser.add_argument("--out", type=Path, default=CACHE / "latest", help="folder for results.{json,md,svg}")
     return parser.parse_args()

@@ -14,6 +14,7 @@ from benchmarks.features import FeatureRow
 from benchmarks.overload import OverloadRow
 from benchmarks.prefix import PrefixRow
 from benchmarks.processes import PeakMemory
+from benchmarks.side import SideRow
 from benchmarks.stall import StallRow
 from benchmarks.throughput import Row
 
@@ -54,6 +55,7 @@ class Results:
     features: list[FeatureRow] = field(default_factory=list)
     prefix: list[PrefixRow] = field(default_factory=list)
     stall: list[StallRow] = field(default_factory=list)
+    side: list[SideRow] = field(default_factory=list)
     cancel: list[CancelRow] = field(default_factory=list)
     overload: list[OverloadRow] = field(default_factory=list)
 
@@ -65,6 +67,7 @@ def markdown(results: Results, chart: str | None) -> str:
         _features(results.features),
         _prefix(results.prefix),
         _stall(results.stall),
+        _side(results.side),
         _cancel(results.cancel),
         _overload(results.overload),
         _ceiling(results.ceiling),
@@ -159,6 +162,27 @@ def _stall(rows: list[StallRow]) -> str:
                 f"{row.long_ttft_ms:.0f}",
                 f"{row.long_ttft_alone_ms:.0f}",
                 f"{row.ttft_ratio:.2f}",
+                _memory(row.memory),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _side(rows: list[SideRow]) -> str:
+    return _table(
+        "A short request beside a long prompt",
+        "model | long prompt | short prompt | TTFT alone ms | beside ms | longest ms | later by ms "
+        "| API / engine peak MB",
+        [
+            [
+                row.model,
+                str(row.long_prompt_tokens),
+                str(row.side_tokens),
+                f"{row.alone_ms:.0f}",
+                f"{row.beside_ms:.0f}",
+                f"{row.longest_beside_ms:.0f}",
+                f"{row.later_ms:.0f}",
                 _memory(row.memory),
             ]
             for row in rows

@@ -32,7 +32,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(out: Path) -> dict[str, Any]:
     return run_benchmark(
-        out, "--sizes", "a", "--sections", "throughput", "features", "prefix", "cancel", "overload", "ceiling"
+        out, "--sizes", "a", "--sections", "throughput", "features", "prefix", "side", "cancel", "overload", "ceiling"
     )
 
 
@@ -71,6 +71,12 @@ def test_cancel_overload_and_ceiling_have_their_figures(results: dict[str, Any])
 def test_features_are_compared_with_plain_streams(results: dict[str, Any]) -> None:
     assert len(results["features"]) == 3
     assert all(row["ratio"] > 0 for row in results["features"])
+
+
+def test_short_request_beside_a_long_prompt_is_compared_with_one_alone(results: dict[str, Any]) -> None:
+    (side,) = results["side"]
+    assert side["later_ms"] == pytest.approx(side["beside_ms"] - side["alone_ms"])
+    assert side["longest_beside_ms"] >= side["beside_ms"] > 0
 
 
 def test_table_and_chart_cover_what_was_measured(results: dict[str, Any], out: Path) -> None:
