@@ -240,6 +240,7 @@ class Simulation:
         self.lives: dict[int, Life] = {}
         self.plans: list[bytes] = []
         self.longest_chunk = 0.0
+        self._idle_steps = 0
         self._arrivals: list[tuple[float, int, Arrival]] = []
         self._count = itertools.count()
 
@@ -262,8 +263,12 @@ class Simulation:
         if plan.chunk is not None:
             self.longest_chunk = max(self.longest_chunk, outcome.seconds)
         self._check_memory()
-        for message in self.scheduler.note(outcome):
+        messages = self.scheduler.note(outcome)
+        for message in messages:
             self._told(message)
+        is_idle = plan == Plan() and not messages and self.scheduler.has_work
+        self._idle_steps = self._idle_steps + 1 if is_idle else 0
+        assert self._idle_steps < 3, "the scheduler has work, and plans nothing"
         return plan
 
     def first_token_seconds(self, sequence: int, since: float) -> float:

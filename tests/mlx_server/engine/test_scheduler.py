@@ -202,6 +202,29 @@ def test_memory_that_is_full_is_asked_before_the_pipeline_is_drained() -> None:
     assert all(life.end is not None for life in simulation.lives.values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_prompts_that_do_not_fit_together_go_one_after_the_other(kind: str) -> None:
+    """The second is the shorter, and begins first."""
+    facts = KINDS[kind]
+    simulation = Simulation(facts, room_for(facts, 1, 8192), costs=MACHINES["slow"])
+    play(simulation, [(0.0, ask(n, prompt(n, 6000 - 500 * n))) for n in range(4)])
+    assert all(life.tokens == answer(n, 8) for n, life in simulation.lives.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_long_prompts_in_little_memory_all_get_their_turn(kind: str, seed: int) -> None:
+    facts, arrivals = KINDS[kind], traffic(seed, requests=60, per_second=0.5, longest=6000)
+    limit = room_for(facts, 2, 6400 + 512)
+    simulation = Simulation(facts, limit, limit // 2, MACHINES["slow"], Faults(fallen_short=20))
+    rng = random.Random(seed)
+    for n in range(20):
+        simulation.at(10.0 * n, Limits(int(limit * rng.uniform(0.5, 1)), 0, limit // 3))
+    play(simulation, arrivals)
+    assert all(simulation.lives[m.sequence].tokens == answer(m.sequence, m.max_tokens) for _, m in arrivals)
+    assert_nothing_is_left(simulation)
+
+
 def states() -> dict[str, Callable[[Simulation], bool]]:
     """In which sequence 1 is cancelled: the first step after which each holds."""
 

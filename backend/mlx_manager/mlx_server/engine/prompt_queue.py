@@ -140,9 +140,9 @@ class PromptQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    @property
-    def first(self) -> Prompt:
-        return self._waiting[0]
+    def may_choose(self, may_hold: MayHold) -> bool:
+        """Whether there is a prompt that does not wait for memory. Cheap: asked before every step."""
+        return bool(self._waiting) and any(may_hold([prompt]) for prompt in (self._waiting[0], *self.begun))
 
     def add(self, sequence: Sequence, now: float) -> None:
         self._waiting.append(Prompt(sequence, self._boundaries(sequence), now))
@@ -170,8 +170,10 @@ class PromptQueue:
     def choose(self, chunk_tokens: int, may_hold: MayHold) -> Turn | None:
         """Whose turn it is. None when there is no memory."""
         candidates = self._candidates()
-        if not candidates or not may_hold(candidates[:1]):
-            return None  # nobody overtakes one that waits for memory
+        if not may_hold(candidates[:1]):  # one that waits for memory is overtaken by those alone that have theirs
+            candidates = [prompt for prompt in candidates if prompt.has_begun and may_hold([prompt])]
+        if not candidates:
+            return None
         by_turn = self._by_turn(candidates, may_hold)
         if by_turn.goes_alone or by_turn.left > chunk_tokens or not self._together:
             return self._stretch(by_turn, chunk_tokens)

@@ -157,7 +157,7 @@ class Scheduler:
 
     def _next_turn(self) -> Turn | None:
         """The next chunk, if one is due. Memory is asked for first: a step that finds none decodes as any other."""
-        if not self._queue or not self._chunk_is_due() or not self._may_hold([self._queue.first]):
+        if not self._queue or not self._chunk_is_due() or not self._queue.may_choose(self._may_hold):
             return None
         while True:
             version = self.prefixes.version
