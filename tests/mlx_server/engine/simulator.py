@@ -1,5 +1,7 @@
-"""Plays traffic to the scheduler, with a runner that has no model: it checks every plan, and takes the time that a cost
-model says. No MLX."""
+"""Plays traffic to the scheduler without MLX.
+
+The runner has no model. It checks every plan, and a cost model gives the seconds that each takes.
+"""
 
 import heapq
 import itertools
@@ -212,7 +214,7 @@ class SimulatedRunner:
 
 @dataclass(slots=True)
 class Life:
-    """What was told of one sequence, and when."""
+    """The messages about one sequence, and when they came."""
 
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)

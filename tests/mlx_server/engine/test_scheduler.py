@@ -310,7 +310,7 @@ def test_same_messages_times_and_outcomes_give_the_same_plans(kind: str) -> None
 
 
 def test_plans_survive_the_wire_and_a_recorded_run_can_be_planned_again_without_its_model(babbler: Path) -> None:
-    """One scheduler with the real runner behind encoded plans, another with what that runner told."""
+    """One scheduler has the real runner behind encoded plans; another gets the outcomes of that runner."""
     model: nn.Module = load(babbler)
     messages = [
         Submit(n, prompt(n % 3, 40 * n + 20), 12, [END], SamplingParams(seed=n, temperature=0.8, top_p=0.9), logprobs=1)

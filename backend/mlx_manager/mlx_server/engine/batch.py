@@ -75,9 +75,6 @@ class DecodeBatch:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, sequence: int) -> bool:
-        return sequence in self._sequences
-
     def join(self, rows: list[Drawing], joins: list[Join], cache: Cache) -> None:
         """Adds rows, whose `cache` holds all of their tokens but the last ones."""
         for row, join in zip(rows, joins, strict=True):

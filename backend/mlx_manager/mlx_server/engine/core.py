@@ -51,7 +51,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything. One that told of a sequence's end leaves its cache to the next."""
+        """Whether a step would do anything. The cache of a sequence that has ended is given up in the step after it."""
         return self._scheduler.has_work
 
     @property
@@ -81,7 +81,7 @@ class EngineCore:
         self._scheduler.limit(kv_bytes, prefix_bytes)
 
     def submit(self, message: Submit) -> None:
-        """Admits the sequence, or refuses it; the next `step` tells which."""
+        """Admits the sequence, or refuses it: the messages of the next `step` say which."""
         self._scheduler.submit(message, time.perf_counter())
 
     def cancel(self, sequence: int) -> None:

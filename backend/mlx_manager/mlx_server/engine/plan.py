@@ -1,7 +1,7 @@
-"""What the scheduler has the runner do in one step, and what came of it.
+"""Messages between the scheduler and the runner: a `Plan` for one step, and its `Outcome`.
 
-A plan is a message: it names sequences and stored prefixes by number and holds token ids, so it can be sent to every
-process that holds a part of the model. Knows no arrays.
+A plan names sequences and stored prefixes by number and holds token ids, so it can be sent to every process that holds
+a part of the model. Knows no arrays.
 """
 
 import msgspec
@@ -10,7 +10,7 @@ from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs, Sub
 
 
 class ModelFacts(msgspec.Struct, frozen=True, array_like=True):
-    """What the runner knows of its model when it is loaded.
+    """The runner's facts about its model, known when it is loaded.
 
     `prefills_together` says whether prompts of different lengths may share a forward pass, `decodes_together` whether
     rows may.
@@ -36,8 +36,11 @@ class _Edit(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Keep(_Edit, frozen=True):
-    """Store, as `node`, a copy of the sequence's cache: of its tokens from `start` to `end` in the layers that can be
-    cut, and with `snapshot` of the others, which are at token `end`."""
+    """Store a copy of the sequence's cache as `node`.
+
+    In the layers that can be cut: of the tokens from `start` to `end`. With `snapshot`: of the other layers, too, whose
+    state is that behind token `end`.
+    """
 
     node: int
     sequence: int
@@ -122,7 +125,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     decode: bool = False
     """Whether all sequences that have joined are decoded once."""
     wait: bool = False
-    """Whether there is nothing to do before a grammar is compiled."""
+    """Whether to wait for a grammar, because there is nothing else to do."""
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -146,7 +149,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcome(msgspec.Struct, array_like=True):
-    """What a plan came to. `tokens[i]` was drawn for `sequences[i]`, which may have several, in their order."""
+    """What running a plan gave. `tokens[i]` was drawn for `sequences[i]`, which may have several, in their order."""
 
     sequences: list[int] = []
     tokens: list[int] = []

@@ -1,8 +1,8 @@
 """The arrays of stored prefixes: KV caches of past prompts and answers, by the numbers of the scheduler's tree.
 
 A node holds the keys and values of its own tokens in the layers that can be cut, and copies of the other layers as they
-were after its last token. What is stored is a copy that MLX has been told to make, so it keeps no batch alive. Decides
-nothing: `prefix_tree.py` says what is kept, split and given up. Runs in the worker, on the engine's thread.
+were after its last token. Stored arrays are copies whose evaluation has been started, so they keep no batch alive.
+`prefix_tree.py` decides what is kept, split and evicted. Runs in the worker, on the engine's thread.
 """
 
 import copy

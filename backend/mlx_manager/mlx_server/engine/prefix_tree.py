@@ -2,7 +2,8 @@
 
 A node stands for its own tokens only, so what two conversations share is held once. Where a model has layers whose
 cache cannot be cut at any token (recurrent and sliding-window ones), a prefix can be taken up only at the end of a node
-at which they were copied. The arrays are the runner's (`prefix_cache.py`), which is told of every change by an edit.
+with a snapshot of them. The runner holds the arrays (`prefix_cache.py`). The tree records every change as an edit, and
+the next plan carries the edits to it.
 """
 
 from collections import OrderedDict
@@ -29,7 +30,7 @@ class Node:
     snapshot_bytes: int = 0
     has_snapshot: bool = False
     is_kept: bool = False
-    """Whether the runner has been told of it."""
+    """Whether an edit has told the runner to store it."""
     children: "dict[int, Node]" = field(default_factory=dict)
 
     @property
@@ -64,7 +65,7 @@ class PrefixTree:
         self.cached_tokens = 0
         self.evictions = 0
         self.version = 0
-        """Another one whenever the same prompt may match otherwise."""
+        """Changes whenever a prompt may match another prefix than before."""
         self.needs_snapshots = facts.needs_snapshots
         self._facts = facts
         self._edits: list[Edit] = []
@@ -74,7 +75,7 @@ class PrefixTree:
         """The longest unused first. A node is used when one below it is, and after it: so the first is a leaf."""
 
     def take_edits(self) -> list[Edit]:
-        """What the runner has to do, since it was asked for last."""
+        """The changes since the last call, for the runner, in their order."""
         edits, self._edits = self._edits, []
         return edits
 
@@ -101,7 +102,7 @@ class PrefixTree:
         return usable if usable.length >= WORTH_LOADING_TOKENS else NO_MATCH
 
     def use(self, match: Match) -> None:
-        """A prompt begins with the match."""
+        """Counts the match, with which a prompt begins, and marks its nodes as used."""
         if match.length:
             self.hits += 1
             self.cached_tokens += match.length
@@ -147,7 +148,7 @@ class PrefixTree:
                 self._edits.append(Evict(number))
 
     def correct(self, kept: Kept) -> None:
-        """What a stored node really takes: before it is made, a snapshot's size is only estimated."""
+        """Sets the size that the runner has measured. Before a snapshot is made, its size is an estimate."""
         node = self._by_use.get(kept.node)
         if node is not None:
             self.nbytes += kept.cut_bytes + kept.snapshot_bytes - node.nbytes

@@ -56,7 +56,7 @@ class Prompt:
 
     sequence: Sequence
     boundaries: list[int]
-    """Behind its messages: where the cache of a model is to be stored that cannot be cut."""
+    """Ends of its messages. A cache that cannot be cut is stored there."""
     added_at: float
     match: Match = NO_MATCH
     matched_version: int = -1
@@ -98,7 +98,7 @@ class Prompt:
 
     @property
     def goes_alone(self) -> bool:
-        """Whether it shares no forward pass: it is scored, or its cache is to be stored before its end."""
+        """Whether it shares no forward pass: it is scored, or its cache is stored before its end."""
         return self.is_scored or self.next_boundary is not None
 
 
@@ -125,7 +125,7 @@ MayHold = Callable[[list[Prompt]], bool]
 
 
 class PromptQueue:
-    """`add` and `remove` prompts; `choose` whose turn it is, and tell with `took` that it was."""
+    """`add` and `remove` prompts, `choose` whose turn it is, and `took` when that chunk has run."""
 
     def __init__(self, prefixes: PrefixTree, together: bool) -> None:
         self.begun: list[Prompt] = []
@@ -170,7 +170,7 @@ class PromptQueue:
     def choose(self, chunk_tokens: int, may_hold: MayHold) -> Turn | None:
         """Whose turn it is. None when there is no memory."""
         candidates = self._candidates()
-        if not may_hold(candidates[:1]):  # one that waits for memory is overtaken by those alone that have theirs
+        if not may_hold(candidates[:1]):  # only prompts that hold memory overtake one that waits for it
             candidates = [prompt for prompt in candidates if prompt.has_begun and may_hold([prompt])]
         if not candidates:
             return None
@@ -200,7 +200,7 @@ class PromptQueue:
                 self.begun.remove(prompt)
 
     def _candidates(self) -> list[Prompt]:
-        """Those that need not wait for another one that begins alike."""
+        """Prompts that do not wait for another one that begins alike."""
         seen = list(islice(self._waiting, SEEN_PROMPTS))
         begun = [prompt for prompt in seen if prompt.has_begun]
         for prompt in seen:
@@ -241,7 +241,7 @@ class PromptQueue:
         return oldest if self._catches_up or not may_hold([shortest]) else shortest
 
     def _count(self, turn: Turn) -> None:
-        """Of the tokens that go before those of the prompt that came first."""
+        """Adds up the tokens of later prompts that go before those of the oldest."""
         if self._oldest in turn.prompts:
             self._overtaken_tokens = max(0, self._overtaken_tokens - turn.padded_tokens)
         else:
@@ -252,7 +252,7 @@ class PromptQueue:
             self._catches_up = False
 
     def _stretch(self, prompt: Prompt, chunk_tokens: int) -> Turn:
-        """A part of one prompt, up to the next place at which its cache is to be stored."""
+        """A part of one prompt, up to the next place at which its cache is stored."""
         if prompt.is_scored:
             chunk_tokens = min(chunk_tokens, SCORED_CHUNK_TOKENS)
         end = min(prompt.known + chunk_tokens, prompt.next_boundary or prompt.length - 1)

@@ -2,8 +2,8 @@
 
 Owns every decision: which prompts are taken in and by how much (`prompt_queue.py`, `pacing.py`), what memory they may
 take (`kv_memory.py`), which prefixes are kept (`prefix_tree.py`), who joins and leaves the batch and why a sequence
-ends. Its inputs are messages, times and what runs told it, and the same inputs give the same plans. Knows no arrays:
-without MLX, it runs anywhere.
+ends. Its inputs are messages, times and the outcomes of runs, and the same inputs give the same plans. Knows no arrays
+and does not import MLX.
 """
 
 from dataclasses import replace
@@ -86,7 +86,7 @@ class Scheduler:
         self.prefixes.shrink(self.prefixes.limit_bytes)
 
     def submit(self, message: Submit, now: float) -> None:
-        """Admits the sequence, or refuses it; the next step tells which."""
+        """Admits the sequence, or refuses it: the next step's messages say which."""
         self._now = now
         refusal = self._refusal(message)
         if refusal is not None:
@@ -114,9 +114,9 @@ class Scheduler:
             self._drop([sequence])
 
     def plan(self, now: float) -> Plan:
-        """One decode step of all running sequences, or one chunk of the prompts that wait when it is due.
+        """One decode step of all running sequences, or one chunk of waiting prompts when a chunk is due.
 
-        What there is to say of the one does not wait for the other: with messages pending, neither.
+        With messages pending, the plan has neither, so that they are sent first.
         """
         self._now = now
         self._decodes = False
@@ -133,7 +133,7 @@ class Scheduler:
         return WAIT if self._compiling and not self._pending else NOTHING
 
     def note(self, outcome: Outcome) -> list[UpMessage]:
-        """What the plan came to, and what there is to tell the API of it."""
+        """Takes in the outcome of the last plan, and gives the messages for the API."""
         messages, self._pending = self._pending, []
         for kept in outcome.kept:
             self.prefixes.correct(kept)
@@ -156,14 +156,16 @@ class Scheduler:
         return Admitted(sequence.number)
 
     def _next_turn(self) -> Turn | None:
-        """The next chunk, if one is due. Memory is asked for first: a step that finds none decodes as any other."""
+        """The next chunk, if one is due. Memory is checked first: where it is full, the step is an ordinary decode."""
         if not self._queue or not self._chunk_is_due() or not self._queue.may_choose(self._may_hold):
             return None
         while True:
             version = self.prefixes.version
             turn = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._may_hold)
             if turn is None or (len(turn.prompts) == 1 and (self._joined or self._first_tokens_are_due)):
-                return None  # first tokens are about to come: no long prompt goes before them, but a burst may join
+                return (
+                    None  # the next step gives first tokens: a long prompt waits for them, a burst of short ones joins
+                )
             self._fit_prefixes(*self._rows_with(turn.prompts))
             if self.prefixes.version == version:
                 return turn
@@ -208,7 +210,7 @@ class Scheduler:
                 self.prefixes.store(prompt.compared[:end], sequence.number)
             if not turn.completes:
                 continue
-            sequence.scores_prompt = False  # they are told once, also of a sequence that has to begin again
+            sequence.scores_prompt = False  # sent once, also for a sequence that begins again later
             self._join(sequence)
             if not sequence.generated:
                 messages.append(Prefilled(sequence.number, sequence.cached_tokens or 0, sequence.queue_seconds))
@@ -265,9 +267,9 @@ class Scheduler:
         return finished, surplus
 
     def _redraw(self, fallen_short: list[int]) -> None:
-        """Sequences that drew among too few tokens begin again, with those that they have, and draw among all then.
+        """Sequences that drew among too few tokens begin again from the tokens that they have, and then draw among all.
 
-        What a draw is made of has been overwritten by the next step, which was launched before the draw could be read.
+        The next step, launched before the draw could be read, has overwritten the logits of the draw.
         """
         for number in fallen_short:
             sequence = self._sequences[number]
@@ -277,14 +279,14 @@ class Scheduler:
             self._begin_again(sequence)
 
     def _may_hold(self, prompts: list[Prompt]) -> bool:
-        """Whether so many more may be taken in. The first always may: that it fits alone was checked before."""
+        """Whether the caches of the prompts fit. One cache alone does: `submit` has checked it."""
         rows, longest = self._rows_with(prompts)
         if rows == 1:
             return True
         return len(self.running) + len(prompts) <= self._max_rows and self.memory.fits(rows, longest)
 
     def _rows_with(self, prompts: list[Prompt]) -> tuple[int, int]:
-        """How many caches there are with those of the prompts, and the tokens of the longest at the next step."""
+        """The number of caches, those of the prompts included, and the tokens of the longest at the next step."""
         rows, longest = len(self.running), self._longest + 1 if self.running else 0
         if not prompts and not self._queue.begun:
             return rows, longest
@@ -292,7 +294,7 @@ class Scheduler:
         return rows + len(waiting), max(longest, *(prompt.length for prompt in waiting))
 
     def _make_room(self) -> None:
-        """For one more token of every row: stored prefixes go first, then what came last begins again later."""
+        """For one more token of every row: prefixes are evicted, then the sequences that came last begin again later."""
         rows, longest = self._rows_with([])
         while rows > 1 and not self.memory.fits(rows, longest):
             begun = self._queue.begun
