@@ -294,7 +294,7 @@ class Scheduler:
         return rows + len(waiting), max(longest, *(prompt.length for prompt in waiting))
 
     def _make_room(self) -> None:
-        """For one more token of every row: prefixes are evicted, then the sequences that came last begin again later."""
+        """For one more token of every row: prefixes are evicted, then the last sequences to come begin again later."""
         rows, longest = self._rows_with([])
         while rows > 1 and not self.memory.fits(rows, longest):
             begun = self._queue.begun
