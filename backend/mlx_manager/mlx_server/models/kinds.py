@@ -1,17 +1,25 @@
 """Which kind of model a folder holds: found in the files that transformers and sentence-transformers write."""
 
+import functools
 from pathlib import Path
 
 from mlx_manager.mlx_server.errors import InvalidRequest
 from mlx_manager.mlx_server.kinds import ENDPOINTS, ModelKind
-from mlx_manager.mlx_server.models.defaults import read_json
+from mlx_manager.mlx_server.models.defaults import changed_at, read_json
+
+_FILES = ("config.json", "config_sentence_transformers.json", "modules.json")
 
 _LIBRARY_TYPES: dict[str, ModelKind] = {"SentenceTransformer": "embed", "CrossEncoder": "rerank"}
 """`model_type` in config_sentence_transformers.json."""
 
 
 def kind_of(folder: Path) -> ModelKind:
-    """A model that nothing marks as another generates. Reads files."""
+    """A model that nothing marks as another generates. Reads files where they have changed."""
+    return _kind_of(folder, tuple(changed_at(folder / name) for name in _FILES))
+
+
+@functools.lru_cache(maxsize=1000)
+def _kind_of(folder: Path, times: tuple[int, ...]) -> ModelKind:
     library_type = read_json(folder / "config_sentence_transformers.json").get("model_type")
     if isinstance(library_type, str) and library_type in _LIBRARY_TYPES:
         return _LIBRARY_TYPES[library_type]
