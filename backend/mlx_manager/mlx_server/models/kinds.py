@@ -1,6 +1,7 @@
 """Which kind of model a folder holds: found in the files that transformers and sentence-transformers write."""
 
 import functools
+import re
 from pathlib import Path
 
 from mlx_manager.mlx_server.errors import InvalidRequest
@@ -41,9 +42,9 @@ def check_kind(model_id: str, kind: ModelKind, wanted: ModelKind) -> None:
 
 
 def _kind_of_architecture(name: str) -> ModelKind | None:
-    """`BertModel` is a bare encoder, `GPT2LMHeadModel` a language model."""
+    """`BertModel` is a bare encoder, `GPT2LMHeadModel` and `ChatGLMModel` are language models."""
     if name.endswith("ForSequenceClassification"):
         return "rerank"
-    if name.endswith("ForMaskedLM") or (name.endswith("Model") and not name.endswith("HeadModel")):
+    if name.endswith("ForMaskedLM") or re.search(r"(?<!Head)(?<!Chat)(?<!GLM)Model$", name):
         return "embed"
     return None
