@@ -22,6 +22,7 @@ FLOORS = (
         "mlx_manager.proxies",
         "mlx_manager.streams",
         "mlx_manager.utf8",
+        f"{SERVER}.kinds",
         f"{SERVER}.machine",
     },  # import nothing
     {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
@@ -52,6 +53,7 @@ WORKER_MODULES = (
     "batch",
     "batching",
     "core",
+    "generator",
     "grammar",
     "kv_cache",
     "kv_memory",
@@ -68,7 +70,8 @@ WORKER_MODULES = (
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}
-API_ROOMS = ("api", "services", "protocols", "models", "schemas", "engine.client", "engine.sequences")
+API_MODULES = ("client", "sequences", "worker_client")
+API_ROOMS = ("api", "services", "protocols", "models", "schemas", *(f"engine.{one}" for one in API_MODULES))
 API_SIDE = {f"{SERVER}.{room}" for room in API_ROOMS}
 
 
@@ -170,6 +173,14 @@ def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
 def test_importing_the_scheduler_does_not_import_mlx() -> None:
     command = f"import sys, {SERVER}.engine.scheduler; print({{'mlx', 'mlx_lm'}} & {{*sys.modules}})"
     assert run_python(command).strip() == "set()"
+
+
+def test_processes_are_started_without_what_makes_python_or_uvloop_fork_on_macos() -> None:
+    """A fork of a process whose GPU is up ends badly; uvloop takes posix_spawn where neither is asked for."""
+    calls = [node for file in MODULES.values() for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    named = {keyword.arg for node in calls if isinstance(node, ast.Call) for keyword in node.keywords}
+    assert "start_new_session" in named
+    assert named.isdisjoint({"pass_fds", "preexec_fn"})
 
 
 def test_http_is_known_to_the_api_and_what_starts_it_only() -> None:

@@ -5,7 +5,7 @@ import random
 import mlx.nn as nn
 import pytest
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.messages import Step, Submit
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.mlx_server.engine.test_prefix_cache import END, SMALL, VOCABULARY, make_model
@@ -45,8 +45,8 @@ def answers(core: EngineCore, prompts: list[list[int]], rng: random.Random | Non
 def test_no_answer_depends_on_what_is_stored(kind: str, seed: int) -> None:
     model: nn.Module = make_model(kind)
     rng = random.Random(seed)
-    plain = EngineCore(model, EngineLimits(prefix_bytes=0))
-    core = EngineCore(model, EngineLimits(prefix_bytes=256_000 * rng.randint(1, 3), inter_token_seconds=1e-4))
+    plain = EngineCore(model, prefix_bytes=0)
+    core = EngineCore(model, prefix_bytes=256_000 * rng.randint(1, 3), inter_token_seconds=1e-4)
     known: list[list[int]] = []
     compared = 0
     for _ in range(ROUNDS):

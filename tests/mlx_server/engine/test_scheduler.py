@@ -12,13 +12,13 @@ import msgspec
 import pytest
 
 from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import Cancel, Limits, Step, Submit, UpMessage
 from mlx_manager.mlx_server.engine.plan import ModelFacts, Outcome, Plan
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.sampling import make_processors
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.mlx_server.engine.simulator import (
     ALONE,

@@ -5,7 +5,6 @@ It runs in the worker, on one thread. The scheduler decides what a step does (`s
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,30 +19,22 @@ from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.utils.memory import clear_cache
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """`kv_bytes` are for KV caches of running sequences and stored prefixes together, `prefix_bytes` for the latter."""
-
-    kv_bytes: int = 2**62
-    prefix_bytes: int = 2**28
-    inter_token_seconds: float = 0.1
-
-
 class EngineCore:
     """`submit`, `cancel` and `step` in any order, all on the thread that made it."""
 
     def __init__(
         self,
         model: nn.Module,
-        limits: EngineLimits | None = None,
+        *,
+        kv_bytes: int = 2**62,
+        prefix_bytes: int = 2**28,
+        inter_token_seconds: float = 0.1,
         make_processors: MakeProcessors = make_processors,
         tokenizer_file: Path = Path("tokenizer.json"),
     ) -> None:
-        limits = limits or EngineLimits()
+        """`kv_bytes` are for KV caches of sequences and stored prefixes together, `prefix_bytes` for the latter."""
         self._runner = Runner(model, make_processors, tokenizer_file)
-        self._scheduler = Scheduler(
-            self._runner.facts, limits.kv_bytes, limits.prefix_bytes, limits.inter_token_seconds
-        )
+        self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
 
     def __len__(self) -> int:
         """Sequences submitted and not finished."""
@@ -77,7 +68,7 @@ class EngineCore:
         return self._scheduler.prefixes
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
-        """New limits, as in `EngineLimits`, from the next step on."""
+        """New limits, from the next step on."""
         self._scheduler.limit(kv_bytes, prefix_bytes)
 
     def submit(self, message: Submit) -> None:
