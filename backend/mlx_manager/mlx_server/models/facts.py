@@ -81,8 +81,10 @@ def _read_facts(model_id: str, folder: Path, template: Path | None, changed_at: 
 
 def _capabilities(family: str, folder: Path, template: Path | None) -> Capabilities:
     text = "\n".join(read_chat_templates(folder, template).values())
-    output = detect_format(family, text, _added_tokens(folder))
-    can_chat = bool(text) or "chat_template_type" in read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
+    mlx_lm_parser = config.get("tool_parser_type")
+    output = detect_format(family, text, _added_tokens(folder), str(mlx_lm_parser))
+    can_chat = bool(text) or "chat_template_type" in config
     return Capabilities(
         chat=can_chat,
         tools=_tools(text, output.name) if can_chat else False,

@@ -19,10 +19,10 @@ from mlx_manager.mlx_server.models.adapters.traits import TemplateTraits, probe_
 from mlx_manager.mlx_server.models.adapters.turn_ends import turn_end_tokens
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import read_chat_templates
+from mlx_manager.mlx_server.models.conversion import NotConvertible, tokenizer_folder
 from mlx_manager.mlx_server.models.defaults import ModelDefaults, read_defaults, with_settings
 from mlx_manager.mlx_server.models.fitness import explain, explain_tokenizer, why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
-from mlx_manager.mlx_server.models.templating import render_apart
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import prompted_format
@@ -139,7 +139,8 @@ async def load_model(
     except BaseException as exc:
         await _abort(launching)
         if isinstance(exc, Exception):
-            raise _load_failed(entry, explain_tokenizer(exc)) from exc
+            reason = str(exc) if isinstance(exc, NotConvertible) else explain_tokenizer(exc)
+            raise _load_failed(entry, reason) from exc
         raise
     try:
         engine = await launching
@@ -160,8 +161,8 @@ def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer)
     """Blocks for the files, and for rendering the chats that show what the template accepts."""
     own = entry.settings.chat_template if entry.settings is not None else None
     chat_templates = read_chat_templates(folder, own)
-    tokenizer = load_tokenizer(folder, chat_templates=chat_templates, trust_remote_code=entry.trust_remote_code)
-    tokenizer = render_apart(tokenizer, templates)
+    files = tokenizer_folder(folder, trust_remote_code=entry.trust_remote_code)
+    tokenizer = load_tokenizer(files, chat_templates=chat_templates, render=templates.render)
     adapter = get_adapter(entry.id, folder)
     output_format = get_output_format(adapter, tokenizer)
     traits, fault = probe_template(tokenizer, adapter, output_format)
