@@ -18,6 +18,11 @@ from collections.abc import AsyncIterator, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from mlx_manager.plugins import leave_out_logfire
+
+if __name__ == "__main__":
+    leave_out_logfire()
+
 import uvicorn
 from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
