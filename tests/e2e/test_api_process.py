@@ -22,7 +22,7 @@ BODIES: list[dict[str, object]] = [
     {"logprobs": True, "top_logprobs": 2, "response_format": {"type": "json_object"}},
 ]
 SERVER_THAT_LOOKS_AT_ITSELF = """
-import json, os, runpy, signal, sys, threading, time, urllib.request
+import gc, json, os, runpy, signal, sys, threading, time, urllib.request
 
 def ask(path, body=None):
     data = json.dumps(body).encode() if body is not None else None
@@ -45,7 +45,7 @@ def ask_and_look():
         answers = [ask("/v1/chat/completions", body).decode() for body in bodies]
         ask("/metrics")
         packages = sorted({name.partition(".")[0] for name in sys.modules})
-        print(json.dumps([answers, packages]), file=sys.__stdout__, flush=True)
+        print(json.dumps([answers, packages, gc.get_freeze_count()]), file=sys.__stdout__, flush=True)
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -55,8 +55,8 @@ runpy.run_module("mlx_manager.mlx_server.main", run_name="__main__", alter_sys=T
 """
 
 
-def seen_by_the_server(tmp_path: Path, port: int, **settings: object) -> tuple[list[str], set[str]]:
-    """The answers to BODIES, and the packages that the server has imported by then."""
+def seen_by_the_server(tmp_path: Path, port: int, **settings: object) -> tuple[list[str], set[str], int]:
+    """The answers to BODIES, the packages that the server has imported by then, and what its collector leaves alone."""
     asked: dict[str, object] = {"model": "demo", "messages": MESSAGES, "max_tokens": 40}
     bodies = [asked | body for body in BODIES]
     ran = subprocess.run(
@@ -68,8 +68,8 @@ def seen_by_the_server(tmp_path: Path, port: int, **settings: object) -> tuple[l
         timeout=HANG_SECONDS,
     )
     assert ran.returncode == 0, ran.stderr
-    answers, packages = json.loads(ran.stdout.splitlines()[-1])
-    return answers, set(packages)
+    answers, packages, frozen = json.loads(ran.stdout.splitlines()[-1])
+    return answers, set(packages), frozen
 
 
 @pytest.fixture
@@ -80,18 +80,19 @@ def free_port() -> int:
 
 
 def test_the_api_process_imports_neither_mlx_nor_transformers_nor_logfire(tmp_path: Path, free_port: int) -> None:
-    answers, packages = seen_by_the_server(tmp_path, free_port)
+    answers, packages, frozen = seen_by_the_server(tmp_path, free_port)
     assert all("choices" in answer for answer in answers)
     assert '"tool_calls"' in answers[2]
     assert packages & {"mlx", "mlx_lm", "transformers", "torch", "llguidance", "logfire"} == set()
     assert {"tokenizers", "jinja2"} <= packages  # what is looked at is there
+    assert frozen > 50_000  # a collection that walked what is imported would hold every stream up
 
 
 def test_logfire_is_imported_where_something_collects(
     tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    _, packages = seen_by_the_server(tmp_path, free_port)
+    _, packages, _ = seen_by_the_server(tmp_path, free_port)
     assert "logfire" in packages
 
 
