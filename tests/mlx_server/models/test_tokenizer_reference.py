@@ -112,6 +112,13 @@ def cut_and_padded() -> Tokenizer:
     return tokenizer
 
 
+def with_added_tokens() -> Tokenizer:
+    """Tokens that the file adds, but does not call special."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<tool>", AddedToken("<late>", rstrip=True, normalized=True)])
+    return tokenizer
+
+
 def plain() -> Tokenizer:
     """Without special tokens around a text."""
     tokenizer = byte_level()
@@ -120,7 +127,8 @@ def plain() -> Tokenizer:
 
 
 BUILT: dict[str, Callable[[], Tokenizer]] = {
-    made.__name__: made for made in (byte_level, sentencepiece_bpe, unigram, word_piece, cut_and_padded, plain)
+    made.__name__: made
+    for made in (byte_level, sentencepiece_bpe, unigram, word_piece, cut_and_padded, with_added_tokens, plain)
 }
 
 
@@ -149,6 +157,7 @@ FILES: dict[str, dict[str, dict[str, Any]]] = {
     "a named token of those": {
         "tokenizer_config": {"eos_token": "<tool>", "pad_token": "<late>", "added_tokens_decoder": LATE}
     },
+    "names that only tokenizer.json may have": {"tokenizer_config": {"eos_token": "<tool>", "pad_token": "<late>"}},
     "names that no file has": {"tokenizer_config": {"pad_token": "<late>", "mask_token": "word"}},
     "additional special tokens": {"tokenizer_config": {"additional_special_tokens": ["<extra>", "<tool>"]}},
     "extra special tokens": {"tokenizer_config": {"extra_special_tokens": ["<extra>"], "bos_token": "<s>"}},

@@ -268,20 +268,22 @@ def _prepare(backend: Any, files: TokenizerFiles) -> dict[str, str]:
     backend.encode_special_tokens = bool(files.config.get("split_special_tokens", False))
     defaults = {name: text for name, text in files.defaults.items() if backend.token_to_id(text) is not None}
     special = {**defaults, **({"pad_token": pad} if pad is not None else {}), **files.special}
+    special = {name: special[name] for name in dict.fromkeys([*NAMES, *special]) if name in special}
     _add_tokens(backend, files, special)
     _follow_config(backend, files.config)
     if backend.post_processor is None:
         backend.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
-    ordered = [*NAMES, *(name for name in special if name not in NAMES)]
-    return {name: str(special[name]) for name in ordered if name in special}
+    return {name: str(token) for name, token in special.items()}
 
 
 def _add_tokens(backend: Any, files: TokenizerFiles, special: Mapping[str, Any]) -> None:
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    known |= {token.content for token in files.added.values()}
+    own = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    known = own.keys() | {token.content for token in files.added.values()}
     names = {str(token) for token in special.values()}
     missing = [token for token in (*special.values(), *files.extra) if str(token) not in known]
-    tokens = [*files.added.values(), *(AddedToken(str(t), special=True) if isinstance(t, str) else t for t in missing)]
+    tokens = [*files.added.values(), *(AddedToken(t, special=True) if isinstance(t, str) else t for t in missing)]
+    if "added_tokens_decoder" not in files.config:
+        tokens = [token for token in own.values() if token.content in names and not token.special] + tokens
     for token in tokens:
         token.special = token.special or token.content in names
     backend.add_tokens(tokens)
