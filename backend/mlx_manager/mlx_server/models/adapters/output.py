@@ -10,6 +10,9 @@ from mlx_manager.mlx_server.models.tokenization import Tokenizer
 from mlx_manager.mlx_server.parsers.detect import detect_format
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
 
+PYTHON_TEMPLATES = {"deepseek_v32": "<｜DSML｜function_calls> <think> </think>"}
+"""The markers that chat templates write which mlx-lm brings as Python code, by their names."""
+
 
 @runtime_checkable
 class FormatsOutput(Protocol):
@@ -33,9 +36,5 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 def _template_text(tokenizer: Tokenizer) -> str:
     template = tokenizer.chat_template
     if tokenizer.python_template is not None:
-        return _OF_PYTHON_TEMPLATES.get(tokenizer.python_template, "")
+        return PYTHON_TEMPLATES.get(tokenizer.python_template, "")
     return "\n".join(template.values()) if isinstance(template, dict) else template if template is not None else ""
-
-
-_OF_PYTHON_TEMPLATES = {"deepseek_v32": "<｜DSML｜function_calls> <think> </think>"}
-"""The markers that mlx-lm's templates write in Python."""
