@@ -19,6 +19,7 @@ FLOORS = (
         "mlx_manager.__init__",
         "mlx_manager.demo",
         "mlx_manager.addresses",
+        "mlx_manager.plugins",
         "mlx_manager.proxies",
         "mlx_manager.streams",
         "mlx_manager.utf8",
@@ -166,8 +167,27 @@ def test_only_observability_imports_what_watches_the_server(package: str) -> Non
     assert {room_of(module) for module in importers(package)} == {f"{SERVER}.observability"}
 
 
-def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
-    assert importers("mlx") <= WORKER_SIDE | {f"{SERVER}.utils.memory", "mlx_manager.command_line.mlx_probe"}
+MAY_IMPORT = {
+    "mlx": WORKER_SIDE | {f"{SERVER}.utils.memory", "mlx_manager.command_line.mlx_probe"},
+    "mlx_lm": WORKER_SIDE,
+    "transformers": WORKER_SIDE | {f"{SERVER}.models.converter"},
+}
+"""Modules that run in the worker, in a process that ends, or that import on use what no API process calls."""
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_only_the_worker_and_named_processes_import_what_computes(package: str) -> None:
+    found = importers(package)
+    assert found
+    assert found <= MAY_IMPORT[package]
+
+
+def test_the_api_process_imports_no_module_of_another_process() -> None:
+    heavy = WORKER_SIDE | {f"{SERVER}.models.converter"}
+    late = {f"{SERVER}.models.conversion"}  # takes its limits from there
+    sources = {module: file.read_text("utf-8") for module, file in MODULES.items() if module not in heavy | late}
+    found = {(m, target) for m, source in sources.items() for target in map(resolve, imports(m, source))}
+    assert {(m, target) for m, target in found if target in heavy and not m.startswith("mlx_manager.command")} == set()
 
 
 def test_importing_the_scheduler_does_not_import_mlx() -> None:

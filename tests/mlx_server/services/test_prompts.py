@@ -9,7 +9,6 @@ import pytest
 from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
-from mlx_manager.mlx_server.models.tokenization import encode
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.prompts import PromptRules, fill_in_the_middle_tokens, read_prompts
@@ -49,9 +48,9 @@ async def rendered(model: LoadedModel, *messages: dict[str, Any], **fields: Any)
 async def test_a_suffix_is_written_with_the_models_own_marks(coder: LoadedModel, prompt: Any) -> None:
     body = openai.CompletionRequest.model_validate({"model": "coder", "prompt": prompt, "suffix": "return 1"})
     (read,) = await read_prompts(coder, completions.to_request(body), PromptRules())
-    begin = encode(coder.tokenizer, "", add_special_tokens=True)
+    begin = coder.tokenizer.encode("", add_special_tokens=True)
     before, after = (
-        text if isinstance(text, list) else encode(coder.tokenizer, text, add_special_tokens=False)
+        text if isinstance(text, list) else coder.tokenizer.encode(text, add_special_tokens=False)
         for text in (prompt, "return 1")
     )
     prefix, suffix, middle = fill_in_the_middle_tokens(coder.tokenizer) or (0, 0, 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.models.adapters.output import PYTHON_TEMPLATES
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import TEMPLATE_FILES, read_chat_templates
@@ -79,9 +80,11 @@ def _read_facts(
 
 
 def _capabilities(family: str, folder: Path, template: Path | None) -> Capabilities:
-    text = "\n".join(read_chat_templates(folder, template).values())
-    output = detect_format(family, text, _added_tokens(folder))
-    can_chat = bool(text) or "chat_template_type" in read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
+    in_python = str(config.get("chat_template_type", ""))
+    text = PYTHON_TEMPLATES.get(in_python, "\n".join(read_chat_templates(folder, template).values()))
+    output = detect_format(family, text, _added_tokens(folder), str(config.get("tool_parser_type")))
+    can_chat = bool(text or in_python)
     return Capabilities(
         chat=can_chat,
         tools=_tools(text, output.name) if can_chat else False,

@@ -12,9 +12,9 @@ from mlx_manager.mlx_server.models.adapters.traits import TemplateTraits, probe_
 from mlx_manager.mlx_server.models.adapters.turn_ends import turn_end_tokens
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import read_chat_templates
+from mlx_manager.mlx_server.models.conversion import tokenizer_folder
 from mlx_manager.mlx_server.models.defaults import ModelDefaults, read_defaults, with_settings
 from mlx_manager.mlx_server.models.resident import Loading, Resident
-from mlx_manager.mlx_server.models.templating import render_apart
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.parsers.detect import prompted_format
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
@@ -92,8 +92,8 @@ def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer)
     """Blocks for the files, and for rendering the chats that show what the template accepts."""
     own = entry.settings.chat_template if entry.settings is not None else None
     chat_templates = read_chat_templates(folder, own)
-    tokenizer = load_tokenizer(folder, chat_templates=chat_templates, trust_remote_code=entry.trust_remote_code)
-    tokenizer = render_apart(tokenizer, templates)
+    files = tokenizer_folder(folder, trust_remote_code=entry.trust_remote_code)
+    tokenizer = load_tokenizer(files, chat_templates=chat_templates, render=templates.render)
     adapter = get_adapter(entry.id, folder)
     output_format = get_output_format(adapter, tokenizer)
     traits, fault = probe_template(tokenizer, adapter, output_format)

@@ -8,7 +8,6 @@ from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.grammars.validation import GrammarValidator
 from mlx_manager.mlx_server.grammars.verdict import Verdict
 from mlx_manager.mlx_server.models.pool import LoadedModel
-from mlx_manager.mlx_server.models.tokenization import encode
 from mlx_manager.mlx_server.parsers.output import ReasoningMarkers
 from mlx_manager.mlx_server.parsers.pieces import Tool, ToolGrammar
 from mlx_manager.mlx_server.services.prompts import Prompt
@@ -118,4 +117,4 @@ def _marker_tokens(model: LoadedModel, markers: ReasoningMarkers) -> tuple[tuple
 
 
 def _tokens(model: LoadedModel, text: str) -> tuple[int, ...]:
-    return tuple(encode(model.tokenizer, text, add_special_tokens=False))
+    return tuple(model.tokenizer.encode(text, add_special_tokens=False))

@@ -12,7 +12,7 @@ from mlx_manager.mlx_server.errors import ChatTemplateMissing, InvalidRequest, U
 from mlx_manager.mlx_server.models.adapters.base import TEMPLATE_FAILURES
 from mlx_manager.mlx_server.models.adapters.round_trip import with_null_content
 from mlx_manager.mlx_server.models.pool import LoadedModel
-from mlx_manager.mlx_server.models.tokenization import Tokenizer, encode, make_decoder
+from mlx_manager.mlx_server.models.tokenization import Tokenizer, make_decoder
 from mlx_manager.mlx_server.protocols.sizes import too_long
 from mlx_manager.mlx_server.services.tool_prompt import with_tools_as_text
 from mlx_manager.mlx_server.services.turns import fit_turns
@@ -99,9 +99,9 @@ async def _chat_prompt(model: LoadedModel, request: ChatRequest, rules: PromptRu
             "With what the model's chat template adds, the prompt", len(text), rules.max_characters, "messages"
         )
     if len(text) > LONG_TEXT_CHARACTERS:
-        tokens = await asyncio.to_thread(encode, language.tokenizer, text, add_special_tokens=False)
+        tokens = await asyncio.to_thread(language.tokenizer.encode, text, add_special_tokens=False)
     else:
-        tokens = encode(language.tokenizer, text, add_special_tokens=False)  # the template has them
+        tokens = language.tokenizer.encode(text, add_special_tokens=False)  # the template has them
     return Prompt(tokens, opens_reasoning=language.output_format.opens_reasoning(text))
 
 
@@ -113,7 +113,7 @@ def _completion_prompt(model: LoadedModel, request: CompletionRequest, prompt: s
     if request.suffix is not None:
         return Prompt(_fill_in_the_middle(model, prompt, request.suffix))
     if isinstance(prompt, str):
-        return Prompt(encode(model.tokenizer, prompt, add_special_tokens=True), prompt)
+        return Prompt(model.tokenizer.encode(prompt, add_special_tokens=True), prompt)
     tokens = _known(model, prompt)
     return Prompt(tokens, make_decoder(model.tokenizer, request.skip_special_tokens)(tokens) if request.echo else "")
 
@@ -137,9 +137,9 @@ def _fill_in_the_middle(model: LoadedModel, prefix: str | tuple[int, ...], suffi
             "'suffix' out, or use a model trained for code.",
             param="suffix",
         )
-    before = encode(tokenizer, prefix, add_special_tokens=False) if isinstance(prefix, str) else _known(model, prefix)
-    after = encode(tokenizer, suffix, add_special_tokens=False)
-    begin_of_text = encode(tokenizer, "", add_special_tokens=True)
+    before = tokenizer.encode(prefix, add_special_tokens=False) if isinstance(prefix, str) else _known(model, prefix)
+    after = tokenizer.encode(suffix, add_special_tokens=False)
+    begin_of_text = tokenizer.encode("", add_special_tokens=True)
     return [*begin_of_text, marks[0], *before, marks[1], *after, marks[2]]
 
 
