@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from mlx_manager.mlx_server.config import KEEP_FOREVER
@@ -28,14 +28,14 @@ from mlx_manager.mlx_server.models.places import Places, Seat
 from mlx_manager.mlx_server.models.reports import LoadReport, PoolReports
 from mlx_manager.mlx_server.models.residents import Residents
 from mlx_manager.mlx_server.models.restarts import Restarts
-from mlx_manager.mlx_server.models.running_pool import get_model_pool, set_running_pool
+from mlx_manager.mlx_server.models.running import get_model_pool
 from mlx_manager.mlx_server.models.state import ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 
-__all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
+__all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class ModelPoolManager:
 
     @contextlib.asynccontextmanager
     async def lease(
-        self, model_id: str, sequences: int = 1, keep_alive_seconds: float | None = None
+        self, model_id: str | ModelEntry, sequences: int = 1, keep_alive_seconds: float | None = None
     ) -> AsyncIterator[LoadedModel]:
         """Lends the model out for the block, to generate so many sequences: while it is leased it is not evicted.
 
@@ -157,7 +157,7 @@ class ModelPoolManager:
         """
         if self.draining:
             raise NotReady(_SHUTTING_DOWN)
-        entry = await self.find(model_id)
+        entry = await self.find(model_id) if isinstance(model_id, str) else model_id
         try:
             with self.admission.admit(entry.id, sequences):
                 self._residents.is_used(entry.id)
@@ -190,14 +190,14 @@ class ModelPoolManager:
         await asyncio.wait({load.task})
         return True
 
-    async def find(self, model_id: str) -> ModelEntry:
+    async def find(self, model_id: str, other_ids: Iterable[str] = ()) -> ModelEntry:
         """The model's entry, looked for once more where it is not known: its files may have come since.
 
-        Raises ModelNotFound.
+        Raises ModelNotFound, as `Catalog.resolve` does.
         """
         if not self.catalog.knows(model_id):
             await asyncio.to_thread(self.catalog.refresh)
-        return self.catalog.resolve(model_id)
+        return self.catalog.resolve(model_id, other_ids)
 
     def pin(self, model_id: str, pinned: bool = True) -> None:
         """A pinned model is not let go to make room, nor for being idle."""

@@ -1,13 +1,14 @@
 """One tree of spans per request, in OpenTelemetry's GenAI terms, and its metrics: made of what its record says.
 
-Knows the events alone, and so traces every protocol and every backend. A token costs two readings of the clock; what
-there is to tell is told at the end.
+Knows the events alone, and so traces every protocol and every backend. A token costs a reading of the clock; spans and
+metrics are made at the end.
 """
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from mlx_manager.mlx_server.observability import (
     AttributeValue,
@@ -26,7 +27,6 @@ from mlx_manager.mlx_server.types import (
     Completed,
     CompletionRequest,
     GenerationEvent,
-    GenerationEvents,
     ReasoningDelta,
     RefusalDelta,
     Started,
@@ -40,28 +40,18 @@ _DELTAS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallStarted, ToolCallDel
 Attributes = dict[str, AttributeValue]
 
 
-async def traced(
-    events: GenerationEvents, request: ChatRequest | CompletionRequest, trace_content: bool = False
-) -> GenerationEvents:
-    """The same events. Record and span end with them, with their failure, or when they are closed early.
+@contextmanager
+def traced(request: ChatRequest | CompletionRequest, with_content: bool = False) -> Iterator["Trace"]:
+    """Traces the block, which gives the request's events. A block that is left early is one that its client left.
 
-    What the request and its answer say is on the span with `trace_content` alone.
+    What the request and its answer say is on the span `with_content` alone.
     """
     record = request.record
     span = start_span(_name(request), _request_attributes(request), record.began_ns)
-    output = OutputRecorder() if trace_content and span.is_recording() else None
-    watch = _Watch(record, output)
+    output = OutputRecorder() if with_content and span.is_recording() else None
+    trace = Trace(record, output, partial(within_span, span))
     try:
-        async with aclosing(events):
-            with within_span(span):  # a load that the request waits for is its child
-                first = await anext(events, None)
-            if first is None:
-                return
-            watch.see(first)
-            yield first
-            async for event in events:
-                watch.see(event)
-                yield event
+        yield trace
     except (GeneratorExit, asyncio.CancelledError):
         record.client_left = True
         raise
@@ -82,15 +72,24 @@ async def traced(
         span.end(record.unix_ns(record.ended))
 
 
-class _Watch:
+class Trace:
     """Writes down what the events say."""
 
-    def __init__(self, record: GenerationRecord, output: OutputRecorder | None) -> None:
+    def __init__(
+        self,
+        record: GenerationRecord,
+        output: OutputRecorder | None,
+        current: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        """Spans that begin in a block of `current` are children of the request's."""
+        self.current = current
+        self.is_admitted = self.is_answering = False
         self._record = record
         self._output = output
         self._last_at: dict[int, float] = {}
 
-    def see(self, event: GenerationEvent) -> None:
+    def note(self, event: GenerationEvent) -> bool:
+        """False for a second `Started`, of a model that stands in for one that failed after its own."""
         record = self._record
         if isinstance(event, _DELTAS):
             self._note_time(event.index)
@@ -104,8 +103,12 @@ class _Watch:
             record.cached_tokens, record.reasoning_tokens = usage.cached_tokens, usage.reasoning_tokens
         elif isinstance(event, Started):
             record.admitted = record.admitted or time.perf_counter()
+            is_first, self.is_admitted = not self.is_admitted, True
+            return is_first
+        self.is_answering = True
         if self._output is not None:
             self._output.see(event)
+        return True
 
     def _note_time(self, choice: int) -> None:
         now = time.perf_counter()

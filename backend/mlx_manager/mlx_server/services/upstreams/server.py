@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing
 
 import httpx
@@ -43,7 +43,7 @@ class UpstreamServer:
         self._replies = Replies(settings)
         self._checker = upstream_checker(settings)
         self._checking: asyncio.Task[ProviderHealthStatus] | None = None
-        self._listed: list[str] | None = settings.models
+        self._own_ids = self._by_id_here(settings.models) if settings.models is not None else None
         self._closed = False
         self._requests = 0
         self._idle = asyncio.Event()
@@ -51,15 +51,15 @@ class UpstreamServer:
         self._connections = Connections(settings)
 
     @property
-    def model_ids(self) -> list[str]:
+    def model_ids(self) -> Collection[str]:
         """The ids here of its models, as far as it has been asked for them."""
-        return [self.settings.prefix_of_ids + model for model in self._listed or ()]
+        return self._own_ids if self._own_ids is not None else ()
 
     def may_have(self, model_id: str) -> bool:
         """Whether the model is known to be its own, or may be while its list is not there yet."""
-        if self._listed is None:
+        if self._own_ids is None:
             return model_id.startswith(self.settings.prefix_of_ids)
-        return model_id in self.model_ids
+        return model_id in self._own_ids
 
     async def check(self) -> ProviderHealthStatus:
         """Asks whether it is well, and for its models; those who wait at the same time share one answer."""
@@ -79,11 +79,14 @@ class UpstreamServer:
                 logger.warning("Upstream %s is not well: %s", self.name, health.error)
         self.health = health
         if self.settings.models is None and "models" in health.metadata:
-            self._listed = health.metadata["models"]
+            self._own_ids = self._by_id_here(health.metadata["models"])
         return health
 
-    async def generate(self, request: Request) -> GenerationEvents:
-        """The events of the upstream's answer, `Started` once it sends headers. Closing them ends its request.
+    def _by_id_here(self, own_ids: list[str]) -> dict[str, str]:
+        return {self.settings.prefix_of_ids + own_id: own_id for own_id in own_ids}
+
+    async def generate(self, request: Request, model_id: str) -> GenerationEvents:
+        """The events of its model's answer, `Started` once it sends headers. Closing them ends the upstream's request.
 
         Raises UpstreamError, and what the upstream's own refusal stands for.
         """
@@ -91,9 +94,9 @@ class UpstreamServer:
         unknown_to_it = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
         reader = ChunkReader(request.sequences, unknown_to_it, request.include_stop)
         with self._counted(), self._replies.translated(), self._until_closed():
-            body = upstream_body(request, self.settings.kind, await self._own_id(request.model))
-            request.record.model, request.record.upstream = request.model, self.name
-            logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, request.model)
+            body = upstream_body(request, self.settings.kind, await self.own_id(model_id))
+            request.record.model, request.record.upstream = model_id, self.name
+            logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, model_id)
             content = msgspec.json.encode(body)
             async with self._connections.post(path, content, trace_headers()) as response:
                 if await self._replies.is_stream(response):
@@ -106,15 +109,15 @@ class UpstreamServer:
                     for event in (Started(), *answer):
                         yield event
 
-    async def _own_id(self, model_id: str) -> str:
+    async def own_id(self, model_id: str) -> str:
         """What the upstream calls the model. Raises UpstreamError where its list cannot be had, else ModelNotFound."""
-        if self._listed is None:
+        if self._own_ids is None:
             health = await self.check()
-            if self._listed is None:
+            if self._own_ids is None:
                 raise UpstreamError(f"Upstream {self.name!r} does not list its models: {health.error or 'it loads'}.")
-        if model_id not in self.model_ids:
+        if model_id not in self._own_ids:
             raise ModelNotFound(f"Upstream {self.name!r} has no model {model_id[:200]!r}.", param="model")
-        return model_id.removeprefix(self.settings.prefix_of_ids)
+        return self._own_ids[model_id]
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
