@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import httpx
 import msgspec
@@ -12,24 +13,29 @@ import msgspec
 from mlx_manager.mlx_server.errors import ModelNotFound, NotReady, UpstreamError
 from mlx_manager.mlx_server.observability import trace_headers
 from mlx_manager.mlx_server.services.upstreams.bodies import DIALECTS, Request, upstream_body
-from mlx_manager.mlx_server.services.upstreams.checker import upstream_checker
 from mlx_manager.mlx_server.services.upstreams.chunks import ChunkReader
-from mlx_manager.mlx_server.services.upstreams.connections import Connections, events_of_stream, whole_body
-from mlx_manager.mlx_server.services.upstreams.event_stream import ServerSentEvent
+from mlx_manager.mlx_server.services.upstreams.event_stream import ServerSentEvent, events_of
 from mlx_manager.mlx_server.services.upstreams.failures import UpstreamFailure, error_object
-from mlx_manager.mlx_server.services.upstreams.replies import Replies
+from mlx_manager.mlx_server.services.upstreams.replies import Replies, whole_body
 from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
 from mlx_manager.mlx_server.types import ChatRequest, GenerationEvents, Started
-from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
-from mlx_manager.providers.base import ProviderHealthStatus
+from mlx_manager.mlx_server.upstream_settings import UpstreamKind, UpstreamSettings
+from mlx_manager.providers.base import Provider, ProviderClient, ProviderHealthStatus
+from mlx_manager.providers.llamacpp import LLAMACPP
+from mlx_manager.providers.mlxlm import MLXLM
+from mlx_manager.providers.openai import OPENAI
+from mlx_manager.providers.settings import ProviderSettings
 
 logger = logging.getLogger(__name__)
 
+CHECK_SECONDS = 10.0
 USAGE_SECONDS = 5.0
 """How long the usage, or the end of the stream, may take behind the end of the last choice."""
 LAST_BYTES_SECONDS = 1.0
 """How long the end of the stream may take behind [DONE], so that the connection can be used again."""
 _SHUTTING_DOWN = "The server is shutting down."
+_PROVIDERS: dict[UpstreamKind, Provider[Any]] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": OPENAI}
+_HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
 
 
 class UpstreamServer:
@@ -41,14 +47,13 @@ class UpstreamServer:
         self.health: ProviderHealthStatus | None = None
         """As it was last asked for."""
         self._replies = Replies(settings)
-        self._checker = upstream_checker(settings)
+        self._client = _client(settings)
         self._checking: asyncio.Task[ProviderHealthStatus] | None = None
         self._own_ids = self._by_id_here(settings.models) if settings.models is not None else None
         self._closed = False
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._connections = Connections(settings)
 
     @property
     def model_ids(self) -> Collection[str]:
@@ -69,7 +74,7 @@ class UpstreamServer:
 
     async def _check(self) -> ProviderHealthStatus:
         try:
-            health, before = await self._checker.check(), self.health
+            health, before = await self._client.check(), self.health
         finally:
             self._checking = None
         if before is None or (before.connected, before.error) != (health.connected, health.error):
@@ -90,15 +95,15 @@ class UpstreamServer:
 
         Raises UpstreamError, and what the upstream's own refusal stands for.
         """
-        path = "chat/completions" if isinstance(request, ChatRequest) else "completions"
+        path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         unknown_to_it = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
         reader = ChunkReader(request.sequences, unknown_to_it, request.include_stop)
         with self._counted(), self._replies.translated(), self._until_closed():
             body = upstream_body(request, self.settings.kind, await self.own_id(model_id))
             request.record.model, request.record.upstream = model_id, self.name
             logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, model_id)
-            content = msgspec.json.encode(body)
-            async with self._connections.post(path, content, trace_headers()) as response:
+            content, headers = msgspec.json.encode(body), _HEADERS | trace_headers()
+            async with aclosing(await self._client.connections.send("POST", path, content, headers)) as response:
                 if await self._replies.is_stream(response):
                     yield Started()
                     async with aclosing(_streamed(response, reader)) as events:
@@ -155,12 +160,19 @@ class UpstreamServer:
         self._closed = True
         if self._checking is not None:
             self._checking.cancel()
-        await self._connections.aclose()
-        await self._checker.aclose()
+        await self._client.aclose()
+
+
+def _client(settings: UpstreamSettings) -> ProviderClient:
+    # All settings are given, so that none comes from the environment.
+    of_checks = ProviderSettings(
+        base_url=settings.base_url, model_name=None, api_key=settings.api_key, timeout=CHECK_SECONDS
+    )
+    return ProviderClient(_PROVIDERS[settings.kind], of_checks, settings.name, settings.timeout_seconds)
 
 
 async def _streamed(response: httpx.Response, reader: ChunkReader) -> GenerationEvents:
-    async with aclosing(events_of_stream(response)) as sent:
+    async with aclosing(events_of(response.aiter_bytes())) as sent:
         while (message := await _next(sent, reader)) is not None and not message.is_done:
             if message.is_error:
                 raise UpstreamFailure(error_object(message.payload))
