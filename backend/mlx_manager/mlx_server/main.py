@@ -140,7 +140,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         Backends(pool, upstreams, settings.fallbacks, settings.aliases, prompt_rules(settings)),
         settings.request_timeout_seconds,
         hygiene_of(settings),
-        trace_content=settings.trace_content,
+        settings.trace_content,
     )
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
     app.state.reloader = Reloader(app)

@@ -309,12 +309,11 @@ class ProviderClient:
         try:
             # httpx bounds each wait for a byte; this bounds all of them together.
             async with asyncio.timeout(seconds):
-                response = await self.connections.send("GET", path)
+                with _proxy_named(self.root):
+                    response = await self.connections.send("GET", path)
                 async with contextlib.aclosing(response):
                     await response.aread()
                 return response
-        except UnusableProxy as exc:
-            raise ModelError(str(exc), details={"url": self.root, "status": None}) from exc
         except (TimeoutError, httpx.TimeoutException) as exc:
             remedy = f"it may be busy, or {self._setting('timeout')} too short"
             raise self._error(path, f"did not answer within {seconds:g} s: {remedy}") from exc

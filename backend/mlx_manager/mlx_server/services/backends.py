@@ -15,25 +15,16 @@ from mlx_manager.mlx_server.errors import UpstreamError
 from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
+from mlx_manager.mlx_server.protocols.base import Request
 from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.services.upstreams.server import UpstreamServer
-from mlx_manager.mlx_server.types import (
-    ChatRequest,
-    Completed,
-    CompletionRequest,
-    GenerationEvents,
-    Prefilled,
-    Started,
-    Usage,
-)
+from mlx_manager.mlx_server.types import ChatRequest, Completed, GenerationEvents, Prefilled, Started, Usage
 
 logger = logging.getLogger(__name__)
-
-Request = ChatRequest | CompletionRequest
 
 
 class Backend(Protocol):
@@ -138,25 +129,18 @@ class UpstreamModel:
         return usage.prompt_tokens
 
 
+@dataclass(slots=True)
 class Backends:
     """The models of the pool's catalogue and of the upstreams. Where both have an id, it is the pool's model.
 
     `fallbacks` are those of this machine's models, by id, and `aliases` are patterns for names that no model has.
     """
 
-    def __init__(
-        self,
-        pool: ModelPoolManager,
-        upstreams: Upstreams,
-        fallbacks: Mapping[str, Sequence[str]],
-        aliases: Mapping[str, str],
-        rules: PromptRules,
-    ) -> None:
-        self.pool = pool
-        self.fallbacks = fallbacks
-        self.aliases = aliases
-        self.rules = rules
-        self._upstreams = upstreams
+    pool: ModelPoolManager
+    upstreams: Upstreams
+    fallbacks: Mapping[str, Sequence[str]]
+    aliases: Mapping[str, str]
+    rules: PromptRules
 
     async def resolve(self, name: str) -> LocalModel | UpstreamModel:
         """The model with that id or alias, else the one that the first fitting pattern of `aliases` names.
@@ -169,7 +153,7 @@ class Backends:
             name = next((model for pattern, model in self.aliases.items() if fnmatchcase(name, pattern)), name)
             found = self._find(name)
         if found is None:
-            found = self._local(await self.pool.find(name, self._upstreams.models()), name)
+            found = self._local(await self.pool.find(name, self.upstreams.models()), name)
         return found
 
     def __iter__(self) -> Iterator[LocalModel | UpstreamModel]:
@@ -177,18 +161,18 @@ class Backends:
         local = [self._local(entry, entry.id) for entry in self.pool.catalog]
         ids = {model.id for model in local}
         yield from local
-        yield from (UpstreamModel(*one) for one in self._upstreams.models().items() if one[0] not in ids)
+        yield from (UpstreamModel(*one) for one in self.upstreams.models().items() if one[0] not in ids)
 
     def has(self, model_id: str) -> bool:
         """Whether there is a model of that id or alias. A loaded model may have left the catalogue."""
         pool = self.pool
-        return pool.catalog.knows(model_id) or pool.is_loaded(model_id) or model_id in self._upstreams.models()
+        return pool.catalog.knows(model_id) or pool.is_loaded(model_id) or model_id in self.upstreams.models()
 
     def _find(self, name: str) -> LocalModel | UpstreamModel | None:
         entry = self.pool.catalog.find(name)
         if entry is not None:
             return self._local(entry, name)
-        server = self._upstreams.find(name)
+        server = self.upstreams.find(name)
         return UpstreamModel(name, server) if server is not None else None
 
     def _local(self, entry: ModelEntry, name: str) -> LocalModel:

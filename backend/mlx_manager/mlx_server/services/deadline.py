@@ -38,11 +38,10 @@ class Deadline:
     ) -> None:
         """Raises RequestTimeout in place of the CancelledError that `_expire` asked for."""
         task, self._waiting = self._waiting, None
-        if not self.expired or task is None:
-            return
-        is_cancelled_by_others = task.uncancel() > 0
-        if not is_cancelled_by_others and (kind is None or kind is asyncio.CancelledError):
-            raise self._failure() from exc
+        if self.expired and task is not None:
+            is_cancelled_by_others = task.uncancel() > 0
+            if kind in (None, asyncio.CancelledError) and not is_cancelled_by_others:
+                raise self._failure() from exc
 
     def _expire(self) -> None:
         self.expired = True

@@ -8,6 +8,7 @@ raise `ServerError` where the HTTP endpoints answer with a status.
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing, closing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -23,14 +24,14 @@ from mlx_manager.mlx_server.errors import (
 )
 from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.models.running import get_running
-from mlx_manager.mlx_server.protocols.base import ParseOptions, RequestT
+from mlx_manager.mlx_server.protocols.base import ParseOptions, Request, RequestT
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import DEFAULT_MAX_TOKENS as COMPLETION_TOKENS
 from mlx_manager.mlx_server.protocols.completions import Completions
 from mlx_manager.mlx_server.protocols.openai import OpenAIProtocol, OpenAIWriter
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.schemas import openai
-from mlx_manager.mlx_server.services.backends import Backend, Backends, Request
+from mlx_manager.mlx_server.services.backends import Backend, Backends
 from mlx_manager.mlx_server.services.deadline import Deadline
 from mlx_manager.mlx_server.services.hygiene import Hygiene
 from mlx_manager.mlx_server.services.tracing import traced
@@ -53,17 +54,15 @@ _PASSING = (InsufficientMemory, ModelLoadFailed, NotReady, ServerBusy, UpstreamE
 """Failures of a model that say nothing of the request: another model may answer it."""
 
 
+@dataclass(slots=True)
 class InferenceService:
-    """Turns requests into events, over all models that there are."""
+    """Turns requests into events, over all models that there are. A reload of the settings sets the fields."""
 
-    def __init__(
-        self, backends: Backends, timeout_seconds: float, hygiene: Hygiene, *, trace_content: bool = False
-    ) -> None:
-        """A request may take `timeout_seconds`; 0 is no limit."""
-        self.backends = backends
-        self.timeout_seconds = timeout_seconds
-        self.hygiene = hygiene
-        self.trace_content = trace_content
+    backends: Backends
+    timeout_seconds: float
+    """For a request, from first to last; 0 is no limit."""
+    hygiene: Hygiene
+    trace_content: bool = False
 
     async def generate(self, request: Request) -> GenerationEvents:
         """The events of the first model that can answer: the request's own, or one of its fallbacks.

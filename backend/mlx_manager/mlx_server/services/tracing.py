@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 from mlx_manager.mlx_server.observability import (
@@ -72,25 +73,21 @@ def traced(request: ChatRequest | CompletionRequest, with_content: bool = False)
         span.end(record.unix_ns(record.ended))
 
 
+@dataclass(slots=True)
 class Trace:
     """Writes down what the events say."""
 
-    def __init__(
-        self,
-        record: GenerationRecord,
-        output: OutputRecorder | None,
-        current: Callable[[], AbstractContextManager[object]],
-    ) -> None:
-        """Spans that begin in a block of `current` are children of the request's."""
-        self.current = current
-        self.is_admitted = self.is_answering = False
-        self._record = record
-        self._output = output
-        self._last_at: dict[int, float] = {}
+    record: GenerationRecord
+    output: OutputRecorder | None
+    current: Callable[[], AbstractContextManager[object]]
+    """Spans that begin in such a block are children of the request's."""
+    is_admitted: bool = False
+    is_answering: bool = False
+    _last_at: dict[int, float] = field(default_factory=dict)
 
     def note(self, event: GenerationEvent) -> bool:
         """False for a second `Started`, of a model that stands in for one that failed after its own."""
-        record = self._record
+        record = self.record
         if isinstance(event, _DELTAS):
             self._note_time(event.index)
             if isinstance(event, ToolCallStarted):
@@ -106,18 +103,18 @@ class Trace:
             is_first, self.is_admitted = not self.is_admitted, True
             return is_first
         self.is_answering = True
-        if self._output is not None:
-            self._output.see(event)
+        if self.output is not None:
+            self.output.see(event)
         return True
 
     def _note_time(self, choice: int) -> None:
         now = time.perf_counter()
         last_at = self._last_at.get(choice)
-        self._last_at[choice] = self._record.last_output = now
+        self._last_at[choice] = self.record.last_output = now
         if last_at is not None:
-            self._record.output_gaps.append(now - last_at)
-        elif self._record.first_output is None:
-            self._record.first_output = now
+            self.record.output_gaps.append(now - last_at)
+        elif self.record.first_output is None:
+            self.record.first_output = now
 
 
 def _operation(request: ChatRequest | CompletionRequest) -> str:

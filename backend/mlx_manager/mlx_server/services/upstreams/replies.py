@@ -125,21 +125,19 @@ class Replies:
 
 async def whole_body(response: httpx.Response) -> bytes:
     """Raises httpx.RequestError and BadChunk."""
+    content = await _beginning(response, MAX_EVENT_BYTES + 1)
+    if len(content) > MAX_EVENT_BYTES:
+        raise BadChunk(f"sent an answer of more than {MAX_EVENT_BYTES} bytes")
+    return content
+
+
+async def _beginning(response: httpx.Response, max_bytes: int = MAX_REPLY_BYTES) -> bytes:
     content = bytearray()
     async for piece in response.aiter_bytes():
         content += piece
-        if len(content) > MAX_EVENT_BYTES:
-            raise BadChunk(f"sent an answer of more than {MAX_EVENT_BYTES} bytes")
-    return bytes(content)
-
-
-async def _beginning(response: httpx.Response) -> bytes:
-    content = b""
-    async for piece in response.aiter_bytes():
-        content += piece
-        if len(content) >= MAX_REPLY_BYTES:
+        if len(content) >= max_bytes:
             break
-    return content[:MAX_REPLY_BYTES]
+    return bytes(content[:max_bytes])
 
 
 def retry_after_seconds(headers: httpx.Headers) -> int | None:

@@ -12,7 +12,8 @@ import msgspec
 
 from mlx_manager.mlx_server.errors import ModelNotFound, NotReady, UpstreamError
 from mlx_manager.mlx_server.observability import trace_headers
-from mlx_manager.mlx_server.services.upstreams.bodies import DIALECTS, Request, upstream_body
+from mlx_manager.mlx_server.protocols.base import Request
+from mlx_manager.mlx_server.services.upstreams.bodies import DIALECTS, upstream_body
 from mlx_manager.mlx_server.services.upstreams.chunks import ChunkReader
 from mlx_manager.mlx_server.services.upstreams.event_stream import ServerSentEvent, events_of
 from mlx_manager.mlx_server.services.upstreams.failures import UpstreamFailure, error_object
@@ -33,7 +34,8 @@ USAGE_SECONDS = 5.0
 """How long the usage, or the end of the stream, may take behind the end of the last choice."""
 LAST_BYTES_SECONDS = 1.0
 """How long the end of the stream may take behind [DONE], so that the connection can be used again."""
-_SHUTTING_DOWN = "The server is shutting down."
+_BROKEN_OFF = (BadChunk, UpstreamFailure, httpx.RequestError, RuntimeError)
+"""How an answer ends whose connections are closed."""
 _PROVIDERS: dict[UpstreamKind, Provider[Any]] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": OPENAI}
 _HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
 
@@ -98,7 +100,7 @@ class UpstreamServer:
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         unknown_to_it = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
         reader = ChunkReader(request.sequences, unknown_to_it, request.include_stop)
-        with self._counted(), self._replies.translated(), self._until_closed():
+        with self._replies.translated(), self._under_way():
             body = upstream_body(request, self.settings.kind, await self.own_id(model_id))
             request.record.model, request.record.upstream = model_id, self.name
             logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, model_id)
@@ -125,29 +127,20 @@ class UpstreamServer:
         return self._own_ids[model_id]
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _under_way(self) -> Iterator[None]:
+        """Counts the request of the block. Raises NotReady when its answer breaks off because the server stops."""
         self._requests += 1
         self._idle.clear()
         try:
             yield
+        except _BROKEN_OFF as exc:
+            if self._closed:
+                raise NotReady("The server is shutting down.") from exc
+            raise
         finally:
             self._requests -= 1
             if self._requests == 0:
                 self._idle.set()
-
-    @contextlib.contextmanager
-    def _until_closed(self) -> Iterator[None]:
-        try:
-            yield
-        except (
-            BadChunk,
-            UpstreamFailure,
-            httpx.RequestError,
-            RuntimeError,
-        ) as exc:  # RuntimeError: a client that is closed
-            if self._closed:
-                raise NotReady(_SHUTTING_DOWN) from exc
-            raise
 
     async def retire(self) -> None:
         """Closes it once the requests that are under way have ended; there must come no others."""
