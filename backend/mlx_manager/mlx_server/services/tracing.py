@@ -20,13 +20,13 @@ from mlx_manager.mlx_server.observability import (
     start_span,
     within_span,
 )
+from mlx_manager.mlx_server.protocols.base import Request
 from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.services.trace_content import OutputRecorder, input_attributes
 from mlx_manager.mlx_server.types import (
     ChatRequest,
     ChoiceFinished,
     Completed,
-    CompletionRequest,
     GenerationEvent,
     ReasoningDelta,
     RefusalDelta,
@@ -42,13 +42,13 @@ Attributes = dict[str, AttributeValue]
 
 
 @contextmanager
-def traced(request: ChatRequest | CompletionRequest, with_content: bool = False) -> Iterator["Trace"]:
+def traced(request: Request, with_content: bool = False) -> Iterator["Trace"]:
     """Traces the block, which gives the request's events. A block that is left early is one that its client left.
 
     What the request and its answer say is on the span `with_content` alone.
     """
     record = request.record
-    span = start_span(_name(request), _request_attributes(request), record.began_ns)
+    span = start_span(f"{_operation(request)} {request.model}", _request_attributes(request), record.began_ns)
     output = OutputRecorder() if with_content and span.is_recording() else None
     trace = Trace(record, output, partial(within_span, span))
     try:
@@ -117,15 +117,11 @@ class Trace:
             self.record.first_output = now
 
 
-def _operation(request: ChatRequest | CompletionRequest) -> str:
+def _operation(request: Request) -> str:
     return "chat" if isinstance(request, ChatRequest) else "text_completion"
 
 
-def _name(request: ChatRequest | CompletionRequest) -> str:
-    return f"{_operation(request)} {request.model}"
-
-
-def _request_attributes(request: ChatRequest | CompletionRequest) -> Attributes:
+def _request_attributes(request: Request) -> Attributes:
     sampling = request.sampling
     attributes: dict[str, AttributeValue | None] = {
         "gen_ai.operation.name": _operation(request),
@@ -162,7 +158,7 @@ def _answer_attributes(record: GenerationRecord) -> Attributes:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-def _phases(request: ChatRequest | CompletionRequest, record: GenerationRecord) -> Iterator[PastSpan]:
+def _phases(request: Request, record: GenerationRecord) -> Iterator[PastSpan]:
     """The phases that the request reached. The worker's own measurements count from the request's admission."""
 
     def phase(name: str, began: float, ended: float, attributes: Attributes) -> PastSpan:

@@ -19,7 +19,8 @@ async def list_models(state: State) -> ModelListResponse:
     """The loaded models first, then all others that a request may have loaded."""
     server = require(state)
     await asyncio.to_thread(server.pool.catalog.refresh)
-    models = await asyncio.to_thread(_describe_all, server, list(server.inference.backends))
+    backends = list(server.inference.backends)
+    models = await asyncio.to_thread(lambda: [_describe(server, model) for model in backends])
     models.sort(key=lambda model: not model.loaded)
     first_id, last_id = (models[0].id, models[-1].id) if models else (None, None)
     return ModelListResponse(data=models, first_id=first_id, last_id=last_id)
@@ -33,10 +34,6 @@ async def retrieve_model(model_id: str, state: State) -> ModelInfo:
     if isinstance(model, UpstreamModel):
         await model.server.own_id(model.id)  # its list may not have come yet
     return await asyncio.to_thread(_describe, server, model)
-
-
-def _describe_all(server: ServerState, models: list[LocalModel | UpstreamModel]) -> list[ModelInfo]:
-    return [_describe(server, model) for model in models]
 
 
 def _describe(server: ServerState, model: LocalModel | UpstreamModel) -> ModelInfo:
