@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import httpx
 from pydantic import SecretStr
 
-from mlx_manager.proxies import client_for
+from mlx_manager.proxies import UnusableProxy, client_for
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Connections:
         self._timeout = httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds))
         self._clients: dict[int, httpx.AsyncClient] = {}
         self._closed = False
+        self._fault: str | None = None
 
     def open(self) -> None:
         """Raises UnusableProxy, as the first request would."""
@@ -72,8 +73,14 @@ class Connections:
         if self._closed:
             raise RuntimeError("the connections are closed")
         if kept_connections not in self._clients:
+            if self._fault is not None:  # finding out takes a tenth of a second
+                raise UnusableProxy(self._fault)
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept_connections)
-            self._clients[kept_connections] = client_for(
-                self.root, httpx.AsyncClient, headers=self._key, timeout=self._timeout, limits=limits
-            )
+            try:
+                self._clients[kept_connections] = client_for(
+                    self.root, httpx.AsyncClient, headers=self._key, timeout=self._timeout, limits=limits
+                )
+            except UnusableProxy as exc:
+                self._fault = str(exc)
+                raise
         return self._clients[kept_connections]
