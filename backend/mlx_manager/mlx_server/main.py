@@ -51,16 +51,17 @@ from mlx_manager.mlx_server.engine.messages import WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
-from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
+from mlx_manager.mlx_server.models.pool import ModelPoolManager
+from mlx_manager.mlx_server.models.running import Running, set_running
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
 from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
 from mlx_manager.mlx_server.protocols.messages import Messages
+from mlx_manager.mlx_server.services.backends import Backends
 from mlx_manager.mlx_server.services.hygiene import hygiene_of
-from mlx_manager.mlx_server.services.inference import InferenceService, set_running_service
+from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.prompts import prompt_rules
-from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import listen
@@ -128,10 +129,7 @@ class _App(FastAPI):
 def _is_model(app: FastAPI, model_id: str) -> bool:
     """Whether a model of this machine or of an upstream has that id."""
     server: ServerState | None = getattr(app.state, "server", None)
-    if server is None:
-        return False
-    known = server.pool.catalog.knows(model_id) or server.pool.is_loaded(model_id)
-    return known or any(model.id == model_id for model in server.upstreams.models())
+    return server is not None and server.inference.backends.has(model_id)
 
 
 @contextlib.asynccontextmanager
@@ -147,27 +145,22 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logger.warning("%s", conflict)
     pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
     upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
-    routing = Routing(pool, upstreams, settings.fallbacks, settings.aliases)
     inference = InferenceService(
-        pool,
+        Backends(pool, upstreams, settings.fallbacks, settings.aliases, prompt_rules(settings)),
         settings.request_timeout_seconds,
-        routing,
-        hygiene=hygiene_of(settings),
-        prompt_rules=prompt_rules(settings),
-        trace_content=settings.trace_content,
+        hygiene_of(settings),
+        settings.trace_content,
     )
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
     app.state.reloader = Reloader(app)
-    set_running_pool(pool)
-    set_running_service(inference)
+    set_running(Running(pool, inference.generate, lambda: app.state.settings.default_max_tokens))
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
         pool.preload(model_id)
     upstreams.start()
     try:
         yield
     finally:
-        set_running_service(None)
-        set_running_pool(None)
+        set_running(None)
         app.state.server = None
         await upstreams.aclose()
         await pool.cleanup()

@@ -59,14 +59,14 @@ def _tell_admission(app: FastAPI, reading: Reading) -> None:
 def _tell_inference(app: FastAPI, reading: Reading) -> None:
     inference, settings = _server(app).inference, reading.settings
     inference.timeout_seconds = _server(app).pool.line.request_timeout_seconds = settings.request_timeout_seconds
-    inference.prompt_rules = prompt_rules(settings)
     inference.trace_content = settings.trace_content
     inference.hygiene = hygiene_of(settings)
 
 
-def _tell_routing(app: FastAPI, reading: Reading) -> None:
-    routing = _server(app).inference.routing
-    routing.fallbacks, routing.aliases = reading.settings.fallbacks, reading.settings.aliases
+def _tell_backends(app: FastAPI, reading: Reading) -> None:
+    backends, settings = _server(app).inference.backends, reading.settings
+    backends.fallbacks, backends.aliases = settings.fallbacks, settings.aliases
+    backends.rules = prompt_rules(settings)
 
 
 def _tell_upstreams(app: FastAPI, reading: Reading) -> None:
@@ -92,16 +92,16 @@ LIVE: Mapping[str, Tell] = {
     "max_models": _tell_budget,
     "max_queue": _tell_admission,
     "request_timeout_seconds": _tell_inference,
-    "max_prompt_characters": _tell_inference,
-    "tool_prompt": _tell_inference,
-    "hoist_system_messages": _tell_inference,
+    "max_prompt_characters": _tell_backends,
+    "tool_prompt": _tell_backends,
+    "hoist_system_messages": _tell_backends,
     "trace_content": _tell_inference,
     "strip_billing_line": _tell_inference,
     "strip_token_counter": _tell_inference,
     "max_messages": _read_when_used,
     "max_tools": _read_when_used,
-    "fallbacks": _tell_routing,
-    "aliases": _tell_routing,
+    "fallbacks": _tell_backends,
+    "aliases": _tell_backends,
     "upstreams": _tell_upstreams,
     "upstream_poll_seconds": _tell_upstreams,
     "log_level": _tell_log,

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -31,11 +31,11 @@ from mlx_manager.mlx_server.models.reports import LoadReport, PoolReports
 from mlx_manager.mlx_server.models.resident import R, Resident, as_kind
 from mlx_manager.mlx_server.models.residents import Residents
 from mlx_manager.mlx_server.models.restarts import Restarts
-from mlx_manager.mlx_server.models.running_pool import get_model_pool, set_running_pool
+from mlx_manager.mlx_server.models.running import get_model_pool
 from mlx_manager.mlx_server.models.state import ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
 
-__all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
+__all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool"]
 
 logger = logging.getLogger(__name__)
 
@@ -139,14 +139,14 @@ class ModelPoolManager:
             raise
 
     def lease(
-        self, model_id: str, sequences: int = 1, keep_alive_seconds: float | None = None
+        self, model_id: str | ModelEntry, sequences: int = 1, keep_alive_seconds: float | None = None
     ) -> AbstractAsyncContextManager[LoadedModel]:
         """`lease_as` for a model that generates."""
         return self.lease_as(LoadedModel, model_id, sequences, keep_alive_seconds)
 
     @contextlib.asynccontextmanager
     async def lease_as(
-        self, wanted: type[R], model_id: str, sequences: int = 1, keep_alive_seconds: float | None = None
+        self, wanted: type[R], model_id: str | ModelEntry, sequences: int = 1, keep_alive_seconds: float | None = None
     ) -> AsyncIterator[R]:
         """Lends the model out for the block, for so many sequences: while it is leased it is not evicted.
 
@@ -155,7 +155,7 @@ class ModelPoolManager:
         """
         if self.draining:
             raise NotReady(_SHUTTING_DOWN)
-        entry = await self.find(model_id)
+        entry = await self.find(model_id) if isinstance(model_id, str) else model_id
         await self._residents.check_kind(entry, wanted.kind)
         try:
             with self.admission.admit(entry.id, sequences):
@@ -189,14 +189,14 @@ class ModelPoolManager:
         await asyncio.wait({load.task})
         return True
 
-    async def find(self, model_id: str) -> ModelEntry:
+    async def find(self, model_id: str, other_ids: Iterable[str] = ()) -> ModelEntry:
         """The model's entry, looked for once more where it is not known: its files may have come since.
 
-        Raises ModelNotFound.
+        Raises ModelNotFound, as `Catalog.resolve` does.
         """
         if not self.catalog.knows(model_id):
             await asyncio.to_thread(self.catalog.refresh)
-        return self.catalog.resolve(model_id)
+        return self.catalog.resolve(model_id, other_ids)
 
     def pin(self, model_id: str, pinned: bool = True) -> None:
         """A pinned model is not let go to make room, nor for being idle."""

@@ -16,6 +16,9 @@ class OpenAIProtocol(Protocol[BodyT, RequestT]):
         """Users choose the status of a body that breaks the schema: api.openai.com answers 400."""
         self._broken_body_status = broken_body_status
 
+    @abstractmethod
+    def writer(self, request: RequestT) -> "OpenAIWriter": ...
+
     def error(self, error: Exception, request_id: str) -> ErrorReply:
         status = self._broken_body_status if isinstance(error, BrokenBody) else status_of(error)
         headers = retry_after(error.retry_after_seconds) if isinstance(error, ServerError) else {}

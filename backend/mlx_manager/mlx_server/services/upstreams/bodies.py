@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import assert_never
 
 from mlx_manager.mlx_server.errors import UnsupportedParameter
+from mlx_manager.mlx_server.protocols.base import Request
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.types import (
     NO_TOKEN_LIMIT,
@@ -21,8 +22,6 @@ from mlx_manager.mlx_server.types import (
     ToolUse,
 )
 from mlx_manager.mlx_server.upstream_settings import UpstreamKind
-
-Request = ChatRequest | CompletionRequest
 
 _EVERYWHERE = frozenset(
     {
