@@ -131,19 +131,3 @@ def test_a_late_system_message_leaves_the_prefix_cache_useful(served: RunningSer
     ask(served, "first-only", [*chat, HELLO])
     usage = ask(served, "first-only", [*chat, say("system", "Be brief."), HELLO])["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] > 100
-
-
-def test_with_the_settings_tools_are_refused_and_late_system_messages_hoisted(folder: Path, tmp_path: Path) -> None:
-    with running_server(tmp_path, models_dir=folder, tool_prompt="false", hoist_system_messages="true") as server:
-        body = {"model": "plain", "messages": [HELLO], "max_tokens": 1}
-        refused = server.post("/v1/chat/completions", {**body, "tools": [PAINT]})
-        error = refused.json()["error"]
-        assert (refused.status_code, error["param"]) == (400, "tools")
-        assert "MLX_SERVER_TOOL_PROMPT" in error["message"]
-        assert server.post("/v1/chat/completions", {**body, "tools": [PAINT], "tool_choice": "none"}).status_code == 200
-        assert (capability(server, "plain"), capability(server, "demo")) == (False, "native")
-        chat = [say("system", "Be kind. " * 100), say("user", "How are you today?"), say("assistant", "I am fine.")]
-        ask(server, "first-only", [*chat, HELLO])
-        usage = ask(server, "first-only", [*chat, say("system", "Be brief."), HELLO])["usage"]
-        system_alone = ask(server, "first-only", chat[:2])["usage"]["prompt_tokens"]
-        assert usage["prompt_tokens_details"]["cached_tokens"] < system_alone

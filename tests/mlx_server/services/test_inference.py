@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from fastapi import FastAPI
 
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import InvalidRequest, ModelNotFound, RequestTimeout
 from mlx_manager.mlx_server.main import create_app, lifespan
@@ -30,9 +31,8 @@ async def running(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) 
             logfire_enabled=False,
             available_models=[str(brief)],
             upstreams=[entry],
-            max_prompt_characters=1000,
         )
-        app = create_app(settings)
+        app = create_app(settings, Bounds(max_prompt_characters=1000))
         async with lifespan(app):
             yield app
 

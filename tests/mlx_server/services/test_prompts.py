@@ -12,7 +12,7 @@ from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.models.tokenization import encode
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.schemas import openai
-from mlx_manager.mlx_server.services.prompts import PromptRules, fill_in_the_middle_tokens, read_prompts
+from mlx_manager.mlx_server.services.prompts import fill_in_the_middle_tokens, read_prompts
 from tests.small_models import make_random_llama
 
 pytestmark = pytest.mark.anyio
@@ -42,14 +42,14 @@ async def coder(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) ->
 async def rendered(model: LoadedModel, *messages: dict[str, Any], **fields: Any) -> str:
     body = {"model": "coder", "messages": list(messages), **fields}
     request = chat.to_request(openai.ChatCompletionRequest.model_validate(body), 10)
-    (prompt,) = await read_prompts(model, request, PromptRules())
+    (prompt,) = await read_prompts(model, request)
     return str(model.tokenizer.decode(prompt.tokens))
 
 
 @pytest.mark.parametrize("prompt", ["def f(", "", [5, 6, 7]])
 async def test_a_suffix_is_written_with_the_models_own_marks(coder: LoadedModel, prompt: Any) -> None:
     body = openai.CompletionRequest.model_validate({"model": "coder", "prompt": prompt, "suffix": "return 1"})
-    (read,) = await read_prompts(coder, completions.to_request(body), PromptRules())
+    (read,) = await read_prompts(coder, completions.to_request(body))
     begin = encode(coder.tokenizer, "", add_special_tokens=True)
     before, after = (
         text if isinstance(text, list) else encode(coder.tokenizer, text, add_special_tokens=False)

@@ -58,14 +58,6 @@ def test_a_chat_is_as_the_template_accepts_it(
     assert said(*fit_turns(turns, traits)) == fitted
 
 
-def test_late_system_messages_go_to_the_beginning_where_the_setting_says_so() -> None:
-    assert said(*fit_turns((S, U, A, S2, U2), FIRST_ONLY, hoist=True)) == [
-        ("system", "Rule.\n\nRule 2."),
-        *said(U, A, U2),
-    ]
-    assert said(*fit_turns((U, S2, A), EVERYTHING, hoist=True)) == said(U, S2, A)
-
-
 def test_joined_turns_keep_their_calls_and_thoughts() -> None:
     thought = replace(A, reasoning="Hm.")
     (_, joined) = fit_turns((U, thought, CALL), ALTERNATING)

@@ -28,10 +28,6 @@ class Capabilities:
     reasoning: bool
     structured_output: bool
 
-    def with_tool_prompt(self, is_on: bool) -> "Capabilities":
-        """As a server has them that shows tools by a prompt, or does not."""
-        return self if is_on or self.tools != "prompted" else replace(self, tools=False)
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:

@@ -26,8 +26,8 @@ from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.deadline import within
-from mlx_manager.mlx_server.services.hygiene import Hygiene
-from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
+from mlx_manager.mlx_server.services.hygiene import cleaned
+from mlx_manager.mlx_server.services.prompts import check_length, read_prompts
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.tracing import traced
 from mlx_manager.mlx_server.types import (
@@ -63,22 +63,20 @@ class InferenceService:
         timeout_seconds: float,
         routing: Routing,
         *,
-        hygiene: Hygiene,
-        prompt_rules: PromptRules,
+        max_prompt_characters: int,
         trace_content: bool,
     ) -> None:
         """A request may take `timeout_seconds`; 0 for as long as it takes."""
         self._pool = pool
         self.routing = routing
         self.timeout_seconds = timeout_seconds
-        self.hygiene = hygiene
-        self.prompt_rules = prompt_rules
+        self.max_prompt_characters = max_prompt_characters
         self.trace_content = trace_content
 
     def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
         """The events of the request, `Started` once it is admitted. Closing the iterator cancels the generation."""
         if isinstance(request, ChatRequest):
-            request = self.hygiene.cleaned(request)
+            request = cleaned(request)
         events = self.routing.events(request, self._events)
         if self.timeout_seconds:
             events = within(events, self.timeout_seconds)
@@ -86,12 +84,12 @@ class InferenceService:
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt that `generate` would have the model read. An upstream counts them by answering."""
-        request = replace(self.hygiene.cleaned(request), model=self.routing.model_id(request.model))
+        request = replace(cleaned(request), model=self.routing.model_id(request.model))
         if self.routing.upstream(request.model) is not None:
             return await self._counted_by_upstream(replace(request, max_tokens=1))
-        check_length(request, self.prompt_rules.max_characters)
+        check_length(request, self.max_prompt_characters)
         async with self._pool.lease(request.model, 0, request.keep_alive_seconds) as model:
-            (prompt,) = await read_prompts(model, request, self.prompt_rules)
+            (prompt,) = await read_prompts(model, request, self.max_prompt_characters)
         return len(prompt.tokens)
 
     async def _counted_by_upstream(self, request: ChatRequest) -> int:
@@ -101,11 +99,11 @@ class InferenceService:
         return usage.prompt_tokens
 
     async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
-        check_length(request, self.prompt_rules.max_characters)
+        check_length(request, self.max_prompt_characters)
         record, asked_at = request.record, time.time()
         async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
             _note_lease(record, model, asked_at)
-            prompts = await read_prompts(model, request, self.prompt_rules)
+            prompts = await read_prompts(model, request, self.max_prompt_characters)
             record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self._pool.grammars, model, request)
             planned = plan_choices(model, request, prompts, grammar)

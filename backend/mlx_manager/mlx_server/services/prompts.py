@@ -7,7 +7,6 @@ from typing import Any, assert_never
 
 from jinja2 import TemplateSyntaxError
 
-from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import ChatTemplateMissing, InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.models.adapters.base import TEMPLATE_FAILURES
 from mlx_manager.mlx_server.models.adapters.round_trip import with_null_content
@@ -44,19 +43,6 @@ class Prompt:
     opens_reasoning: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PromptRules:
-    """What the settings say of all prompts. More than `max_characters` are refused; 0 is no limit."""
-
-    max_characters: int = 0
-    tool_prompt: bool = True
-    hoist_system_messages: bool = False
-
-
-def prompt_rules(settings: MLXServerSettings) -> PromptRules:
-    return PromptRules(settings.max_prompt_characters, settings.tool_prompt, settings.hoist_system_messages)
-
-
 def check_length(request: ChatRequest | CompletionRequest, max_characters: int) -> None:
     """Raises InvalidRequest for more text than this server reads; 0 is no limit."""
     if 0 < max_characters < request.text_length:
@@ -64,12 +50,15 @@ def check_length(request: ChatRequest | CompletionRequest, max_characters: int) 
 
 
 async def read_prompts(
-    model: LoadedModel, request: ChatRequest | CompletionRequest, rules: PromptRules
+    model: LoadedModel, request: ChatRequest | CompletionRequest, max_characters: int = 0
 ) -> list[Prompt]:
-    """Raises InvalidRequest, which names the request's field, for what this model cannot read."""
+    """Raises InvalidRequest, which names the request's field, for what this model cannot read.
+
+    A chat's prompt may have `max_characters`; 0 is no limit.
+    """
     match request:
         case ChatRequest():
-            prompts = [await _chat_prompt(model, request, rules)]
+            prompts = [await _chat_prompt(model, request, max_characters)]
         case CompletionRequest() if request.text_length > LONG_TEXT_CHARACTERS:
             prompts = await asyncio.to_thread(_completion_prompts, model, request)
         case CompletionRequest():
@@ -83,21 +72,13 @@ async def read_prompts(
     return prompts
 
 
-async def _chat_prompt(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> Prompt:
+async def _chat_prompt(model: LoadedModel, request: ChatRequest, max_characters: int) -> Prompt:
     """The template is rendered by a process apart: a thread waits for that."""
     language = model.language
-    if request.tool_use.tools and not language.traits.native_tools and not rules.tool_prompt:
-        raise UnsupportedParameter(
-            f"The chat template of model {model.model_id!r} does not show tools, and the setting tool_prompt is off. "
-            "Leave 'tools' out, use a model with tools of its own, or set MLX_SERVER_TOOL_PROMPT=true.",
-            param="tools",
-        )
     async with language.rendering:
-        text = await language.templates.in_thread(lambda: _render(model, request, rules))
-    if 0 < rules.max_characters < len(text):
-        raise too_long(
-            "With what the model's chat template adds, the prompt", len(text), rules.max_characters, "messages"
-        )
+        text = await language.templates.in_thread(lambda: _render(model, request))
+    if 0 < max_characters < len(text):
+        raise too_long("With what the model's chat template adds, the prompt", len(text), max_characters, "messages")
     if len(text) > LONG_TEXT_CHARACTERS:
         tokens = await asyncio.to_thread(encode, language.tokenizer, text, add_special_tokens=False)
     else:
@@ -153,7 +134,7 @@ def fill_in_the_middle_tokens(tokenizer: Tokenizer) -> tuple[int, int, int] | No
     return None
 
 
-def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str:
+def _render(model: LoadedModel, request: ChatRequest) -> str:
     traits = model.language.traits
     options: dict[str, object] = dict(request.template_kwargs)
     if request.continue_final_message:
@@ -163,7 +144,7 @@ def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str
         turns = with_tools_as_text(turns, tools)
     elif tools:
         options["tools"] = tools
-    fitted = fit_turns(turns, traits, hoist=rules.hoist_system_messages)
+    fitted = fit_turns(turns, traits)
     try:
         return model.adapter.apply_chat_template(
             model.tokenizer,

@@ -13,16 +13,9 @@ SYSTEM_BLOCK = "<system>\n{text}\n</system>"
 """How a system message is marked that stands in a user message."""
 
 
-def fit_turns(turns: Iterable[ChatTurn], traits: TemplateTraits, *, hoist: bool = False) -> tuple[ChatTurn, ...]:
-    """With `hoist`, system messages that the template does not accept in their places go to the beginning.
-
-    That changes the prompt from its beginning, so the prefix cache has nothing of the turns before.
-    """
+def fit_turns(turns: Iterable[ChatTurn], traits: TemplateTraits) -> tuple[ChatTurn, ...]:
     leading, later = _split(list(turns))
     if not traits.late_systems:
-        if hoist:
-            leading += [turn for turn in later if turn.role == "system"]
-            later = [turn for turn in later if turn.role != "system"]
         later = _fold_systems(later)
     return tuple(_join_runs(_begin(leading, later, traits), traits))
 

@@ -65,5 +65,5 @@ def _served(server: ServerState, entry: ModelEntry, told: Capabilities) -> Capab
     """What a loaded model's template was found to accept goes before what its files tell."""
     model = server.pool.loaded(entry.id)
     if told.tools and model is not None:
-        told = replace(told, tools="native" if model.language.traits.native_tools else "prompted")
-    return told.with_tool_prompt(server.inference.prompt_rules.tool_prompt)
+        return replace(told, tools="native" if model.language.traits.native_tools else "prompted")
+    return told

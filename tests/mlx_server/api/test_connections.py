@@ -8,8 +8,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.mlx_server.api.edge.conftest import ANNA
-from tests.mlx_server.api.edge.raw import connected, exchange, post, read_to_end, replies, request, send_slowly
+from tests.mlx_server.api.conftest import ANNA
+from tests.mlx_server.api.raw import connected, exchange, post, read_to_end, replies, request, send_slowly
 from tests.running_server import RunningServer, eventually
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -150,21 +150,6 @@ def exchange_to_end(server: RunningServer, sent: bytes) -> bytes:
     with connected(server) as connection:
         connection.sendall(sent)
         return read_to_end(connection)
-
-
-@pytest.mark.parametrize("keep_alive", [b"", b"Connection: keep-alive\r\n"])
-def test_a_stream_to_a_client_of_http_1_0_has_no_chunks(server: RunningServer, keep_alive: bytes) -> None:
-    body = json.dumps(json.loads(CHAT) | {"stream": True}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
-    answer = exchange_to_end(server, head + keep_alive + b"\r\n" + body)
-    answered, _, stream = answer.partition(b"\r\n\r\n")
-    fields = [line.partition(b":")[0].lower() for line in answered.split(b"\r\n")[1:]]
-    assert b"transfer-encoding" not in fields
-    assert b"\r\nconnection: close" in answered
-    assert fields.count(b"connection") == 1
-    events = stream.split(b"\n\n")
-    assert events[-2:] == [b"data: [DONE]", b""]
-    assert all(event.startswith(b"data: {") for event in events[:-2])
 
 
 def test_an_answer_to_a_client_of_http_1_0_has_its_length(server: RunningServer) -> None:
