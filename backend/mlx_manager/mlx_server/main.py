@@ -73,10 +73,10 @@ def create_app(settings: MLXServerSettings, bounds: Bounds | None = None) -> Fas
     app.state.bounds = bounds = bounds if bounds is not None else Bounds()
     app.state.tracing = instrument(settings)
     app.state.metrics = Metrics(lambda model_id: _is_model(app, model_id))
+    app.include_router(v1_router)  # first: FastAPI asks one route after the other
     app.include_router(health_router)
     app.include_router(metrics_router)
     app.include_router(admin_router)
-    app.include_router(v1_router)
     install_error_handlers(app)
     app.state.protocols = _protocols(settings)
     app.state.guard = guard_rules(settings)

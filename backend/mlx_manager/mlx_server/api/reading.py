@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from mlx_manager.mlx_server.api.dependencies import server_state
 from mlx_manager.mlx_server.api.scopes import is_json
@@ -55,7 +56,7 @@ class JsonRoute(APIRoute):
             answer = await endpoint(**{name: given[name] for name in names})
             if isinstance(answer, Response):
                 return answer
-            return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+            return Response(to_json(answer), media_type="application/json")
 
         return handler
 
