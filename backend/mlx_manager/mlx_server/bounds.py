@@ -10,15 +10,15 @@ class Bounds:
     max_connections: int = 1024
     """More clients than one machine generates for; each open connection costs a descriptor and some 10 kB."""
     header_timeout_seconds: float = 10
-    """A client sends all headers in one packet or two; a connection that brings none in time is a slow attack."""
+    """A client sends its headers in one packet or two. Slower ones hold connections open on purpose."""
     body_timeout_seconds: float = 30
-    """To begin with, and a second more for each 16 KiB, slower than any line. A client may stop reading for as long."""
+    """To begin with; each 16 KiB gives a second more, and no line is so slow. A client may stop reading for as long."""
     max_body_bytes: int = 32 * 2**20
     """Holds the longest prompt (`max_prompt_characters`) with every character written as `\\uXXXX`."""
     max_prompt_characters: int = 4_000_000
-    """A million tokens: more than any model's context. Tokenising more only takes time before the refusal."""
+    """About a million tokens. To tokenise more only takes time before context or memory refuse it."""
     max_messages: int = 10_000
-    """A chat of the largest context has fewer; each costs 20 us to validate."""
+    """Longer chats do not occur; to validate so many takes 25 ms, in a thread."""
     max_tools: int = 1024
     """A model's context does not hold the descriptions of more."""
     worker_timeout_seconds: float = 30
@@ -26,4 +26,4 @@ class Bounds:
     step_timeout_seconds: float = 300
     """A chunk of a long prompt takes seconds on the slowest machine. A GPU that hangs takes for ever."""
     upstream_poll_seconds: float = 10
-    """An upstream that has come back serves again so soon, for 6 small requests a minute."""
+    """How soon an upstream that has come back serves again; it costs six small requests a minute."""

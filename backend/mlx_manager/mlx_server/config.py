@@ -145,7 +145,7 @@ class _Group(BaseModel):
 
 
 class ServeSettings(_Group):
-    """Where it listens"""
+    """Where the server listens"""
 
     host: str = "127.0.0.1"
     """The address to listen on; `--host` goes first. Addresses beyond this machine need API keys."""
@@ -215,7 +215,7 @@ class ModelsSettings(_Group):
 
 
 class MemorySettings(_Group):
-    """How much memory they take"""
+    """How much memory models take"""
 
     max_models: int = Field(default=4, ge=1, le=10**9)
     """Models that are loaded at once. The least recently used idle model makes room for the next; a request waits while
@@ -249,7 +249,7 @@ class RequestSettings(_Group):
 
 
 class LogSettings(_Group):
-    """What it logs and traces"""
+    """Logs and traces"""
 
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""

@@ -127,7 +127,7 @@ Origins = Annotated[Entries, AfterValidator(lambda entries: [_origin(entry) for 
 
 
 class SecuritySettings(BaseModel):
-    """Who may use it"""
+    """Who may use the server"""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

@@ -57,7 +57,7 @@ class UpstreamSettings(BaseModel):
 
 
 class UpstreamsSettings(BaseModel):
-    """Other servers, and other names"""
+    """Models of other servers, and other names for models"""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
