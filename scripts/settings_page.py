@@ -14,9 +14,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 INTRODUCTION = """\
 # Settings
 
-Every setting is an environment variable, `MLX_SERVER_` and the name in upper case, and a key of `mlx-manager.toml` under
-its name. The command line goes first, then the environment, then the file. `MLX_SERVER_CONFIG` names another file. A
-`MLX_SERVER_*` variable that is not a setting is warned of at the start; such a key of the file ends the start.
+Every setting is an environment variable, `MLX_SERVER_` and the name in upper case, and a key of `mlx-manager.toml`. The
+command line goes first, then the environment, then the file. `MLX_SERVER_CONFIG` names another file. The server warns
+of a `MLX_SERVER_*` variable that is not a setting, and does not start with such a key in the file.
 
 `scripts/settings_page.py` writes this page from the code. Reload (SIGHUP) applies some settings to the running server:
 [operations.md](operations.md#reload).

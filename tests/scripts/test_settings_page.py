@@ -1,7 +1,6 @@
 """docs/settings.md says what the settings of the code say."""
 
 import settings_page
-
 from mlx_manager.mlx_server.config import MLXServerSettings
 
 
