@@ -223,6 +223,18 @@ def test_connections_beyond_the_limit_are_told_so_and_those_before_work_on(guard
     eventually(lambda: httpx.get(f"{guarded.url}/health").status_code, lambda status: status == 200)
 
 
+def test_connections_far_beyond_the_limit_are_cut_unanswered(guarded: RunningServer) -> None:
+    """They would hold a descriptor each while they are told why."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):
+            assert is_healthy(stack.enter_context(connected(guarded)))
+        beyond = [stack.enter_context(connected(guarded)) for _ in range(12 + 64 + 24)]
+        answers = [read_to_end(connection) for connection in beyond]
+    assert answers[0].startswith(b"HTTP/1.1 503")
+    assert b"" in answers
+    eventually(lambda: httpx.get(f"{guarded.url}/health").status_code, lambda status: status == 200)
+
+
 def is_held(server: RunningServer, connection: socket.socket) -> bool:
     """Whether the server has its end of the connection."""
     port = connection.getsockname()[1]

@@ -86,10 +86,6 @@ class GuardedProtocol(HttpToolsProtocol):
         self._let_go_of_request()
         super().connection_lost(exc)
 
-    def eof_received(self) -> None:
-        """uvloop would close the transport itself, and wait for ever for a client that does not read."""
-        self.transport.close()
-
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
