@@ -170,6 +170,12 @@ def test_garbage_behind_a_request_does_not_cost_its_answer(server: RunningServer
         assert [reply.status for reply in replies(read_to_end(connection))] == [200]
 
 
+def test_what_is_wrong_with_a_second_request_is_not_the_answer_to_the_first(server: RunningServer) -> None:
+    assert b"invalid_http" not in exchange_to_end(
+        server, offering(CHAT, b"Content-Length: %d" % len(CHAT)) + NO_HTTP[-1]
+    )
+
+
 def test_requests_in_a_row_are_answered_in_their_order(server: RunningServer) -> None:
     with connected(server) as connection:
         connection.sendall(HEALTH * 5 + LAST_HEALTH)

@@ -39,7 +39,7 @@ def client() -> TestClient:
     install_error_handlers(app)
     app.state.bounds = Bounds()
     app.state.protocols = Protocols([ChatCompletions()])
-    app.add_middleware(ExchangeMiddleware, metrics=Metrics(lambda model_id: False), paths=(), spans=False)
+    app.add_middleware(ExchangeMiddleware, metrics=Metrics(lambda model_id: False), paths=list, spans=False)
     return TestClient(app)
 
 

@@ -123,7 +123,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         """On what cannot be parsed. What is being answered is answered, and the connection ends."""
-        if self._in_body and (self.cycle.response_started or self.pipeline):
+        if self._in_body and self.pipeline:
             self.transport.abort()
         elif self.cycle is None or self.cycle.response_complete or self._in_body:
             self._refuse(self._refusal)
@@ -145,7 +145,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.get_method() == b"CONNECT":
-            raise _Broken
+            raise _Broken  # always another protocol
         if self.parser.should_upgrade():
             return  # `_parse` goes on
         self._stop_timing_headers()

@@ -29,8 +29,8 @@ _MAX_WARNING = 1000
 class ExchangeMiddleware:
     """Around all else, what answers a crash of the app among it. The exchange is `scope["state"]["exchange"]`."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], *, spans: bool) -> None:
-        """`paths` are those of the routes. `spans` is off where nobody collects them."""
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Callable[[], Collection[str]], *, spans: bool) -> None:
+        """`paths` gives those of the routes, when one is refused first. `spans` is off where nobody collects them."""
         self._app = app
         self._metrics = metrics
         self._paths = paths
@@ -76,7 +76,7 @@ class ExchangeMiddleware:
         included = scope.get("fastapi", {}).get("effective_route_context")
         route = included if included is not None else scope.get("route")
         if route is None:
-            return scope["path"] if scope["path"] in self._paths else "other"
+            return scope["path"] if scope["path"] in self._paths() else "other"
         return str(route.path_format)
 
 
