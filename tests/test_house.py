@@ -25,8 +25,9 @@ FLOORS = (
         "mlx_manager.utf8",
         f"{SERVER}.kinds",
         f"{SERVER}.machine",
+        f"{SERVER}.bounds",
     },  # import nothing
-    {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
+    {f"{SERVER}.{room}" for room in ("upstream_settings", "security_settings", "setting_names", "records")},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
     {f"{SERVER}.folding"},

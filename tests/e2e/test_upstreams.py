@@ -394,8 +394,10 @@ def test_upstream_is_asked_again_and_again_how_it_is_and_what_it_has(tmp_path: P
     with contextlib.ExitStack() as running:
         upstream = running.enter_context(faulty_upstream({"well": WELL}))
         entry = {"name": "one", "kind": "openai", "base_url": upstream.url}
-        settings: Json = {"upstreams": json.dumps([entry]), "upstream_poll_seconds": 0.1}
-        with running_server(tmp_path, default_model=babbler, **settings) as server:
+        settings: Json = {"upstreams": json.dumps([entry])}
+        with running_server(
+            tmp_path, bounds={"upstream_poll_seconds": 0.1}, default_model=babbler, **settings
+        ) as server:
             wait_for_upstream(server, "ready", ["one/well"])
             assert server.post("/v1/completions", completion("one/well")).json()["usage"]["total_tokens"] == 5
             running.close()

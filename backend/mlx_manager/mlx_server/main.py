@@ -32,21 +32,17 @@ from starlette.types import ASGIApp
 
 from mlx_manager.mlx_server import __version__, config
 from mlx_manager.mlx_server.api.admin import router as admin_router
+from mlx_manager.mlx_server.api.connections import GuardedProtocol, protocol_with
 from mlx_manager.mlx_server.api.dependencies import ServerState
-from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
-from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, GuardedProtocol, protocol_with
-from mlx_manager.mlx_server.api.edge.exposure import addresses_of, warn_of_openness, why_too_open
-from mlx_manager.mlx_server.api.edge.guard import Guard
-from mlx_manager.mlx_server.api.edge.keys import KeyCheck
-from mlx_manager.mlx_server.api.edge.rate_limits import RateLimits
-from mlx_manager.mlx_server.api.edge.rules import edge_rules
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
+from mlx_manager.mlx_server.api.guard import Guard, guard_rules
 from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
 from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
-from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings
+from mlx_manager.mlx_server.bounds import Bounds
+from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings, warnings_of_environment
 from mlx_manager.mlx_server.engine.messages import WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.models.budget import Budget
@@ -59,12 +55,11 @@ from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
 from mlx_manager.mlx_server.protocols.messages import Messages
 from mlx_manager.mlx_server.services.backends import Backends
-from mlx_manager.mlx_server.services.hygiene import hygiene_of
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.prompts import prompt_rules
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
-from mlx_manager.mlx_server.utils.listening import listen
+from mlx_manager.mlx_server.utils.listening import addresses_of, listen, warn_of_openness, why_too_open
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 from mlx_manager.mlx_server.utils.mlx_backend import why_builds_conflict, why_mlx_cannot_run
 from mlx_manager.mlx_server.utils.terminal import terminal_watch
@@ -76,7 +71,7 @@ LAST_ERRORS_SECONDS = 2
 DRAIN_POLL_SECONDS = 0.05
 
 
-def create_app(settings: MLXServerSettings) -> FastAPI:
+def create_app(settings: MLXServerSettings, bounds: Bounds | None = None) -> FastAPI:
     """The ASGI application. It validates without a lifespan, and answers inside of one."""
     app = _App(
         title="MLX Manager",
@@ -85,36 +80,24 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # it records query strings, and is dear
     )
     app.state.settings = settings
+    app.state.bounds = bounds = bounds if bounds is not None else Bounds()
     app.state.tracing = instrument(settings)
     app.state.metrics = Metrics(lambda model_id: _is_model(app, model_id))
+    app.include_router(v1_router)  # first: FastAPI asks one route after the other
     app.include_router(health_router)
     app.include_router(metrics_router)
     app.include_router(admin_router)
-    app.include_router(v1_router)
     install_error_handlers(app)
     app.state.protocols = _protocols(settings)
-    app.state.edge = edge_rules(settings)
+    app.state.guard = guard_rules(settings)
     app.state.addresses = []
-    _add_middlewares(app, settings)
+    app.add_middleware(Guard, bounds=bounds)
     return app
 
 
 def _protocols(settings: MLXServerSettings) -> Protocols:
     status = settings.validation_error_status
     return Protocols([ChatCompletions(status), Completions(status), Messages()])
-
-
-def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
-    """From the innermost to the outermost, which sees a request first."""
-    app.add_middleware(
-        BodyLimits,
-        max_bytes=int(settings.max_body_mb * BYTES_PER_MB),
-        max_json_depth=settings.max_json_depth,
-        timeout_seconds=settings.body_timeout_seconds,
-    )
-    app.add_middleware(RateLimits)
-    app.add_middleware(KeyCheck)
-    app.add_middleware(Guard)
 
 
 class _App(FastAPI):
@@ -138,17 +121,19 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     _refuse_several_api_processes()
     AppStatus.enable_automatic_graceful_drain = False  # it cuts every stream at SIGTERM; ours may finish
     settings: MLXServerSettings = app.state.settings
+    bounds: Bounds = app.state.bounds
+    for line in warnings_of_environment():
+        logger.warning("%s", line)
     if app.state.tracing.enabled:
         logger.info("LogFire instrumentation enabled")
     conflict = why_builds_conflict()
     if conflict is not None:
         logger.warning("%s", conflict)
-    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
-    upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
+    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics, bounds)
+    upstreams = Upstreams(settings.upstreams, bounds.upstream_poll_seconds)
     inference = InferenceService(
-        Backends(pool, upstreams, settings.fallbacks, settings.aliases, prompt_rules(settings)),
+        Backends(pool, upstreams, settings.fallbacks, settings.aliases, prompt_rules(settings, bounds)),
         settings.request_timeout_seconds,
-        hygiene_of(settings),
         settings.trace_content,
     )
     app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
@@ -166,13 +151,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await pool.cleanup()
 
 
-def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics) -> ModelPoolManager:
+def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics, bounds: Bounds) -> ModelPoolManager:
     return ModelPoolManager(
         catalog,
         _budget(settings),
         WorkerOptions(settings.inter_token_latency_ms, settings.wire_memory),
         max_queue=settings.max_queue,
-        watchdog=WatchdogLimits(settings.worker_timeout_seconds, settings.step_timeout_seconds),
+        watchdog=WatchdogLimits(bounds.worker_timeout_seconds, bounds.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
         request_timeout_seconds=settings.request_timeout_seconds,
         metrics=metrics,
@@ -224,11 +209,12 @@ if not TYPE_CHECKING:  # it would give every name a type
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def serve() -> None:
+def serve(bounds: Bounds | None = None) -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
     open_closed_streams()
     try:
-        settings, app = config.mlx_server_settings, _app_of_this_process()
+        settings = config.mlx_server_settings
+        app = _app_of_this_process() if bounds is None else create_app(settings, bounds)
     except InvalidSettings as exc:
         _end_start(str(exc))
     configure_logging(settings.log_level, settings.log_format)
@@ -248,7 +234,7 @@ def serve() -> None:
     served = uvicorn.Config(
         app,
         loop="uvloop",
-        http=_protocol(settings),
+        http=_protocol(app.state.bounds),
         ws="none",
         log_config=None,
         access_log=False,
@@ -260,13 +246,11 @@ def serve() -> None:
     _Server(served, app).run(listeners)
 
 
-def _protocol(settings: MLXServerSettings) -> type[GuardedProtocol]:
-    room = raise_descriptor_limit(settings.max_connections)
+def _protocol(bounds: Bounds) -> type[GuardedProtocol]:
+    room = raise_descriptor_limit(bounds.max_connections)
     if room is not None:
         logger.warning("The system lets this process have %d connections: raise `ulimit -n`", room)
-    return protocol_with(
-        ConnectionLimits(settings.max_connections, settings.header_timeout_seconds, settings.body_timeout_seconds)
-    )
+    return protocol_with(bounds)
 
 
 def _end_start(reason: str) -> NoReturn:

@@ -100,7 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     root = tmp_path_factory.mktemp("templates")
     for layout in (*LAYOUTS, no_template):
         layout(make_random_llama(root / "models" / layout.__name__, chat_template=False))
-    with running_server(root, models_dir=root / "models", max_models=1, tool_prompt=False) as running:
+    with running_server(root, models_dir=root / "models", max_models=1) as running:
         yield running
 
 

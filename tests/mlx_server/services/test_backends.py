@@ -13,7 +13,6 @@ from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry
 from mlx_manager.mlx_server.protocols.completions import to_request
 from mlx_manager.mlx_server.schemas.openai import CompletionRequest
 from mlx_manager.mlx_server.services.backends import Backends
-from mlx_manager.mlx_server.services.hygiene import Hygiene
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.prompts import PromptRules
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
@@ -56,7 +55,7 @@ async def test_the_name_of_a_request_is_looked_up_once(babbler: Path, name: str)
         default_for_unknown=True,
     )
     async with backends_of(catalog, {}) as backends:
-        service = InferenceService(backends, 60, Hygiene())
+        service = InferenceService(backends, 60)
         request = to_request(CompletionRequest.model_validate({"model": name, "prompt": "Hi", "max_tokens": 3}))
         catalog.asked = []
         generation = await fold(service.generate(request))

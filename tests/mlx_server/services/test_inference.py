@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from fastapi import FastAPI
 
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import InvalidRequest, ModelNotFound, RequestTimeout
 from mlx_manager.mlx_server.main import create_app, lifespan
@@ -32,9 +33,8 @@ async def running(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) 
             available_models=[str(brief), str(endless)],
             default_max_tokens=20,
             upstreams=[entry],
-            max_prompt_characters=1000,
         )
-        app = create_app(settings)
+        app = create_app(settings, Bounds(max_prompt_characters=1000))
         async with lifespan(app):
             yield app
 
@@ -81,9 +81,9 @@ async def test_models_of_upstreams_answer() -> None:
 
 
 async def test_limits_of_the_server_hold(running: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidRequest, match="this server takes 1000"):
+    with pytest.raises(InvalidRequest, match="a request may have 1000"):
         await generate_completion("demo", "word " * 300)
-    monkeypatch.setattr(running.state.server.inference, "timeout_seconds", 0.1)  # as a reload sets it
+    monkeypatch.setattr(running.state.server.inference, "timeout_seconds", 0.1)
     with pytest.raises(RequestTimeout):
         await generate_completion("silent", "Hi")
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
-from mlx_manager.mlx_server.api.edge.keys import require_admin
+from mlx_manager.mlx_server.api.guard import require_admin
 from mlx_manager.mlx_server.api.reload import Reloader
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import read_facts

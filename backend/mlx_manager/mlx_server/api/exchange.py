@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_manager.mlx_server.api.edge.rules import protocol_of
+from mlx_manager.mlx_server.api.scopes import protocol_of
 from mlx_manager.mlx_server.observability import AttributeValue, Metrics, lines_of, log_access, request_span
 from mlx_manager.mlx_server.records import Exchange
 from mlx_manager.mlx_server.types import GenerationRequest

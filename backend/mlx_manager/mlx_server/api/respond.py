@@ -17,9 +17,9 @@ from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, require
-from mlx_manager.mlx_server.api.edge.rules import protocol_of
 from mlx_manager.mlx_server.api.exchange import STATUS_CLIENT_CLOSED_REQUEST, exchange_of, note_generation
 from mlx_manager.mlx_server.api.reading import converted
+from mlx_manager.mlx_server.api.scopes import protocol_of
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.folding import fold
 from mlx_manager.mlx_server.protocols.base import ParseOptions, Writer

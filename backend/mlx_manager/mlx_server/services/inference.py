@@ -33,7 +33,7 @@ from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.backends import Backend, Backends
 from mlx_manager.mlx_server.services.deadline import Deadline
-from mlx_manager.mlx_server.services.hygiene import Hygiene
+from mlx_manager.mlx_server.services.hygiene import cleaned
 from mlx_manager.mlx_server.services.tracing import traced
 from mlx_manager.mlx_server.types import ChatRequest, GenerationEvents
 
@@ -61,7 +61,6 @@ class InferenceService:
     backends: Backends
     timeout_seconds: float
     """For a request, from first to last; 0 is no limit."""
-    hygiene: Hygiene
     trace_content: bool = False
 
     async def generate(self, request: Request) -> GenerationEvents:
@@ -71,7 +70,7 @@ class InferenceService:
         where none can, what the request's own model failed with is raised. Closing the iterator ends the generation.
         """
         if isinstance(request, ChatRequest):
-            request = self.hygiene.cleaned(request)
+            request = cleaned(request)
         with traced(request, self.trace_content) as trace, closing(Deadline(self.timeout_seconds)) as deadline:
             own = await self._resolve(request.model, deadline)
             failure: ServerError | None = None
@@ -98,7 +97,7 @@ class InferenceService:
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt that `generate` would have the request's own model read."""
-        request = self.hygiene.cleaned(request)
+        request = cleaned(request)
         with closing(Deadline(self.timeout_seconds)) as deadline:
             backend = await self._resolve(request.model, deadline)
             with deadline:

@@ -7,6 +7,7 @@ from typing import Any, assert_never
 
 from jinja2 import TemplateSyntaxError
 
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import ChatTemplateMissing, InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.models.adapters.base import TEMPLATE_FAILURES
@@ -53,8 +54,8 @@ class PromptRules:
     hoist_system_messages: bool = False
 
 
-def prompt_rules(settings: MLXServerSettings) -> PromptRules:
-    return PromptRules(settings.max_prompt_characters, settings.tool_prompt, settings.hoist_system_messages)
+def prompt_rules(settings: MLXServerSettings, bounds: Bounds) -> PromptRules:
+    return PromptRules(bounds.max_prompt_characters, settings.tool_prompt, settings.hoist_system_messages)
 
 
 def check_length(request: ChatRequest | CompletionRequest, max_characters: int) -> None:

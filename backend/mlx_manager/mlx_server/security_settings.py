@@ -1,4 +1,4 @@
-"""The settings of the HTTP edge: who may ask, from where, how much at once. Knows nothing of how that is enforced."""
+"""The settings that say who may use the server, from where and how often. Knows nothing of how that is enforced."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from mlx_manager.addresses import header_key
@@ -126,37 +126,29 @@ Entries = Annotated[list[str], NoDecode, BeforeValidator(_entries)]
 Origins = Annotated[Entries, AfterValidator(lambda entries: [_origin(entry) for entry in entries])]
 
 
-class EdgeSettings(BaseModel):
-    """A part of the server's settings."""
+class SecuritySettings(BaseModel):
+    """Who may use the server"""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     api_keys: Annotated[list[ApiKey], NoDecode, BeforeValidator(_api_keys)] = []
-    """Who may ask: `key` or `name=key`, comma-separated in the environment; without any, everybody may."""
+    """Keys that requests may come with: `KEY` or `NAME=KEY`, comma-separated. Without any, requests need no key."""
     api_keys_file: Annotated[Annotated[UserPath, AfterValidator(_readable_keys)] | None, BLANK_IS_NONE] = None
-    """More of them, one on each line."""
+    """A file with more of them, one on each line."""
     admin_key: Annotated[SecretStr | None, AfterValidator(_admin_key)] = None
-    """What `/admin` asks for; it opens all other endpoints too."""
+    """The key for `/admin`. It opens all other endpoints too."""
     insecure_no_auth: bool = False
-    """Whether the server may listen beyond this machine without keys."""
+    """Whether the server may listen beyond this machine without API keys; `--insecure-no-auth` sets it too."""
     allowed_hosts: Entries = []
-    """Names that the Host header may have; else, on a loopback address, those of this machine alone."""
+    """Names that the Host header may have, comma-separated; `*` for any. When empty, a loopback address answers to the
+    names of this machine (`localhost`, `host.docker.internal`, ...) and any other address to every name."""
     cors_origins: Origins = []
-    """Origins of web pages that may use the server; `*` stands for any text in one."""
-
-    max_body_mb: float = Field(default=32, gt=0, le=1024, allow_inf_nan=False)
-    """The largest request body."""
-    max_json_depth: int = Field(default=256, ge=8, le=512)
-    """How deep lists and objects of a body may be nested."""
-    header_timeout_seconds: float = Field(default=10, gt=0, le=1e9, allow_inf_nan=False)
-    """How long the headers of a request may take to arrive."""
-    body_timeout_seconds: float = Field(default=30, gt=0, le=1e9, allow_inf_nan=False)
-    """How long a body may take, and a second more for each 16 KB of it; as long may a client take no answer in."""
-    max_connections: int = Field(default=1024, ge=1, le=10**9)
-    """Open at once; the next are answered with 503."""
-
+    """Origins of web pages and desktop apps that may use the server, comma-separated: `https://chat.example`,
+    `app://obsidian.md`, `vscode-webview://*`, `null`; `*` for all."""
     rate_limit_requests_per_minute: int = Field(default=0, ge=0, le=10**9)
-    """Generations that each key may ask for, or each address where there are no keys; 0 for no limit."""
+    """Generations that each key may ask for in a minute, or each address where there are no keys; `0` for no limit."""
     rate_limit_tokens_per_minute: int = Field(default=0, ge=0, le=10**9)
-    """Tokens of prompts and answers, likewise."""
+    """Tokens of prompts and answers that each key may use in a minute; `0` for no limit."""
 
     def all_api_keys(self) -> list[ApiKey]:
         """Those of the file too. Raises ValueError when it has become unreadable."""

@@ -22,10 +22,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
         api_keys_file=file,
         admin_key=ADMIN,
         cors_origins="https://chat.example",
-        max_body_mb=1,
-        max_json_depth=16,
-        header_timeout_seconds=1,
-        body_timeout_seconds=2,
-        max_connections=12,
+        bounds={
+            "max_body_bytes": 2**20,
+            "header_timeout_seconds": 1,
+            "body_timeout_seconds": 2,
+            "max_connections": 12,
+        },
     ) as running:
         yield running

@@ -6,8 +6,8 @@ from fastapi.testclient import TestClient
 
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.main import create_app
-from tests.mlx_server.api.edge.conftest import ADMIN, ANNA
-from tests.mlx_server.api.edge.raw import Reply, connected, exchange, read_to_end, replies, request
+from tests.mlx_server.api.conftest import ADMIN, ANNA
+from tests.mlx_server.api.raw import Reply, connected, exchange, read_to_end, replies, request
 from tests.running_server import RunningServer
 
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_manager.mlx_server.api.edge.buckets import MAX_BUCKETS, Buckets
-from mlx_manager.mlx_server.api.edge.rate_limits import duration
+from mlx_manager.mlx_server.api.rates import MAX_BUCKETS, Buckets, duration
 from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 
 COUNT: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "Count to 5"}], "temperature": 0}

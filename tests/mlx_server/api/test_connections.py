@@ -8,8 +8,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.mlx_server.api.edge.conftest import ANNA
-from tests.mlx_server.api.edge.raw import connected, exchange, post, read_to_end, replies, request, send_slowly
+from tests.mlx_server.api.conftest import ANNA
+from tests.mlx_server.api.raw import connected, exchange, post, read_to_end, replies, request, send_slowly
 from tests.running_server import RunningServer, eventually
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -152,21 +152,6 @@ def exchange_to_end(server: RunningServer, sent: bytes) -> bytes:
         return read_to_end(connection)
 
 
-@pytest.mark.parametrize("keep_alive", [b"", b"Connection: keep-alive\r\n"])
-def test_a_stream_to_a_client_of_http_1_0_has_no_chunks(server: RunningServer, keep_alive: bytes) -> None:
-    body = json.dumps(json.loads(CHAT) | {"stream": True}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
-    answer = exchange_to_end(server, head + keep_alive + b"\r\n" + body)
-    answered, _, stream = answer.partition(b"\r\n\r\n")
-    fields = [line.partition(b":")[0].lower() for line in answered.split(b"\r\n")[1:]]
-    assert b"transfer-encoding" not in fields
-    assert b"\r\nconnection: close" in answered
-    assert fields.count(b"connection") == 1
-    events = stream.split(b"\n\n")
-    assert events[-2:] == [b"data: [DONE]", b""]
-    assert all(event.startswith(b"data: {") for event in events[:-2])
-
-
 def test_an_answer_to_a_client_of_http_1_0_has_its_length(server: RunningServer) -> None:
     for path in (b"/health", b"/v1/models", b"/nowhere", b"/docs"):
         (reply,) = replies(exchange_to_end(server, b"GET %s HTTP/1.0\r\n\r\n" % path))
@@ -183,6 +168,12 @@ def test_garbage_behind_a_request_does_not_cost_its_answer(server: RunningServer
     with connected(server) as connection:
         connection.sendall(HEALTH + b"\x00garbage\r\n\r\n" * 100)
         assert [reply.status for reply in replies(read_to_end(connection))] == [200]
+
+
+def test_what_is_wrong_with_a_second_request_is_not_the_answer_to_the_first(server: RunningServer) -> None:
+    assert b"invalid_http" not in exchange_to_end(
+        server, offering(CHAT, b"Content-Length: %d" % len(CHAT)) + NO_HTTP[-1]
+    )
 
 
 def test_requests_in_a_row_are_answered_in_their_order(server: RunningServer) -> None:
@@ -235,6 +226,18 @@ def test_connections_beyond_the_limit_are_told_so_and_those_before_work_on(guard
         assert (reply.status, reply.code) == (503, "too_many_connections")
         assert int(reply.headers["retry-after"]) >= 1
         assert is_healthy(held[0])
+    eventually(lambda: httpx.get(f"{guarded.url}/health").status_code, lambda status: status == 200)
+
+
+def test_connections_far_beyond_the_limit_are_cut_unanswered(guarded: RunningServer) -> None:
+    """They would hold a descriptor each while they are told why."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):
+            assert is_healthy(stack.enter_context(connected(guarded)))
+        beyond = [stack.enter_context(connected(guarded)) for _ in range(12 + 64 + 24)]
+        answers = [read_to_end(connection) for connection in beyond]
+    assert answers[0].startswith(b"HTTP/1.1 503")
+    assert b"" in answers
     eventually(lambda: httpx.get(f"{guarded.url}/health").status_code, lambda status: status == 200)
 
 

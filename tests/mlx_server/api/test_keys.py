@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from tests.mlx_server.api.edge.conftest import ADMIN, ANNA
+from tests.mlx_server.api.conftest import ADMIN, ANNA
 from tests.running_server import RunningServer, running_server
 
 EVERYWHERE = [

@@ -8,8 +8,8 @@ import zlib
 import httpx
 import pytest
 
-from tests.mlx_server.api.edge.conftest import ANNA
-from tests.mlx_server.api.edge.raw import Reply, connected, exchange, post, read_to_end, replies, request, send_slowly
+from tests.mlx_server.api.conftest import ANNA
+from tests.mlx_server.api.raw import Reply, connected, exchange, post, read_to_end, replies, request, send_slowly
 from tests.running_server import HANG_SECONDS, RunningServer
 
 KEY = f"x-api-key: {ANNA}"
@@ -38,7 +38,7 @@ def test_a_body_of_the_limit_is_read_and_one_byte_more_is_not(guarded: RunningSe
     refused = posted(guarded, padded(MB + 1))
     assert (refused.status, refused.code) == (413, "request_too_large")
     assert refused.headers["connection"] == "close"
-    assert b"MLX_SERVER_MAX_BODY_MB" in refused.body
+    assert b"larger than 1 MB" in refused.body
 
 
 def test_a_body_that_says_that_it_is_too_long_is_refused_before_it_comes(guarded: RunningServer) -> None:
@@ -86,18 +86,21 @@ def test_a_body_that_trickles_is_refused(guarded: RunningServer) -> None:
     ("body", "part"),
     [
         (b'{"model": "nobody", "prompt": "a\xff"}', b"UTF-8"),
-        (b'{"model": "nobody", "prompt": "a\x00b"}', b"NUL"),
-        ('{"model": "nobody", "prompt": "a"}'.encode("utf-16"), b"NUL"),
+        (b'{"model": "nobody", "prompt": "a\x00b"}', b"control character"),
+        ('{"model": "nobody", "prompt": "a"}'.encode("utf-16"), b"UTF-8"),
+        ('{"model": "nobody", "prompt": "a"}'.encode("utf-16-le"), b"JSON"),
         (b'{"model": "nobody", "model": "demo", "prompt": "a"}', b"model: duplicate key 'model'"),
         (b'{"model": "nobody", "prompt": "a", "metadata": {"\\ud800": 1, "\\ud800": 2}}', b"duplicate key '"),
         (b'{"model": "nobody", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", b"JSON"),
         (b'{"model": "nobody", "prompt": "a", "temperature": 1e999}', b"temperature"),
         (b'{"model": "nobody", "prompt": "a", "temperature": NaN}', b"temperature"),
         (b'{"model": "nobody", "prompt": "a", "temperature": -Infinity}', b"temperature"),
-        (b"[" * 17 + b"]" * 17, b"nested"),
-        (b'{"a":' * 17 + b"1" + b"}" * 17, b"nested"),
-        (b"[" * 500_000, b"lists"),
-        (b"[" + b"{}," * 200_001 + b"1]", b"lists"),
+        (b"[" * 257 + b"]" * 257, b"nested"),
+        (b'{"a":' * 257 + b"1" + b"}" * 257, b"nested"),
+        (b'{"a":[' * 128 + b"1" + b"]}" * 128 + b" x", b"JSON"),
+        (b"[" * 500_000, b"nested"),
+        (b"[" * 700_000, b"lists"),
+        (b"[" + b"1,," * 300_000 + b"1]", b"JSON"),
     ],
     ids=lambda value: repr(value[:40]),
 )
@@ -105,6 +108,18 @@ def test_what_is_no_reasonable_json_is_refused(guarded: RunningServer, body: byt
     reply = posted(guarded, body)
     assert (reply.status, reply.code) == (422, "validation_error")
     assert part in reply.body
+
+
+def test_a_body_nested_as_deep_as_may_be_is_read(guarded: RunningServer) -> None:
+    deep = b'{"a":' * 255 + b"1" + b"}" * 255
+    assert posted(guarded, b'{"model": "nobody", "prompt": "a", "metadata": %s}' % deep).status == 404
+
+
+def test_values_without_end_are_refused_before_they_are_made(server: RunningServer) -> None:
+    for body, part in ((b"[" + b"[]," * 600_000 + b"1]", b"lists"), (b"[" + b"1," * 1_200_001 + b"1]", b"values")):
+        reply = exchange(server, post(PATH, body))
+        assert (reply.status, reply.code) == (422, "validation_error")
+        assert part in reply.body
 
 
 def test_brackets_and_quotes_in_strings_count_for_nothing(guarded: RunningServer) -> None:
