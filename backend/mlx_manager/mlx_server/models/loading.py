@@ -19,7 +19,7 @@ from mlx_manager.mlx_server.models.adapters.traits import TemplateTraits, probe_
 from mlx_manager.mlx_server.models.adapters.turn_ends import turn_end_tokens
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import read_chat_templates
-from mlx_manager.mlx_server.models.conversion import NotConvertible, tokenizer_folder
+from mlx_manager.mlx_server.models.conversion import tokenizer_folder
 from mlx_manager.mlx_server.models.defaults import ModelDefaults, read_defaults, with_settings
 from mlx_manager.mlx_server.models.fitness import explain, explain_tokenizer, why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
@@ -139,8 +139,7 @@ async def load_model(
     except BaseException as exc:
         await _abort(launching)
         if isinstance(exc, Exception):
-            reason = str(exc) if isinstance(exc, NotConvertible) else explain_tokenizer(exc)
-            raise _load_failed(entry, reason) from exc
+            raise _load_failed(entry, explain_tokenizer(exc)) from exc
         raise
     try:
         engine = await launching
