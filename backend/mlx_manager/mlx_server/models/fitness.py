@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.models.conversion import NotConvertible
 from mlx_manager.mlx_server.models.defaults import read_json, text_config
 from mlx_manager.mlx_server.models.weights import BrokenWeights, check_weights, tensor_names, weight_files
 
@@ -71,6 +72,8 @@ def explain(failure: str) -> str:
 
 def explain_tokenizer(exc: Exception) -> str:
     """The same for what loading its tokenizer raised."""
+    if isinstance(exc, NotConvertible):
+        return str(exc)
     reason = str(exc).strip().partition("\n")[0].rstrip(".:")
     return f"its tokenizer cannot be read: {type(exc).__name__}: {reason}. Copy tokenizer.json from the original model."
 

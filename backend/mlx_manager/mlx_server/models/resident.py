@@ -12,7 +12,6 @@ from mlx_manager.mlx_server.engine.worker_client import LoadRaised, Supervision,
 from mlx_manager.mlx_server.errors import LoadingCrashed, ModelLoadFailed
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.catalog import ModelEntry
-from mlx_manager.mlx_server.models.conversion import NotConvertible
 from mlx_manager.mlx_server.models.fitness import explain, explain_tokenizer
 from mlx_manager.mlx_server.models.kinds import check_kind
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
@@ -70,8 +69,7 @@ class Loading:
         except BaseException as exc:
             await _abort(launching)
             if isinstance(exc, Exception):
-                reason = str(exc) if isinstance(exc, NotConvertible) else explain_tokenizer(exc)
-                raise load_failed(self.entry, reason) from exc
+                raise load_failed(self.entry, explain_tokenizer(exc)) from exc
             raise
         try:
             engine = await launching
