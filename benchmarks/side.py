@@ -71,4 +71,5 @@ async def _beside_long_prompt(target: Target, rng: random.Random, long_prompt_to
     long.close()
     side.close()
     await asyncio.gather(answering, return_exceptions=True)
+    await asyncio.sleep(SETTLE_SECONDS)  # the chunk in progress ends
     return seconds
