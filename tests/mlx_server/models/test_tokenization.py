@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models
 
 from mlx_manager.demo import demo_model_path
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.models.tokenization import (
-    StreamingDetokenizer,
     Tokenizer,
     encode,
     load_tokenizer,

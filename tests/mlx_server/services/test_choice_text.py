@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.engine.sequences import Score, Tokens
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.models.token_texts import TokenTexts
-from mlx_manager.mlx_server.models.tokenization import StreamingDetokenizer, encode, load_tokenizer, make_decoder
+from mlx_manager.mlx_server.models.tokenization import encode, load_tokenizer, make_decoder
 from mlx_manager.mlx_server.parsers.detect import HERMES, PLAIN
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
 from mlx_manager.mlx_server.parsers.output import ReasoningMarkers

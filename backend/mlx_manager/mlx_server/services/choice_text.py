@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from mlx_manager.mlx_server.engine.sequences import Tokens
-from mlx_manager.mlx_server.models.tokenization import StreamingDetokenizer
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.parsers.output import OutputParser
 from mlx_manager.mlx_server.parsers.pieces import Piece, Text, ToolCallEnd, ToolCallStart, joined
 from mlx_manager.mlx_server.parsers.stop import StopStringParser

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.sequences import Tokens
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.models.pool import LoadedModel
 from mlx_manager.mlx_server.models.token_texts import TokenTexts
-from mlx_manager.mlx_server.models.tokenization import StreamingDetokenizer, make_decoder, make_filtering_decoder
+from mlx_manager.mlx_server.models.tokenization import make_decoder, make_filtering_decoder
 from mlx_manager.mlx_server.parsers.detect import PLAIN
 from mlx_manager.mlx_server.parsers.output import OutputParser
 from mlx_manager.mlx_server.parsers.pieces import Piece, Text, Tool
