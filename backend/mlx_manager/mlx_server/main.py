@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
-from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
 from mlx_manager.mlx_server import __version__, config
@@ -129,7 +128,6 @@ def _is_model(app: FastAPI, model_id: str) -> bool:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Starts the pool, and the default model's worker beside the server; ends with every worker gone."""
     _refuse_several_api_processes()
-    AppStatus.enable_automatic_graceful_drain = False  # it cuts every stream at SIGTERM; ours may finish
     settings: MLXServerSettings = app.state.settings
     if app.state.tracing.enabled:
         logger.info("LogFire instrumentation enabled")
