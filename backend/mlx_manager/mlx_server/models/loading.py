@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.models.defaults import ModelDefaults, read_defaults,
 from mlx_manager.mlx_server.models.fitness import explain, explain_tokenizer, why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.templating import render_apart
+from mlx_manager.mlx_server.models.token_texts import PlainTexts
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import prompted_format
@@ -47,6 +48,7 @@ class Language:
     special_tokens: dict[str, int]
     turn_ends: list[int]
     """Tokens with which its chat template ends the assistant's turn."""
+    plain_texts: PlainTexts
     templates: TemplateRenderer
     traits: TemplateTraits
     rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RENDERING))
@@ -171,7 +173,16 @@ def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer)
     elif fault is not None:
         logger.warning("Tool calls of model %s may fail: %s", entry.id, fault)
     turn_ends = turn_end_tokens(tokenizer, adapter, output_format)
-    return Language(tokenizer, adapter, output_format, special_tokens(tokenizer), turn_ends, templates, traits)
+    return Language(
+        tokenizer,
+        adapter,
+        output_format,
+        special_tokens(tokenizer),
+        turn_ends,
+        PlainTexts(tokenizer),
+        templates,
+        traits,
+    )
 
 
 def _loaded_model(

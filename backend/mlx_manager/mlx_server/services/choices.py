@@ -38,7 +38,7 @@ class ChoiceRun:
         self._decode = _decoder(model, request)
         self._texts = TokenTexts(model.tokenizer) if request.logprobs is not None else None
         ledger = LogprobLedger(self._texts, len(prompt.echo) if self._echoes else 0) if self._texts else None
-        detokenizer = StreamingDetokenizer(self._decode, _context(request, prompt))
+        detokenizer = StreamingDetokenizer(self._decode, _context(request, prompt), model.language.plain_texts)
         one_call = isinstance(request, ChatRequest) and not request.tool_use.parallel
         self._text = ChoiceText(detokenizer, _parser(model, request, prompt), request, ledger, one_call)
         self._write = DeltaWriter(index)
