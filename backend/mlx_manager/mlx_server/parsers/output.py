@@ -81,8 +81,8 @@ class OutputParser:
         return self._source.broken_calls
 
     def feed(self, text: str) -> list[Piece]:
-        self._source.feed(text)
-        next(self._parsing, None)
+        if self._source.feed(text):
+            next(self._parsing, None)
         return self._source.drain()
 
     def flush(self, *, is_cut_off: bool = False) -> list[Piece]:

@@ -72,21 +72,32 @@ class Source:
         self._held: _Held | None = None
         self._pieces: list[Piece] = []
         self._call_is_open = False
+        self._passing: tuple[Sink, Callable[[str], object]] | None = None
+        """While the parser waits for a marker: where text before it goes, and which text is surely before it."""
 
-    def feed(self, text: str) -> None:
+    def feed(self, text: str) -> bool:
+        """Whether the parser has to read on. Text that nothing it waits for can begin in is passed on without it."""
+        if self._passing is not None and self._at == len(self._unread):
+            sink, is_plain = self._passing
+            if is_plain(text):
+                self._unread, self._at = text, 0
+                sink(self.take(len(text)))
+                return False
+        self._passing = None
         self._unread = self._unread[self._at :] + text
         self._at = 0
+        return True
 
     def drain(self) -> list[Piece]:
         pieces, self._pieces = joined(self._pieces), []
         return pieces
 
     def emit(self, piece: Piece) -> None:
-        if isinstance(piece, ToolCallStart):
-            piece = ToolCallStart(known_name(piece.name, self._names))
         if self._held is not None:
             self._held.pieces.append(piece)
             return
+        if isinstance(piece, ToolCallStart):
+            piece = ToolCallStart(known_name(piece.name, self._names))
         self._pieces.append(piece)
         if isinstance(piece, Text):
             self._add_span(self._taken - len(piece.text))
@@ -217,7 +228,7 @@ class Source:
 
     def rest(self, sink: Sink) -> Parse[None]:
         """Passes on all text to the end of the output as it comes."""
-        while (yield from self.available()):
+        while (yield from self._available_to(sink, bool)):
             sink(self.take(len(self._unread) - self._at))
 
     def until(self, markers: tuple[str, ...], sink: Sink, *, trim: bool = False) -> Parse[str | None]:
@@ -241,6 +252,7 @@ class Source:
                 return None
             ready = len(unread) - possible_beginning(unread, markers)
             self._pass(len(unread[:ready].rstrip(SPACE)) if trim else ready, sink)
+            self._passing = sink, _none_of(markers, trim)
             yield
 
     def text_until(self, *markers: str) -> Parse[str]:
@@ -249,6 +261,11 @@ class Source:
         if (yield from self.until(markers, parts.append)) is None:
             raise Malformed(f"the output ended before {markers[-1]!r}")
         return "".join(parts)
+
+    def _available_to(self, sink: Sink, is_plain: Callable[[str], object]) -> Parse[bool]:
+        if self._at >= len(self._unread) and not self.ended:
+            self._passing = sink, is_plain
+        return (yield from self.available())
 
     def _records(self) -> list[list[str]]:
         held = [self._held.unsettled] if self._held is not None else []
@@ -267,6 +284,14 @@ class Source:
     def _pass(self, length: int, sink: Sink) -> None:
         if length:
             sink(self.take(length))
+
+
+@lru_cache
+def _none_of(markers: tuple[str, ...], trim: bool) -> Callable[[str], re.Match[str] | None]:
+    """Matches text that one of `markers` cannot begin in; with `trim`, nor whitespace before one at its end."""
+    beginnings = re.escape("".join(marker[0] for marker in markers))
+    other = f"[^{beginnings}]" if beginnings else r"[\s\S]"
+    return re.compile(f"{other}*[^{beginnings}{SPACE}]" if trim else f"{other}+").fullmatch
 
 
 _SPACES = re.compile(f"[{SPACE}]+")

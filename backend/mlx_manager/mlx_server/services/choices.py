@@ -61,7 +61,10 @@ class ChoiceRun:
         return self._logprob_sum / max(1, self.completion_tokens)
 
     def events(self, tokens: Tokens) -> list[ChoiceEvent]:
-        events: list[ChoiceEvent] = [*self._write(self._echo(tokens))]
+        events: list[ChoiceEvent] = []
+        if self._echoes:
+            self._echoes = False
+            events += self._write(self._echo(tokens))
         if self._generates:
             events += self._go_on(tokens)
         reason = self._text.finish_reason if self._generates else "length"
@@ -71,16 +74,14 @@ class ChoiceRun:
         return events
 
     def _go_on(self, tokens: Tokens) -> list[Delta]:
-        counted = self.completion_tokens
+        counted = self._text.completion_tokens
         output = self._text.feed(tokens)
-        self._logprob_sum += sum(score.logprob for score in tokens.scores[: self.completion_tokens - counted])
+        if tokens.scores:
+            self._logprob_sum += sum(score.logprob for score in tokens.scores[: self.completion_tokens - counted])
         return self._write(output)
 
     def _echo(self, tokens: Tokens) -> Output:
         """The prompt, before the first tokens."""
-        if not self._echoes:
-            return Output()
-        self._echoes = False
         pieces: list[Piece] = [Text(self._prompt.echo)] if self._prompt.echo else []
         if self._texts is None:
             return Output(pieces)
