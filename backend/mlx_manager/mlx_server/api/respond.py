@@ -49,8 +49,11 @@ async def answer(body: Any, request: Request, state: ServerState | None) -> Resp
     server, protocol = require(state), protocol_of(request.scope)
     generation = await converted(request, protocol.parse, body, _options(server))
     note_generation(request, generation, body.stream)
-    events, writer = server.inference.generate(generation), protocol.writer(generation)
-    return _EventStream(events, writer) if body.stream else await _whole(request, events, writer)
+    return await respond(request, server.inference.generate(generation), protocol.writer(generation), body.stream)
+
+
+async def respond(request: Request, events: GenerationEvents, writer: Writer, stream: bool) -> Response:
+    return _EventStream(request, events, writer) if stream else await _whole(request, events, writer)
 
 
 def _options(server: ServerState) -> ParseOptions:
@@ -59,7 +62,7 @@ def _options(server: ServerState) -> ParseOptions:
 
 async def _whole(request: Request, events: GenerationEvents, writer: Writer) -> Response:
     try:
-        generation = await _unless_client_leaves(request.receive, fold(events))
+        generation = await unless_client_leaves(request, fold(events))
     except ClientLeft:
         await events.aclose()
         return Response(status_code=STATUS_CLIENT_CLOSED_REQUEST)
@@ -71,9 +74,10 @@ class _EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: GenerationEvents, writer: Writer) -> None:
+    def __init__(self, request: Request, events: GenerationEvents, writer: Writer) -> None:
         super().__init__(headers=_STREAM_HEADERS)
         del self.headers["content-length"]
+        self._request = request
         self._events = events
         self._writer = writer
         self._is_complete = False
@@ -82,7 +86,7 @@ class _EventStream(Response):
         exchange: Exchange = scope["state"]["exchange"]
         try:
             async with aclosing(self._events):
-                await _unless_client_leaves(receive, self._stream(send, exchange.request_id))
+                await unless_client_leaves(self._request, self._stream(send, exchange.request_id))
         except ClientLeft:
             pass
         finally:
@@ -122,10 +126,10 @@ class _EventStream(Response):
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
 
 
-async def _unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`; raises ClientLeft, with the work cancelled and ended, when the client leaves first."""
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_client_leaves(receive))
+    watching = asyncio.create_task(_client_leaves(request))
     try:
         await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -137,6 +141,6 @@ async def _unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) 
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _client_leaves(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
+async def _client_leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
         pass

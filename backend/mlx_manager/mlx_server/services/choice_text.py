@@ -65,6 +65,11 @@ class ChoiceText:
             self.completion_tokens += 1
             if self._ledger is not None:
                 self._ledger.add(token, tokens.scores[i], text)
+            piece = None if self._has_stops else self._parser.pass_on(text)
+            if piece is not None:
+                self.reasoning_tokens += self._parser.in_reasoning
+                pieces.append(piece)
+                continue
             pieces += self._visible(self._parse(text))
             if self.finish_reason is not None:
                 return self._output(pieces)
@@ -83,8 +88,6 @@ class ChoiceText:
 
     def _visible(self, pieces: list[Piece]) -> list[Piece]:
         """The pieces as far as the choice goes, which ends behind a stop string, or the one call there is to be."""
-        if not self._has_stops and len(pieces) == 1 and type(pieces[0]) is Text:
-            return pieces
         visible: list[Piece] = []
         for piece in pieces:
             if isinstance(piece, Text):

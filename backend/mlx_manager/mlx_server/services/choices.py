@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
+
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.sequences import Tokens
 from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
@@ -137,7 +139,7 @@ def best_of(
         ranked = sorted(runs[first : first + made], key=lambda run: run.mean_logprob, reverse=True)
         for place, run in enumerate(ranked[: request.n]):
             index = first // made * request.n + place
-            yield from (replace(event, index=index) for event in by_choice[run.index])
+            yield from (msgspec.structs.replace(event, index=index) for event in by_choice[run.index])
 
 
 def _choices_of_each_prompt(request: ChatRequest | CompletionRequest) -> int:
