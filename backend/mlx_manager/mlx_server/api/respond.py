@@ -86,16 +86,17 @@ class _EventStream(Response):
         exchange: Exchange = scope["state"]["exchange"]
         try:
             async with aclosing(self._events):
-                await unless_client_leaves(self._request, self._stream(send, exchange.request_id))
+                work = self._stream(send, scope["state"]["send"], exchange.request_id)
+                await unless_client_leaves(self._request, work)
         except ClientLeft:
             pass
         finally:
             if exchange.status is not None and not self._is_complete:  # cut off behind its headers
                 exchange.status = STATUS_CLIENT_CLOSED_REQUEST
 
-    async def _stream(self, send: Send, request_id: str) -> None:
+    async def _stream(self, send_headers: Send, send: Send, request_id: str) -> None:
         first = await anext(self._events)
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send_headers({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         pinging = asyncio.create_task(self._ping(send))
         try:
             ending = await self._send_events(first, send, request_id)
