@@ -85,6 +85,9 @@ class OutputParser:
         return self._source.pass_on(text)
 
     def feed(self, text: str) -> list[Piece]:
+        passed = self.pass_on(text)
+        if passed is not None:
+            return [passed]
         self._source.feed(text)
         next(self._parsing, None)
         return self._source.drain()
