@@ -87,7 +87,9 @@ def of_settings() -> list[ListedModel]:
                 size_bytes=size_bytes,
                 quantization=None if facts is None else facts.quantization,
                 context_length=None if facts is None else facts.context_length,
-                tools=None if facts is None else facts.capabilities.tools or None,
+                tools=None
+                if facts is None
+                else facts.capabilities.with_tool_prompt(settings.tool_prompt).tools or None,
                 fits=_fits(size_bytes, int(settings.max_memory_gb * BYTES_PER_GB)),
                 loaded=False,
             )

@@ -27,7 +27,6 @@ if __name__ == "__main__":
 import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
 from mlx_manager.mlx_server import __version__, config
@@ -119,7 +118,6 @@ def _is_model(app: FastAPI, model_id: str) -> bool:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Starts the pool, and the default model's worker beside the server; ends with every worker gone."""
     _refuse_several_api_processes()
-    AppStatus.enable_automatic_graceful_drain = False  # it cuts every stream at SIGTERM; ours may finish
     settings: MLXServerSettings = app.state.settings
     bounds: Bounds = app.state.bounds
     for line in warnings_of_environment():

@@ -102,8 +102,9 @@ class EngineClient(WorkerClient):
                 if message.logprobs is not None:
                     self._push_scores(message, message.logprobs)
                 for number, token in zip(message.sequences, message.tokens, strict=True):
-                    if number in sequences:  # a cancelled one may have been on its way
-                        sequences[number].push_token(token)
+                    sequence = sequences.get(number)
+                    if sequence is not None:  # a cancelled one may have been on its way
+                        sequence.push_token(token)
             case RequestFinished():
                 if message.sequence in sequences:
                     sequences.pop(message.sequence).finish(message.reason)

@@ -15,6 +15,7 @@ from mlx_manager.mlx_server.models.chat_templates import read_chat_templates
 from mlx_manager.mlx_server.models.conversion import tokenizer_folder
 from mlx_manager.mlx_server.models.defaults import ModelDefaults, read_defaults, with_settings
 from mlx_manager.mlx_server.models.resident import Loading, Resident
+from mlx_manager.mlx_server.models.token_texts import PlainTexts
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.parsers.detect import prompted_format
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
@@ -36,6 +37,7 @@ class Language:
     special_tokens: dict[str, int]
     turn_ends: list[int]
     """Tokens with which its chat template ends the assistant's turn."""
+    plain_texts: PlainTexts
     templates: TemplateRenderer
     traits: TemplateTraits
     rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RENDERING))
@@ -103,4 +105,13 @@ def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer)
     elif fault is not None:
         logger.warning("Tool calls of model %s may fail: %s", entry.id, fault)
     turn_ends = turn_end_tokens(tokenizer, adapter, output_format)
-    return Language(tokenizer, adapter, output_format, special_tokens(tokenizer), turn_ends, templates, traits)
+    return Language(
+        tokenizer,
+        adapter,
+        output_format,
+        special_tokens(tokenizer),
+        turn_ends,
+        PlainTexts(tokenizer),
+        templates,
+        traits,
+    )

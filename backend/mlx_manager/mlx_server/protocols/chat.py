@@ -155,6 +155,7 @@ def _template_kwargs(body: openai.ChatCompletionRequest) -> dict[str, object]:
 
 class ChatBuilder(OpenAIWriter):
     def __init__(self, request: ChatRequest) -> None:
+        super().__init__()
         self._request = request
 
     def event(self, event: GenerationEvent) -> list[JsonObject]:

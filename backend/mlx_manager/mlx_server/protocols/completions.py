@@ -124,6 +124,7 @@ def _best_of(body: openai.CompletionRequest, n: int) -> int:
 
 class CompletionBuilder(OpenAIWriter):
     def __init__(self, request: CompletionRequest) -> None:
+        super().__init__()
         self._request = request
 
     def event(self, event: GenerationEvent) -> list[JsonObject]:

@@ -10,6 +10,7 @@ import pydantic_core
 from mlx_manager.mlx_server.protocols.base import Writer
 from mlx_manager.mlx_server.protocols.messages_errors import anthropic_error
 from mlx_manager.mlx_server.protocols.messages_turns import signature
+from mlx_manager.mlx_server.protocols.text_frames import TextFrame
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.types import (
     ChatRequest,
@@ -50,6 +51,8 @@ class MessagesWriter(Writer):
         self._finished: ChoiceFinished | None = None
 
     def frames(self, event: GenerationEvent) -> list[bytes]:
+        if type(event) is TextDelta and (frame := self._blocks.text_frame(event.text)):
+            return [frame]
         return [_frame(message) for message in self._messages(event)]
 
     def response(self, generation: Generation) -> JsonObject:
@@ -159,6 +162,16 @@ class _Blocks:
         self._held: dict[type[GenerationEvent], str] = {}
         self._thoughts: list[str] = []
         self._call = -1
+        self._text_frame: TextFrame | None = None
+
+    def text_frame(self, text: str) -> bytes | None:
+        """The frame of a text that goes on in an open block of text, where only the text is new; None elsewhere."""
+        if self._open is not TextDelta:
+            return None
+        self._held = {}
+        if self._text_frame is None:
+            self._text_frame = TextFrame(lambda text: b"".join(map(_frame, self._delta(TextDelta, text))))
+        return self._text_frame(text)
 
     def write(self, kind: type[TextDelta | ReasoningDelta], text: str) -> Iterator[JsonObject]:
         if self._open is not kind:
@@ -187,7 +200,7 @@ class _Blocks:
 
     def _begin(self, kind: type[GenerationEvent], block: JsonObject) -> Iterator[JsonObject]:
         yield from self._close()
-        self._open, self._thoughts = kind, []
+        self._open, self._thoughts, self._text_frame = kind, [], None
         self._index += 1
         yield {"type": "content_block_start", "index": self._index, "content_block": block}
 

@@ -7,8 +7,11 @@ import msgspec
 from mlx_manager.mlx_server.errors import BrokenBody, ServerError
 from mlx_manager.mlx_server.protocols.base import BodyT, ErrorReply, Protocol, RequestT, Writer, retry_after
 from mlx_manager.mlx_server.protocols.errors import error_body, status_of
+from mlx_manager.mlx_server.protocols.text_frames import TextFrame
 from mlx_manager.mlx_server.protocols.wire import JsonObject
-from mlx_manager.mlx_server.types import GenerationEvent
+from mlx_manager.mlx_server.types import GenerationEvent, ReasoningDelta, TextDelta
+
+_TEXTS = (TextDelta, ReasoningDelta)
 
 
 class OpenAIProtocol(Protocol[BodyT, RequestT]):
@@ -28,12 +31,29 @@ class OpenAIProtocol(Protocol[BodyT, RequestT]):
 class OpenAIWriter(Writer):
     """Chunks as `data:` lines. A stream that fails has no [DONE]."""
 
+    def __init__(self) -> None:
+        self._texts: dict[tuple[type[GenerationEvent], int], TextFrame | None] = {}
+
     @abstractmethod
     def event(self, event: GenerationEvent) -> list[JsonObject]:
         """The chunks that the event becomes."""
 
     def frames(self, event: GenerationEvent) -> list[bytes]:
+        if isinstance(event, _TEXTS) and not event.logprobs:
+            key = type(event), event.index
+            frame = self._texts[key] if key in self._texts else self._text_frame(*key)
+            return [frame(event.text)] if frame is not None else []
         return [_frame(chunk) for chunk in self.event(event)]
+
+    def _text_frame(self, kind: type[TextDelta | ReasoningDelta], index: int) -> TextFrame | None:
+        """None where the protocol has no such text."""
+
+        def write(text: str) -> bytes:
+            return b"".join(map(_frame, self.event(kind(index, text))))
+
+        frame = TextFrame(write) if write("") else None
+        self._texts[kind, index] = frame
+        return frame
 
     def error_frame(self, error: Exception, request_id: str) -> bytes:
         return _frame(error_body(error))
