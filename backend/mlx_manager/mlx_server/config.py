@@ -209,6 +209,10 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
     """Whether the line `x-anthropic-billing-header: ...` is removed from the beginning of a system prompt."""
     strip_token_counter: bool = True
     """Whether system messages that say only how many tokens are left are removed: they change at every request."""
+    response_store_mb: float = Field(default=64, ge=0, le=1e6, allow_inf_nan=False)
+    """Memory for responses of /v1/responses that may be fetched, or gone on from, later; 0 stores none."""
+    response_ttl_seconds: float = Field(default=3600, gt=0, le=1e9, allow_inf_nan=False)
+    """How long such a response is kept."""
     drain_timeout_seconds: int = Field(default=30, ge=0, le=10**9)
     """How long running requests may go on after SIGTERM."""
 

@@ -49,9 +49,11 @@ from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
 from mlx_manager.mlx_server.protocols.messages import Messages
+from mlx_manager.mlx_server.protocols.responses import Responses
 from mlx_manager.mlx_server.services.hygiene import hygiene_of
 from mlx_manager.mlx_server.services.inference import InferenceService, set_running_service
 from mlx_manager.mlx_server.services.prompts import prompt_rules
+from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.routing import Routing
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
@@ -92,7 +94,7 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
 
 def _protocols(settings: MLXServerSettings) -> Protocols:
     status = settings.validation_error_status
-    return Protocols([ChatCompletions(status), Completions(status), Messages()])
+    return Protocols([ChatCompletions(status), Completions(status), Messages(), Responses()])
 
 
 def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
@@ -147,7 +149,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         prompt_rules=prompt_rules(settings),
         trace_content=settings.trace_content,
     )
-    app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
+    responses = ResponseStore(int(settings.response_store_mb * BYTES_PER_MB), settings.response_ttl_seconds)
+    app.state.server = ServerState(settings, pool, upstreams, inference, responses, int(time.time()))
     app.state.reloader = Reloader(app)
     set_running_pool(pool)
     set_running_service(inference)

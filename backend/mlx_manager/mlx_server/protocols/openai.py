@@ -13,7 +13,7 @@ from mlx_manager.mlx_server.types import GenerationEvent
 
 class OpenAIProtocol(Protocol[BodyT, RequestT]):
     def __init__(self, broken_body_status: int = 422) -> None:
-        """Users choose the status of a body that breaks the schema: api.openai.com answers 400."""
+        """Of a body that breaks the schema; api.openai.com answers 400."""
         self._broken_body_status = broken_body_status
 
     def error(self, error: Exception, request_id: str) -> ErrorReply:
