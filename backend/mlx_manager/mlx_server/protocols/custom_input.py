@@ -19,6 +19,10 @@ class CustomInput:
         self._is_inside = False
         self._has_ended = False
 
+    @property
+    def is_whole(self) -> bool:
+        return self._has_ended
+
     def feed(self, arguments: str) -> str:
         if self._has_ended:
             return ""

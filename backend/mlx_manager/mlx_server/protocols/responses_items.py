@@ -6,6 +6,8 @@ A whole response is written by the same code as a stream, whose events are then 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from mlx_manager.mlx_server.protocols.blocks import Blocks, PassageKind
 from mlx_manager.mlx_server.protocols.custom_input import CustomInput
 from mlx_manager.mlx_server.protocols.logprobs import token_logprobs
@@ -91,15 +93,18 @@ class Items(Blocks):
 
     def _end(self) -> Iterator[JsonObject]:
         item = self.items[-1]
-        item["status"] = "incomplete" if self.is_incomplete else "completed"
+        is_whole = not self.is_incomplete
         if self._custom is not None:
-            item["input"] = "".join([*self._texts, self._custom.finish()])
-            yield self._item_event("custom_tool_call_input.done", input=item["input"])
+            text = "".join([*self._texts, self._custom.finish()])
+            is_whole, item["input"] = self._custom.is_whole, text
+            yield self._item_event("custom_tool_call_input.done", input=text)
         elif self.open is ToolCallStarted:
-            item["arguments"] = "".join(self._texts)
-            yield self._item_event("function_call_arguments.done", arguments=item["arguments"])
+            arguments = "".join(self._texts)
+            is_whole, item["arguments"] = _is_json(arguments), arguments
+            yield self._item_event("function_call_arguments.done", arguments=arguments)
         else:
             yield from self._end_passage(item, "".join(self._texts))
+        item["status"] = "completed" if is_whole else "incomplete"
         yield self._event("output_item.done", item=dict(item))
 
     def _end_passage(self, item: JsonObject, text: str) -> Iterator[JsonObject]:
@@ -129,6 +134,15 @@ class Items(Blocks):
 
     def _item_event(self, name: str, **fields: object) -> JsonObject:
         return self._event(name, item_id=self.items[-1]["id"], **fields)
+
+
+def _is_json(arguments: str) -> bool:
+    """Whether a call's arguments came to their end."""
+    try:
+        msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def _part(kind: PassageKind, text: str, logprobs: list[JsonObject] | None = None) -> JsonObject:
