@@ -71,8 +71,9 @@ def _lark_of(verdict: Verdict) -> str:
 
 def _noted(verdict: Verdict, request: ChatRequest | CompletionRequest, unenforced: tuple[str, ...] = ()) -> str:
     """The verdict's grammar; the keywords that it does not enforce go into the request's record and, once, the log."""
-    request.record.warnings += [*unenforced, *verdict.unenforced]
-    for sentence in request.record.warnings:
+    left_out = [*unenforced, *verdict.unenforced]
+    request.record.warnings += left_out
+    for sentence in left_out:
         _warn_once(sentence)
     return verdict.grammar
 
