@@ -134,9 +134,13 @@ def of_response_events(stream: str) -> Json:
         elif name != "output_item.added":
             assert event["item_id"] == items[-1]["id"]
             _add_response_part(pieces, name, event)
-    assert not is_open
     kind, last = events[-1]
     assert kind in ("response.completed", "response.incomplete", "response.failed")
+    assert not is_open or kind == "response.failed"
+    if is_open:
+        assert last["response"]["output"][-1]["status"] == "incomplete"
+        assert _texts_of(last["response"]["output"][-1]) == pieces
+        items[-1] = last["response"]["output"][-1]
     assert last["response"]["output"] == items
     whole: Json = last["response"]
     return whole

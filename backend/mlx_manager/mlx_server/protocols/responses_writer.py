@@ -79,7 +79,8 @@ class ResponsesWriter(Writer):
         return self._final(generation.usage)
 
     def error_frame(self, error: Exception, request_id: str) -> bytes:
-        self._has_ended = True
+        """An item that is cut off is in the failed response, and has no event that calls it done."""
+        self._has_ended = self._items.is_incomplete = True
         for _ in self._items.finish() if self._items.items else ():
             pass
         body = error_body(error)["error"]

@@ -84,10 +84,12 @@ class OtherItem(WireBody):
 
 def _kind_of_item(value: object) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "Item" if kind is None or not isinstance(kind, str) or kind in KNOWN_ITEMS else "OtherItem"
+    return "a known item" if kind is None or not isinstance(kind, str) or kind in KNOWN_ITEMS else "another item"
 
 
-AnyItem = Annotated[Annotated[Item, Tag("Item")] | Annotated[OtherItem, Tag("OtherItem")], Discriminator(_kind_of_item)]
+AnyItem = Annotated[
+    Annotated[Item, Tag("a known item")] | Annotated[OtherItem, Tag("another item")], Discriminator(_kind_of_item)
+]
 
 
 class Reasoning(WireBody):
