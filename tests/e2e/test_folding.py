@@ -77,7 +77,7 @@ MESSAGES: list[dict[str, Any]] = [
 ]
 
 
-FUNCTION = {"type": "function", **WEATHER["function"]}
+FUNCTION = {"type": "function", "name": "get_weather", "description": "Get the weather", "parameters": PARAMETERS}
 CODE = {"type": "custom", "name": "code", "format": {"type": "grammar", "syntax": "regex", "definition": "[0-9]{9}"}}
 SUMMARY = {"effort": "high", "summary": "auto"}
 RESPONSES: list[dict[str, Any]] = [

@@ -13,7 +13,7 @@ from tests.faulty_upstream import DONE, Answer, FaultyUpstream, faulty_upstream,
 from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 
 QUESTION: dict[str, Any] = {"model": "demo", "input": "Count to 3", "temperature": 0}
-ENDLESS = {"model": "babbler", "input": "Go on", "max_output_tokens": 8000, "stream": True}
+ENDLESS = {"model": "babbler", "input": "Go on", "max_output_tokens": 8000, "temperature": 0, "stream": True}
 
 
 def chunk(finish_reason: str | None = None, **delta: Any) -> bytes:
