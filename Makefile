@@ -76,12 +76,12 @@ $(LLAMACPP)/.installed: Makefile
 	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python[server]==0.3.36' gguf==0.19.0
 	@touch $@
 
-test-clients: $(TOOLS) $(CLIENTS)/.installed ## Test the server with instructor and LangChain (installed apart, in a minute)
+test-clients: $(TOOLS) $(CLIENTS)/.installed ## Test the server with instructor, LangChain and openai-agents (installed apart, in a minute)
 	$(BIN)/pytest -rs tests/contract/test_python_clients.py
 
 $(CLIENTS)/.installed: Makefile
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check instructor==1.17.0 langchain-openai==1.7.3
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check instructor==1.17.0 langchain-openai==1.7.3 openai-agents==0.24.0
 	@touch $@
 
 fmt: $(TOOLS) ## Format the code and mend what the linter can mend
