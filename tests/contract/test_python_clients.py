@@ -1,4 +1,4 @@
-"""instructor, LangChain and openai-agents against the running server, from an environment of their own: `make test-clients`."""
+"""instructor, LangChain and openai-agents against the running server, in an environment apart: `make test-clients`."""
 
 import json
 import subprocess

@@ -118,6 +118,14 @@ def test_a_response_that_runs_can_be_cancelled(server: RunningServer) -> None:
     assert httpx.post(f"{url}/cancel").json() == cancelled
 
 
+def test_a_response_that_is_deleted_ends_and_does_not_come_back(server: RunningServer) -> None:
+    with server.stream("/v1/responses", ENDLESS) as payloads:
+        url = f"{server.url}/v1/responses/{json.loads(next(payloads))['response']['id']}"
+        assert httpx.delete(url).json()["deleted"] is True
+        assert json.loads(list(payloads)[-1])["response"]["status"] == "cancelled"
+    assert httpx.get(url).status_code == 404
+
+
 def test_a_response_that_has_ended_stays_as_it_is(server: RunningServer) -> None:
     made = server.post("/v1/responses", QUESTION).json()
     assert server.post(f"/v1/responses/{made['id']}/cancel", {}).json() == made

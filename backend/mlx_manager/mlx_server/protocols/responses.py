@@ -70,7 +70,7 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
                 summarizes=_summary(body.reasoning) is not None,
                 seals=ENCRYPTED_REASONING in (answer.include or ()),
             ),
-            echo=_echo(answer if isinstance(body, ResponsesRequest) else body, answer),
+            echo=_echo(body, answer),
             truncates=body.truncation == "auto",
         )
 

@@ -31,6 +31,7 @@ class StoredResponse:
     expires_at: float = 0
     counted_bytes: int = 0
     cancelled: bool = False
+    deleted: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _stop: Callable[[], None] | None = None
 
@@ -47,7 +48,8 @@ class StoredResponse:
         """The response as it ended."""
         self.body = msgspec.json.encode(response)
         self.ended.set()
-        self.store.add(self)
+        if not self.deleted:
+            self.store.add(self)
 
     def cancel(self) -> None:
         if self.is_running and not self.cancelled:
@@ -60,6 +62,7 @@ class StoredResponse:
 
         A response whose client leaves is forgotten.
         """
+        loop = asyncio.get_running_loop()
         waiting: asyncio.Task[object] | None = None
 
         def stop() -> None:
@@ -71,7 +74,7 @@ class StoredResponse:
         try:
             async with aclosing(events):
                 while not self.cancelled:
-                    waiting = asyncio.current_task()
+                    waiting = asyncio.current_task(loop)
                     event = await anext(events, None)
                     waiting = None
                     if event is None:
@@ -140,6 +143,12 @@ class ResponseStore:
                     if msgspec.json.decode(item, type=_Identified).id == item_id:
                         return item
         return None
+
+    def delete(self, stored: StoredResponse) -> None:
+        """Ends it, too, where it runs."""
+        stored.deleted = True
+        stored.cancel()
+        self.forget(stored)
 
     def add(self, stored: StoredResponse) -> None:
         self.forget(stored)
