@@ -174,3 +174,16 @@ def test_a_failure_in_mid_stream_is_a_failed_response_that_is_stored(small: Runn
     assert (response["status"], response["error"]["code"]) == ("failed", "server_error")
     assert response["output"][0]["content"][0]["text"] == "Half"
     assert ask(small, path=f"/{response['id']}", method="GET").json() == response
+
+
+def test_items_that_are_left_out_are_counted(server: RunningServer) -> None:
+    counter = 'mlx_server_ignored_input_items_total{model="demo"} '
+
+    def counted() -> float:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return sum(float(line.removeprefix(counter)) for line in lines if line.startswith(counter))
+
+    before = counted()
+    items = [{"type": "web_search_call", "id": "ws_1"}, {"role": "user", "content": "Hi"}]
+    assert server.post("/v1/responses", {**QUESTION, "input": items}).status_code == 200
+    assert counted() == before + 1

@@ -120,6 +120,7 @@ def test_thoughts_are_read_from_wherever_they_are(fields: dict[str, Any], reason
 def test_what_hosted_tools_leave_behind_is_left_out_and_counted(item: dict[str, Any]) -> None:
     request = parse([item, {"role": "user", "content": "Hi"}, item])
     assert request.turns == (ChatTurn("user", "Hi"),)
+    assert request.record.ignored_items == 2
     (warning,) = request.record.warnings
     assert f"2 items of type {item['type']!r}" in warning
 

@@ -60,7 +60,7 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
             logprobs=_logprobs(answer),
             grammar=_grammar(body.text, reject_unknown),
             keep_alive_seconds=answer.keep_alive,
-            turns=_turns(body, tools, reject_unknown, record.warnings),
+            turns=_turns(body, tools, reject_unknown, record),
             template_kwargs=_template_kwargs(body.reasoning, reject_unknown),
             tool_use=tools.use,
             record=record,
@@ -86,9 +86,9 @@ def input_items(body: InputTokensRequest) -> Sequence[AnyItem]:
 
 
 def _turns(
-    body: InputTokensRequest, tools: ResponseTools, reject_unknown: bool, warnings: list[str]
+    body: InputTokensRequest, tools: ResponseTools, reject_unknown: bool, record: GenerationRecord
 ) -> tuple[ChatTurn, ...]:
-    turns = response_turns(input_items(body), tools.name_of_call, reject_unknown, warnings)
+    turns = response_turns(input_items(body), tools.name_of_call, reject_unknown, record)
     if body.instructions:
         turns.insert(0, ChatTurn("system", body.instructions))
     if not turns:

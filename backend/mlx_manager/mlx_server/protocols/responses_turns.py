@@ -13,6 +13,7 @@ from dataclasses import replace
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.responses_parameters import RESPONSES
+from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.schemas.responses import AnyItem, Item, OtherItem, Part
 from mlx_manager.mlx_server.types import CUSTOM_INPUT, ChatTurn, ToolCall
 
@@ -25,12 +26,13 @@ NameOfCall = Callable[[str, str | None], str]
 
 
 def response_turns(
-    items: Sequence[AnyItem], name_of_call: NameOfCall, reject_unknown: bool, warnings: list[str]
+    items: Sequence[AnyItem], name_of_call: NameOfCall, reject_unknown: bool, record: GenerationRecord
 ) -> list[ChatTurn]:
-    """Adds to the warnings what is left out. Raises InvalidRequest and UnsupportedParameter, which name the place."""
+    """Notes in the record what is left out. Raises InvalidRequest and UnsupportedParameter, which name the place."""
     reader = _Reader(name_of_call, reject_unknown)
     turns = list(reader.turns(items))
-    warnings += [
+    record.ignored_items = reader.left_out.total()
+    record.warnings += [
         f"input: {count} items of type {kind[:100]!r} are left out: they say nothing to this server's models"
         for kind, count in reader.left_out.items()
     ]
