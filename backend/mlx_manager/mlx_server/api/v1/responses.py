@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
 from mlx_manager.mlx_server.api.exchange import exchange_of
-from mlx_manager.mlx_server.api.reading import JsonRoute
+from mlx_manager.mlx_server.api.reading import JsonRoute, converted
 from mlx_manager.mlx_server.api.respond import count_tokens, parsed, respond
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.protocols.responses import input_items
@@ -40,7 +40,7 @@ async def create_response(body: schemas.ResponsesRequest, request: Request, stat
         events = server.inference.generate(generation)
     if body.store is False:
         return await respond(request, events, ResponsesWriter(generation), body.stream)
-    items = [_as_json(item) for item in input_items(body)]
+    items = await converted(request, lambda: [_as_json(item) for item in input_items(body)])
     snapshot = ResponsesWriter(generation).snapshot()
     stored = server.responses.begin(_owner(request), items, snapshot, generation.record)
     return await respond(request, stored.watched(events), ResponsesWriter(generation, stored), body.stream)
