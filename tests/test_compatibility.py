@@ -1,4 +1,4 @@
-"""docs/compatibility.md and docs/anthropic.md say something of every parameter, and their tests are there."""
+"""The pages on the three APIs say something of every parameter, and their tests are there."""
 
 import ast
 import re
@@ -9,13 +9,15 @@ import pytest
 from anthropic.types import message_create_params
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from mlx_manager.mlx_server.schemas import anthropic, openai
+from mlx_manager.mlx_server.schemas import anthropic, openai, responses
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
 ANTHROPIC = (ROOT / "docs" / "anthropic.md").read_text("utf-8")
-TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE + ANTHROPIC)))
+RESPONSES = (ROOT / "docs" / "responses.md").read_text("utf-8")
+TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE + ANTHROPIC + RESPONSES)))
 
 
 def listed(section: str, page: str = PAGE) -> set[str]:
@@ -38,6 +40,12 @@ def test_every_field_of_anthropics_client_and_of_ours_is_in_the_table() -> None:
     params = {*message_create_params.MessageCreateParamsBase.__annotations__}
     ours = {*anthropic.MessagesRequest.model_fields}
     assert (params | ours) - listed("Fields of a request", ANTHROPIC) == set()
+
+
+def test_every_field_of_responses_is_in_the_table() -> None:
+    params = {*ResponseCreateParamsBase.__annotations__}
+    ours = {*responses.ResponsesRequest.model_fields}
+    assert (params | ours) - listed("Fields of a request", RESPONSES) == set()
 
 
 @pytest.mark.parametrize(("file", "name"), TESTS)

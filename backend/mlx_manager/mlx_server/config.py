@@ -38,6 +38,7 @@ from pydantic_settings import (
 from mlx_manager.demo import DEMO_MODEL_ID
 from mlx_manager.mlx_server import machine
 from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.request_settings import RequestSettings
 from mlx_manager.mlx_server.security_settings import BLANK_IS_NONE, SecuritySettings, UserPath
 from mlx_manager.mlx_server.setting_names import what_instead
 from mlx_manager.mlx_server.upstream_settings import UpstreamsSettings
@@ -230,28 +231,6 @@ class MemorySettings(_Group):
     `0` turns this off. When not given: a tenth of the memory of the machine, container or CUDA device."""
     wire_memory: bool = False
     """Whether to keep models wired in a Mac's memory. [It can crash the machine](operations.md#wired-memory)."""
-
-
-class RequestSettings(_Group):
-    """How requests are served"""
-
-    default_max_tokens: int = Field(default=4096, ge=1, le=10**9)
-    """Most tokens of a chat answer when neither the request nor the model's generation_config says."""
-    max_queue: int = Field(default=256, ge=0, le=10**9)
-    """Generations of one model that may wait, beyond the 64 that run. The server answers the next with 429."""
-    request_timeout_seconds: float = Field(default=600, ge=0, le=1e9, allow_inf_nan=False)
-    """Longest time that a request may take; `0` for no limit."""
-    inter_token_latency_ms: int = Field(default=100, ge=10, le=10**9)
-    """Target for the longest pause in running streams while a long prompt is read. More reads the prompt faster."""
-    tool_prompt: bool = True
-    """Whether a prompt shows tools to a model whose chat template does not. When off, such a model refuses `tools`."""
-    hoist_system_messages: bool = False
-    """Whether late system messages that a chat template does not accept move to the beginning, which empties the prefix
-    cache for that chat. When off, each becomes a marked block of a user message."""
-    reject_unknown_fields: bool = False
-    """Whether to refuse request fields that the server does not know. When off, it logs each name once."""
-    validation_error_status: Annotated[Literal[422, 400], BeforeValidator(int)] = 422
-    """Status of a body that breaks the schema; `400` is what api.openai.com answers."""
 
 
 class LogSettings(_Group):

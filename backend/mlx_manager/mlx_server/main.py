@@ -53,9 +53,11 @@ from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
 from mlx_manager.mlx_server.protocols.messages import Messages
+from mlx_manager.mlx_server.protocols.responses import Responses
 from mlx_manager.mlx_server.services.backends import Backends
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.prompts import prompt_rules
+from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import addresses_of, listen, warn_of_openness, why_too_open
@@ -96,7 +98,7 @@ def create_app(settings: MLXServerSettings, bounds: Bounds | None = None) -> Fas
 
 def _protocols(settings: MLXServerSettings) -> Protocols:
     status = settings.validation_error_status
-    return Protocols([ChatCompletions(status), Completions(status), Messages()])
+    return Protocols([ChatCompletions(status), Completions(status), Messages(), Responses()])
 
 
 class _App(FastAPI):
@@ -134,7 +136,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.request_timeout_seconds,
         settings.trace_content,
     )
-    app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
+    responses = ResponseStore(int(settings.response_store_mb * 2**20), settings.response_ttl_seconds)
+    app.state.server = ServerState(settings, pool, upstreams, inference, responses, int(time.time()))
     app.state.reloader = Reloader(app)
     set_running(Running(pool, inference.generate, lambda: app.state.settings.default_max_tokens))
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):

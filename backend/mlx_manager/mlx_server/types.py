@@ -118,15 +118,31 @@ class ChatTurn:
         return calls + len(self.content or "") + len(self.reasoning or "")
 
 
+CUSTOM_INPUT = "input"
+CUSTOM_PARAMETERS: Mapping[str, object] = {
+    "type": "object",
+    "properties": {CUSTOM_INPUT: {"type": "string"}},
+    "required": [CUSTOM_INPUT],
+    "additionalProperties": False,
+}
+"""Of a tool that takes text, where only functions are known."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolDefinition:
-    """A function on offer. `parameters` is the JSON schema of its arguments; `text_length` is in characters."""
+    """A function on offer. `parameters` is the JSON schema of its arguments; `text_length` is in characters.
+
+    A `custom` tool takes text: its calls have the one argument `input`, wherever arguments are JSON. A `grammar` says
+    what that text has to look like.
+    """
 
     name: str
     description: str | None
     parameters: Mapping[str, object]
     text_length: int
     strict: bool = False
+    custom: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.services.inference import InferenceService
+from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 
 
@@ -20,6 +21,7 @@ class ServerState:
     pool: ModelPoolManager
     upstreams: Upstreams
     inference: InferenceService
+    responses: ResponseStore
     started_at: int
 
 

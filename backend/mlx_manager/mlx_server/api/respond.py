@@ -46,10 +46,18 @@ async def answer(body: Any, request: Request, state: ServerState | None) -> Resp
 
     The body says with `stream` whether it wants a stream, in every protocol.
     """
-    server, protocol = require(state), protocol_of(request.scope)
+    server = require(state)
+    generation = await parsed(body, request, server)
+    writer = protocol_of(request.scope).writer(generation)
+    return await respond(request, server.inference.generate(generation), writer, body.stream)
+
+
+async def parsed(body: Any, request: Request, server: ServerState) -> Any:
+    """The body as what it asks to be generated. Raises the ServerError that refuses it."""
+    protocol = protocol_of(request.scope)
     generation = await converted(request, protocol.parse, body, _options(server))
     note_generation(request, generation, body.stream)
-    return await respond(request, server.inference.generate(generation), protocol.writer(generation), body.stream)
+    return generation
 
 
 async def respond(request: Request, events: GenerationEvents, writer: Writer, stream: bool) -> Response:

@@ -17,12 +17,14 @@ JsonSchema = Mapping[str, Any]
 class Tool:
     """A function that the model may call; `parameters` is the JSON schema of its arguments.
 
-    A `strict` one is refused where a keyword of its schema cannot be enforced.
+    A `strict` one is refused where a keyword of its schema cannot be enforced. A `custom` one takes text, which may be
+    written as it is.
     """
 
     name: str
     parameters: JsonSchema
     strict: bool = False
+    custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)

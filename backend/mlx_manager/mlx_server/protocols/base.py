@@ -94,11 +94,16 @@ class Protocols:
 
     def of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> AnyProtocol:
         """The protocol that the sender of the request speaks, as far as path and headers show it."""
-        found = self.at(path)
+        found = self.at(path) or next((protocol for protocol in self._protocols if _is_below(path, protocol)), None)
         if found is not None:
             return found
         sent = {name for name, _ in headers}
         return next((protocol for protocol in self._protocols if protocol.client_header in sent), self._protocols[0])
+
+
+def _is_below(path: str, protocol: AnyProtocol) -> bool:
+    """Whether the path is that of something that an endpoint of the protocol has made."""
+    return any(path.startswith(f"{endpoint}/") for endpoint in protocol.paths)
 
 
 def retry_after(wait_seconds: int | None) -> dict[str, str]:

@@ -16,16 +16,20 @@ _TEXTS = (TextDelta, ReasoningDelta)
 
 class OpenAIProtocol(Protocol[BodyT, RequestT]):
     def __init__(self, broken_body_status: int = 422) -> None:
-        """Users choose the status of a body that breaks the schema: api.openai.com answers 400."""
+        """Of a body that breaks the schema; api.openai.com answers 400."""
         self._broken_body_status = broken_body_status
-
-    @abstractmethod
-    def writer(self, request: RequestT) -> "OpenAIWriter": ...
 
     def error(self, error: Exception, request_id: str) -> ErrorReply:
         status = self._broken_body_status if isinstance(error, BrokenBody) else status_of(error)
         headers = retry_after(error.retry_after_seconds) if isinstance(error, ServerError) else {}
         return ErrorReply(status, error_body(error), headers)
+
+
+class ChunkProtocol(OpenAIProtocol[BodyT, RequestT]):
+    """A protocol whose stream is chunks of one shape, which programs can read as dicts, too."""
+
+    @abstractmethod
+    def writer(self, request: RequestT) -> "OpenAIWriter": ...
 
 
 class OpenAIWriter(Writer):

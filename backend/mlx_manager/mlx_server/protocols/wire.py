@@ -1,9 +1,11 @@
-"""Small pieces that OpenAI's protocols share on the wire."""
+"""Small pieces that protocols share on the wire."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from functools import lru_cache
+
+import msgspec
 
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.errors import InvalidRequest
@@ -99,6 +101,16 @@ def usage_json(usage: Usage) -> JsonObject:
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+
+
+def event_frame(message: JsonObject) -> bytes:
+    """A server-sent event whose name is the message's type."""
+    return b"event: %s\ndata: %s\n\n" % (str(message["type"]).encode(), msgspec.json.encode(message))
+
+
+def reasoning_kwargs(effort: str | None) -> dict[str, object]:
+    """For chat templates: the effort under its own name, and as the switch that most of them have instead."""
+    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
 @lru_cache(maxsize=100)

@@ -166,7 +166,7 @@ def _parser(model: LoadedModel, request: ChatRequest | CompletionRequest, prompt
     """A completion is text, whatever is in it."""
     if isinstance(request, CompletionRequest):
         return PLAIN.make_parser((), opened_reasoning=False)
-    tools = [Tool(tool.name, tool.parameters) for tool in request.tool_use.tools]
+    tools = [Tool(tool.name, tool.parameters, custom=tool.custom) for tool in request.tool_use.tools]
     return model.output_format.make_parser(tools, opened_reasoning=prompt.opens_reasoning)
 
 

@@ -28,7 +28,7 @@ from mlx_manager.mlx_server.protocols.base import ParseOptions, Request, Request
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import DEFAULT_MAX_TOKENS as COMPLETION_TOKENS
 from mlx_manager.mlx_server.protocols.completions import Completions
-from mlx_manager.mlx_server.protocols.openai import OpenAIProtocol, OpenAIWriter
+from mlx_manager.mlx_server.protocols.openai import ChunkProtocol, OpenAIWriter
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.backends import Backend, Backends
@@ -147,7 +147,7 @@ async def generate_completion(
 
 
 async def _answer(
-    protocol: OpenAIProtocol[BodyT, RequestT], body: type[BodyT], fields: JsonObject, max_tokens: int, stream: bool
+    protocol: ChunkProtocol[BodyT, RequestT], body: type[BodyT], fields: JsonObject, max_tokens: int, stream: bool
 ) -> Answer:
     running = get_running()
     asked = None if isinstance(max_tokens, _Unasked) else max_tokens

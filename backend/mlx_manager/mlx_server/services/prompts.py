@@ -15,7 +15,7 @@ from mlx_manager.mlx_server.models.adapters.round_trip import with_null_content
 from mlx_manager.mlx_server.models.pool import LoadedModel
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, make_decoder
 from mlx_manager.mlx_server.protocols.sizes import too_long
-from mlx_manager.mlx_server.services.tool_prompt import with_tools_as_text
+from mlx_manager.mlx_server.services.tool_prompt import with_custom_tools_as_text, with_tools_as_text
 from mlx_manager.mlx_server.services.turns import fit_turns
 from mlx_manager.mlx_server.types import ChatRequest, ChatTurn, CompletionRequest, ToolCall, ToolDefinition
 
@@ -96,9 +96,8 @@ async def _chat_prompt(model: LoadedModel, request: ChatRequest, rules: PromptRu
     async with language.rendering:
         text = await language.templates.in_thread(lambda: _render(model, request, rules))
     if 0 < rules.max_characters < len(text):
-        raise too_long(
-            "With what the model's chat template adds, the prompt", len(text), rules.max_characters, "messages"
-        )
+        what = "With what the model's chat template adds, the prompt"
+        raise too_long(what, len(text), rules.max_characters, request.prompt_field)
     if len(text) > LONG_TEXT_CHARACTERS:
         tokens = await asyncio.to_thread(language.tokenizer.encode, text, add_special_tokens=False)
     else:
@@ -159,7 +158,12 @@ def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str
     options: dict[str, object] = dict(request.template_kwargs)
     if request.continue_final_message:
         options["continue_final_message"] = True
-    turns, tools = list(request.turns), [_tool(tool) for tool in request.tool_use.tools]
+    turns, functions = list(request.turns), request.tool_use.tools
+    custom = [tool for tool in functions if tool.custom] if model.language.output_format.has_custom_calls else []
+    if custom:
+        turns = with_custom_tools_as_text(turns, custom)
+        functions = tuple(tool for tool in functions if not tool.custom)
+    tools = [_tool(tool) for tool in functions]
     if not traits.native_tools:
         turns = with_tools_as_text(turns, tools)
     elif tools:
@@ -178,7 +182,8 @@ def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str
         ) from exc
     except TEMPLATE_FAILURES as exc:
         raise InvalidRequest(
-            f"The chat template of model {model.model_id!r} does not take these messages: {exc}", param="messages"
+            f"The chat template of model {model.model_id!r} does not take these messages: {exc}",
+            param=request.prompt_field,
         ) from exc
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
 from mlx_manager.mlx_server.models.facts import Capabilities, read_facts
 from mlx_manager.mlx_server.models.loading import LoadedModel
+from mlx_manager.mlx_server.protocols.codex import codex_model
 from mlx_manager.mlx_server.protocols.models import capabilities, model_info
 from mlx_manager.mlx_server.schemas.models import ModelInfo, ModelListResponse
 from mlx_manager.mlx_server.services.backends import LocalModel, UpstreamModel
@@ -24,7 +25,9 @@ async def list_models(state: State) -> ModelListResponse:
     models = await asyncio.to_thread(lambda: [_describe(server, model) for model in backends])
     models.sort(key=lambda model: not model.loaded)
     first_id, last_id = (models[0].id, models[-1].id) if models else (None, None)
-    return ModelListResponse(data=models, first_id=first_id, last_id=last_id)
+    chats = (model for model in models if model.capabilities is None or model.capabilities.chat)
+    for_codex = [codex_model(model, priority) for priority, model in enumerate(chats)]
+    return ModelListResponse(data=models, models=for_codex, first_id=first_id, last_id=last_id)
 
 
 @router.get("/models/{model_id:path}")
