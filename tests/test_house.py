@@ -27,7 +27,10 @@ FLOORS = (
         f"{SERVER}.machine",
         f"{SERVER}.bounds",
     },  # import nothing
-    {f"{SERVER}.{room}" for room in ("upstream_settings", "security_settings", "setting_names", "records")},
+    {
+        f"{SERVER}.{room}"
+        for room in ("upstream_settings", "request_settings", "security_settings", "setting_names", "records")
+    },
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
     {f"{SERVER}.folding"},

@@ -91,7 +91,7 @@ def test_more_input_than_there_is_room_for_is_answered_and_not_stored(small: Run
 
 
 def test_an_item_too_many_is_refused(tmp_path: Path) -> None:
-    with running_server(tmp_path, max_messages=2) as server:
+    with running_server(tmp_path, bounds={"max_messages": 2}) as server:
         items = [{"role": "user", "content": "Hi"}] * 3
         assert server.post("/v1/responses", {**QUESTION, "input": items}).json()["error"]["param"] == "input"
 

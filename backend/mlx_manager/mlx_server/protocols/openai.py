@@ -2,13 +2,11 @@
 
 from abc import abstractmethod
 
-import msgspec
-
 from mlx_manager.mlx_server.errors import BrokenBody, ServerError
 from mlx_manager.mlx_server.protocols.base import BodyT, ErrorReply, Protocol, RequestT, Writer, retry_after
 from mlx_manager.mlx_server.protocols.errors import error_body, status_of
 from mlx_manager.mlx_server.protocols.text_frames import TextFrame
-from mlx_manager.mlx_server.protocols.wire import JsonObject
+from mlx_manager.mlx_server.protocols.wire import JsonObject, data_frame
 from mlx_manager.mlx_server.types import GenerationEvent, ReasoningDelta, TextDelta
 
 _TEXTS = (TextDelta, ReasoningDelta)
@@ -47,24 +45,20 @@ class OpenAIWriter(Writer):
             key = type(event), event.index
             frame = self._texts[key] if key in self._texts else self._text_frame(*key)
             return [frame(event.text)] if frame is not None else []
-        return [_frame(chunk) for chunk in self.event(event)]
+        return [data_frame(chunk) for chunk in self.event(event)]
 
     def _text_frame(self, kind: type[TextDelta | ReasoningDelta], index: int) -> TextFrame | None:
         """None where the protocol has no such text."""
 
         def write(text: str) -> bytes:
-            return b"".join(map(_frame, self.event(kind(index, text))))
+            return b"".join(map(data_frame, self.event(kind(index, text))))
 
         frame = TextFrame(write) if write("") else None
         self._texts[kind, index] = frame
         return frame
 
     def error_frame(self, error: Exception, request_id: str) -> bytes:
-        return _frame(error_body(error))
+        return data_frame(error_body(error))
 
     def end(self) -> bytes:
         return b"data: [DONE]\n\n"
-
-
-def _frame(chunk: JsonObject) -> bytes:
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
+from sse_starlette.event import ServerSentEvent
 
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.errors import InvalidRequest
@@ -105,7 +106,12 @@ def usage_json(usage: Usage) -> JsonObject:
 
 def event_frame(message: JsonObject) -> bytes:
     """A server-sent event whose name is the message's type."""
-    return b"event: %s\ndata: %s\n\n" % (str(message["type"]).encode(), msgspec.json.encode(message))
+    return data_frame(message, str(message["type"]))
+
+
+def data_frame(message: JsonObject, name: str | None = None) -> bytes:
+    """A server-sent event whose data is JSON."""
+    return ServerSentEvent(msgspec.json.encode(message).decode(), event=name, sep="\n").encode()
 
 
 def reasoning_kwargs(effort: str | None) -> dict[str, object]:
