@@ -7,8 +7,8 @@ import pytest
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import Step, Submit
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.models.adapters import LlamaAdapter
 from mlx_manager.mlx_server.models.tokenization import encode, load_tokenizer
 from mlx_manager.mlx_server.types import SamplingParams

@@ -22,6 +22,7 @@ FLOORS = (
         "mlx_manager.proxies",
         "mlx_manager.streams",
         "mlx_manager.utf8",
+        f"{SERVER}.kinds",
         f"{SERVER}.machine",
     },  # import nothing
     {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
@@ -52,6 +53,7 @@ WORKER_MODULES = (
     "batch",
     "batching",
     "core",
+    "generator",
     "grammar",
     "kv_cache",
     "logprobs",
@@ -63,7 +65,8 @@ WORKER_MODULES = (
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}
-API_ROOMS = ("api", "services", "protocols", "models", "schemas", "engine.client", "engine.sequences")
+API_MODULES = ("client", "sequences", "worker_client")
+API_ROOMS = ("api", "services", "protocols", "models", "schemas", *(f"engine.{one}" for one in API_MODULES))
 API_SIDE = {f"{SERVER}.{room}" for room in API_ROOMS}
 
 

@@ -38,6 +38,7 @@ from pydantic_settings import (
 from mlx_manager.demo import DEMO_MODEL_ID
 from mlx_manager.mlx_server import machine
 from mlx_manager.mlx_server.edge_settings import BLANK_IS_NONE, EdgeSettings, UserPath
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
 from mlx_manager.utf8 import is_utf8, shown
 
@@ -117,6 +118,8 @@ class ModelSettings(_TomlTable):
     """A file with a Jinja template, in place of the model's own."""
     adapter: Annotated[UserPath | None, BLANK_IS_NONE] = None
     """A folder with a LoRA adapter, as mlx-lm makes them."""
+    kind: ModelKind | None = None
+    """What the model does; without it, what its files tell."""
     pin: bool = False
     """Once loaded, it stays."""
     ttl: Duration | None = None

@@ -40,8 +40,9 @@ from mlx_manager.mlx_server.api.metrics import router as metrics_router
 from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings
-from mlx_manager.mlx_server.engine.launch import EngineOptions
+from mlx_manager.mlx_server.engine.messages import WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
+from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
@@ -167,10 +168,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics) -> ModelPoolManager:
     return ModelPoolManager(
         catalog,
-        _engine_options(settings),
-        max_models=settings.max_models,
-        max_memory_gb=settings.max_memory_gb,
-        limits_of_device=frozenset({"max_memory_gb", "prefix_cache_gb"} - settings.model_fields_set),
+        _budget(settings),
+        WorkerOptions(settings.inter_token_latency_ms, settings.wire_memory),
         max_queue=settings.max_queue,
         patience=Patience(settings.worker_timeout_seconds, settings.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
@@ -188,12 +187,14 @@ def _preloaded(settings: MLXServerSettings, catalog: Catalog) -> list[str]:
     return [catalog.resolve(name).id for name in known]
 
 
-def _engine_options(settings: MLXServerSettings) -> EngineOptions:
-    return EngineOptions(
-        memory_limit_bytes=int(settings.max_memory_gb * BYTES_PER_GB),
+def _budget(settings: MLXServerSettings) -> Budget:
+    of_device = frozenset({"max_memory_gb", "prefix_cache_gb"} - settings.model_fields_set)
+    return Budget(
+        limit_bytes=int(settings.max_memory_gb * BYTES_PER_GB),
+        max_models=settings.max_models,
         prefix_cache_bytes=int(settings.prefix_cache_gb * BYTES_PER_GB),
-        inter_token_latency_ms=settings.inter_token_latency_ms,
-        wire_memory=settings.wire_memory,
+        of_device=of_device,
+        knows_device="max_memory_gb" not in of_device,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import (
     MAX_BATCH_ROWS,
     Admitted,
@@ -18,7 +19,6 @@ from mlx_manager.mlx_server.engine.messages import (
     Submit,
 )
 from mlx_manager.mlx_server.engine.sampling import BatchSampler, LogitsProcessor, make_processors
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.types import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, seed=0)

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import Admitted, RequestFailed, RequestFinished, Step, Submit
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.verdict import Question
 from mlx_manager.mlx_server.types import GrammarKind, SamplingParams, Thinking

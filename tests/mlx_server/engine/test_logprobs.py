@@ -9,9 +9,9 @@ import mlx.nn as nn
 import pytest
 
 from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.logprobs import take_logprobs
 from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs, Step, Submit
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.types import SamplingParams, Thinking
 
 GREEDY = SamplingParams(seed=0, temperature=0)

@@ -1,7 +1,6 @@
 """Worker processes: what they are started with, what ends them, and models that would."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,18 +8,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_manager.mlx_server.engine.core import EngineCore
-from mlx_manager.mlx_server.engine.launch import EngineOptions, worker_command
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import Submit
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.errors import EngineFailed, InvalidRequest
 from tests.architectures.tiny_models import build, config_of
 from tests.pools import GREEDY, generate, pool_of
-
-
-def test_memory_is_wired_only_where_a_setting_asks_for_it() -> None:
-    options = EngineOptions(memory_limit_bytes=2**30, prefix_cache_bytes=0)
-    assert "--wire-memory" not in worker_command(0, Path("model"), options)
-    assert "--wire-memory" in worker_command(0, Path("model"), replace(options, wire_memory=True))
 
 
 async def test_frame_that_cannot_be_decoded_ends_the_worker_and_the_next_request_gets_another(babbler: Path) -> None:

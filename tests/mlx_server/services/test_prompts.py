@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlx_manager.mlx_server.engine.launch import EngineOptions
+from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.models.tokenization import encode
@@ -32,8 +32,7 @@ async def coder(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) ->
     for ours, theirs in MARKS.items():
         tokenizer = tokenizer.replace(ours, theirs)
     (folder / "tokenizer.json").write_text(tokenizer)
-    options = EngineOptions(memory_limit_bytes=2**33, prefix_cache_bytes=2**26)
-    pool = ModelPoolManager(Catalog(str(folder), []), options, max_models=1, max_memory_gb=8)
+    pool = ModelPoolManager(Catalog(str(folder), []), Budget(2**33, 1, 2**26))
     async with pool.lease("coder") as model:
         yield model
     await pool.cleanup()

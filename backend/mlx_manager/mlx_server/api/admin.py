@@ -11,8 +11,8 @@ from mlx_manager.mlx_server.api.edge.keys import require_admin
 from mlx_manager.mlx_server.api.reload import Reloader
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import read_facts
-from mlx_manager.mlx_server.models.loading import LoadedModel
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
+from mlx_manager.mlx_server.models.resident import Resident
 from mlx_manager.mlx_server.schemas.admin import (
     Budget,
     LoadProgress,
@@ -69,7 +69,7 @@ async def reload(request: Request, state: State) -> ReloadReport:
 async def load(model_id: str, state: State) -> PoolModel:
     """Loads the model, and answers when it is there. A client that leaves before does not stop the load."""
     server = require(state)
-    model = await server.pool.get_model(model_id)
+    model = await server.pool.load(model_id)
     return await _by_id(server, model.model_id)
 
 
@@ -129,7 +129,7 @@ def sequences_of(pool: ModelPoolManager, model_id: str) -> ModelSequences:
     return ModelSequences(running=running, waiting=admitted - running)
 
 
-def _of_worker(model: LoadedModel) -> dict[str, object]:
+def _of_worker(model: Resident) -> dict[str, object]:
     stats = model.engine.stats
     return {
         "size_bytes": model.weights_bytes,

@@ -1,13 +1,15 @@
 """What the API process and a worker say to each other: msgpack frames over a stream socket, no pickle.
 
 A frame is a 4-byte big-endian length and that many bytes of msgpack: one message going down, a list of messages (all
-that one engine step has to say) going up. A sequence is one generation; its number is the client's to choose.
+that one engine step has to say) going up. The first frame down is a `Launch`; the worker answers with `Device`, then
+`Ready` or `LoadFailed`. A sequence is one generation; its number is the client's to choose.
 """
 
 from typing import Literal
 
 import msgspec
 
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.types import FinishReason, SamplingParams, Thinking
 
 LENGTH_BYTES = 4
@@ -17,6 +19,40 @@ MAX_BATCH_ROWS = 64
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pass
+
+
+class Limits(_Message, frozen=True):
+    """The worker's share of the machine from now on; `prefix_cache_bytes` are a part of `memory_bytes`.
+
+    A `Capacity` answers it. Sequences that do not fit any more begin again later, but for one that runs alone.
+    """
+
+    memory_bytes: int
+    buffer_bytes: int
+    """Freed memory that MLX may keep for reuse."""
+    prefix_cache_bytes: int
+
+
+class WorkerOptions(_Message, frozen=True):
+    """What the settings say to every worker of the server."""
+
+    inter_token_latency_ms: int = 100
+    wire_memory: bool = False
+    """Whether the model stays wired in a Mac's memory."""
+
+
+class Launch(_Message, frozen=True):
+    """The first message: what the worker loads, and with which share of the machine. `folder` holds the model's files.
+
+    `adapter` is the folder of a LoRA adapter. Code that the model's folder brings runs with `trust_remote_code` alone.
+    """
+
+    kind: ModelKind
+    folder: str
+    limits: Limits
+    options: WorkerOptions = WorkerOptions()
+    adapter: str | None = None
+    trust_remote_code: bool = False
 
 
 class Submit(_Message, frozen=True):
@@ -44,42 +80,44 @@ class Cancel(_Message, frozen=True):
     sequence: int
 
 
-class Limits(_Message, frozen=True):
-    """The worker's share of the machine from now on; `prefix_cache_bytes` are a part of `memory_bytes`.
-
-    A `Capacity` answers it. Sequences that do not fit any more begin again later, but for one that runs alone.
-    """
-
-    memory_bytes: int
-    buffer_bytes: int
-    """Freed memory that MLX may keep for reuse."""
-    prefix_cache_bytes: int
-
-
 class Shutdown(_Message, frozen=True):
     pass
 
 
 class Device(_Message, frozen=True):
-    """What the worker computes on, told before it loads the model.
+    """What the worker computes on. It is sent before the model is loaded: on a GPU the budget of all models follows it.
 
-    `memory_bytes` is what a CUDA device has, or what Metal recommends to take at most; None for a CPU.
+    `memory_bytes` is what a CUDA device has, or what Metal recommends to take at most; None for a CPU. `generation` is
+    the chip's, such as "applegpu_g15s" or "sm_90", where MLX knows it.
     """
 
-    kind: Literal["cpu", "metal", "cuda"]
+    backend: Literal["cpu", "metal", "cuda"]
     memory_bytes: int | None
+    name: str = ""
+    generation: str = ""
 
 
-class Ready(_Message, frozen=True):
-    """The model is loaded and warm. `vocabulary_size` is the number of rows of its logits.
+class GeneratorFacts(_Message, frozen=True):
+    """Of a model that generates. `vocabulary_size` is the number of rows of its logits.
 
     A sequence of `largest_sequence_tokens`, prompt and answer, fits into the worker's memory when it runs alone.
     """
 
     vocabulary_size: int
-    active_bytes: int
     kv_bytes_per_token: int
     largest_sequence_tokens: int
+
+
+ModelFacts = GeneratorFacts
+"""One type for each kind of engine."""
+
+
+class Ready(_Message, frozen=True):
+    """The model is loaded and warm. `dtype` is the one that it computes in, such as "bfloat16"."""
+
+    active_bytes: int
+    dtype: str
+    model: ModelFacts
 
 
 class Capacity(_Message, frozen=True):
@@ -179,7 +217,7 @@ class Stats(_Message, frozen=True):
     running: int = 0
 
 
-DownMessage = Submit | Cancel | Limits | Shutdown
+DownMessage = Launch | Submit | Cancel | Limits | Shutdown
 UpMessage = (
     Device
     | Ready

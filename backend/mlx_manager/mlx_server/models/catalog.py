@@ -15,9 +15,11 @@ from pathlib import Path
 from mlx_manager.demo import DEMO_MODEL_ID, demo_model_path
 from mlx_manager.mlx_server.config import MLXServerSettings, ModelSettings, why_no_folder
 from mlx_manager.mlx_server.errors import ModelNotFound
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress, cache_folder, cached_folder, cached_repos, download, is_repo_id
+from mlx_manager.mlx_server.models.kinds import kind_of
 from mlx_manager.utf8 import is_utf8, shown
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,19 @@ class ModelEntry:
     @property
     def adapter(self) -> Path | None:
         return self.settings.adapter if self.settings is not None else None
+
+    @property
+    def kind(self) -> ModelKind | None:
+        """None for a model that is not on this machine, where the settings do not tell it. Reads files."""
+        folder = self.local_folder()
+        if folder is None:
+            return self.settings.kind if self.settings is not None else None
+        return self.kind_in(folder)
+
+    def kind_in(self, folder: Path) -> ModelKind:
+        """As the settings say, else as the files in the folder tell."""
+        told = self.settings.kind if self.settings is not None else None
+        return told if told is not None else kind_of(folder)
 
     def local_folder(self) -> Path | None:
         """Where it lies on this machine; None for one that has to be downloaded first."""
@@ -216,7 +231,7 @@ class Catalog:
     def _can_load(self, snapshot: Path) -> bool:
         """Of a snapshot that is whole, which does not change any more."""
         if snapshot not in self._judged:
-            self._judged[snapshot] = why_it_cannot_load(snapshot) is None
+            self._judged[snapshot] = why_it_cannot_load(snapshot, kind=kind_of(snapshot)) is None
         return self._judged[snapshot]
 
     def _is_utf8(self, folder: Path) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import TEMPLATE_FILES, read_chat_templates
@@ -33,10 +34,14 @@ class Capabilities:
         return self if is_on or self.tools != "prompted" else replace(self, tools=False)
 
 
+_NONE = Capabilities(chat=False, tools=False, reasoning=False, structured_output=False)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """`size_bytes` are its weights in memory."""
 
+    kind: ModelKind
     size_bytes: int
     context_length: int | None
     quantization: str | None
@@ -53,7 +58,7 @@ def read_facts(entry: ModelEntry) -> ModelFacts | None:
     template = settings.chat_template if settings is not None else None
     files = [folder / name for name in ("config.json", "tokenizer.json", *TEMPLATE_FILES)]
     changed_at = tuple(map(_changed_at, (*files, template)))
-    facts = _read_facts(entry.id, folder, template, changed_at)
+    facts = _read_facts(entry.id, entry.kind_in(folder), folder, template, changed_at)
     if settings is not None and settings.context_length is not None:
         return replace(facts, context_length=settings.context_length)
     return facts
@@ -67,15 +72,18 @@ def _changed_at(file: Path | None) -> int:
 
 
 @functools.lru_cache(maxsize=1000)
-def _read_facts(model_id: str, folder: Path, template: Path | None, changed_at: tuple[int, ...]) -> ModelFacts:
+def _read_facts(
+    model_id: str, kind: ModelKind, folder: Path, template: Path | None, changed_at: tuple[int, ...]
+) -> ModelFacts:
     config = read_json(folder / "config.json")
     family = detect_model_family(model_id, folder)
     return ModelFacts(
+        kind=kind,
         size_bytes=weights_size(folder).memory_bytes,
         context_length=context_length(config),
         quantization=quantization_name(config),
         family=family,
-        capabilities=_capabilities(family, folder, template),
+        capabilities=_capabilities(family, folder, template) if kind == "generate" else _NONE,
     )
 
 

@@ -8,9 +8,10 @@ import difflib
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.defaults import read_json, text_config
 from mlx_manager.mlx_server.models.weights import BrokenWeights, check_weights, tensor_names, weight_files
 
@@ -34,9 +35,11 @@ _OTHER_VERSION = "Use the original model, or a version of it that mlx-lm has qua
 _NAMED = 3
 
 
-def why_it_cannot_load(folder: Path, trust_remote_code: bool = False, adapter: Path | None = None) -> str | None:
+def why_it_cannot_load(
+    folder: Path, trust_remote_code: bool = False, adapter: Path | None = None, kind: ModelKind = "generate"
+) -> str | None:
     """What is wrong with the model and the remedy; None when nothing is found to be wrong."""
-    return next(_faults(folder, trust_remote_code, adapter), None)
+    return next(_faults(folder, trust_remote_code, adapter, kind), None)
 
 
 def explain(failure: str) -> str:
@@ -86,7 +89,7 @@ def quantization_name(config: dict[str, object]) -> str | None:
     return str(method) if method is not None else None
 
 
-def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None) -> Iterator[str]:
+def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None, kind: ModelKind) -> Iterator[str]:
     config = read_json(folder / "config.json")
     if not config:
         yield _why_no_config(folder)
@@ -97,7 +100,7 @@ def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None) -> Iter
             "its [[models]] entry."
         )
     if not brings_code:
-        yield from _unknown_architecture(config)
+        yield from _ARCHITECTURE_FAULTS[kind](config)
     yield from _foreign_quantization_faults(folder, _foreign_quantization(config))
     yield from _weights_faults(folder)
     if not has_tokenizer(folder):
@@ -120,7 +123,7 @@ def _why_no_config(folder: Path) -> str:
     return f"there is no readable config.json in {folder}. {_AGAIN}"
 
 
-def _unknown_architecture(config: dict[str, object]) -> Iterator[str]:
+def _unknown_generator(config: dict[str, object]) -> Iterator[str]:
     known = _known_types()
     name = _module_name(config)
     if not known or (name in known and re.fullmatch(r"[\w-]+", name)):
@@ -131,6 +134,18 @@ def _unknown_architecture(config: dict[str, object]) -> Iterator[str]:
         f"mlx-lm does not have its architecture, model_type {config.get('model_type')!r}.{hint} Update mlx-lm, or use "
         "another model."
     )
+
+
+def _no_engine(config: dict[str, object]) -> Iterator[str]:
+    yield "this server does not run models of its kind yet. Use another model."
+
+
+_ARCHITECTURE_FAULTS: dict[ModelKind, Callable[[dict[str, object]], Iterator[str]]] = {
+    "generate": _unknown_generator,
+    "embed": _no_engine,
+    "rerank": _no_engine,
+}
+"""What is wrong with a config.json for the engine of each kind."""
 
 
 def _foreign_quantization(config: dict[str, object]) -> dict[str, object]:

@@ -32,6 +32,9 @@ class Progress:
     done_bytes: int = 0
     total_bytes: int = 0
 
+    def loaded(self, nbytes: int) -> None:
+        self.done_bytes = min(nbytes, self.total_bytes)
+
 
 def is_repo_id(name: str) -> bool:
     """Whether it has the shape of one, `organisation/model`; no path has that leads anywhere else."""

@@ -10,32 +10,38 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mlx_manager.mlx_server.config import KEEP_FOREVER
-from mlx_manager.mlx_server.engine.client import EngineClient
-from mlx_manager.mlx_server.engine.launch import EngineOptions
+from mlx_manager.mlx_server.engine.messages import Device, WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
+from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.grammars.validation import GrammarValidator
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.admission import Admission
 from mlx_manager.mlx_server.models.budget import Budget, Holding, least_bytes
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from mlx_manager.mlx_server.models.hub import Progress
+from mlx_manager.mlx_server.models.kinds import check_kind
 from mlx_manager.mlx_server.models.line import Line
-from mlx_manager.mlx_server.models.loading import LoadedModel, estimate_bytes, load_model, told, worker_options
+from mlx_manager.mlx_server.models.loaders import estimate_bytes, launch_of, load_model, told
+from mlx_manager.mlx_server.models.loading import LoadedModel
 from mlx_manager.mlx_server.models.places import Places, Seat
 from mlx_manager.mlx_server.models.reports import LoadReport, PoolReports
+from mlx_manager.mlx_server.models.resident import Loading, Resident
 from mlx_manager.mlx_server.models.residents import Residents
 from mlx_manager.mlx_server.models.restarts import Restarts
 from mlx_manager.mlx_server.models.running_pool import get_model_pool, set_running_pool
 from mlx_manager.mlx_server.models.state import ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
-from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
-from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 
 __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
+
+M = TypeVar("M", bound=Resident)
 
 logger = logging.getLogger(__name__)
 
@@ -47,37 +53,28 @@ _UNLOADED = "Model %r was unloaded while it was being loaded. Send the request a
 class _Load:
     """One that goes on."""
 
-    task: "asyncio.Task[LoadedModel]"
+    task: "asyncio.Task[Resident]"
     progress: Progress
 
 
 class ModelPoolManager:
-    """Loads each model once, however many ask, and keeps as many as the limits allow.
-
-    `options` and the limits are those of all workers together, which get their shares of them.
-    """
+    """Loads each model once, however many ask, and keeps as many as the budget of all workers together allows."""
 
     def __init__(
         self,
         catalog: Catalog,
-        options: EngineOptions,
+        budget: Budget,
+        options: WorkerOptions = WorkerOptions(),  # noqa: B008  it is frozen
         *,
-        max_models: int,
-        max_memory_gb: float,
         max_queue: int = 256,
         patience: Patience = Patience(),  # noqa: B008  it is frozen
         keep_alive_seconds: float = KEEP_FOREVER,
         request_timeout_seconds: float = 0,
-        limits_of_device: frozenset[str] = frozenset(),
         metrics: Metrics | None = None,
     ) -> None:
-        """`limits_of_device` names those of `max_memory_gb` and `prefix_cache_gb` that follow the memory of a GPU, once
-        a worker has told it. A request waits for a place for half of `request_timeout_seconds` at most; 0 for no limit.
-        """
+        """A request waits for a place for half of `request_timeout_seconds` at most; 0 for no limit."""
         self.catalog = catalog
-        limit_bytes, prefix_bytes = int(max_memory_gb * BYTES_PER_GB), options.prefix_cache_bytes
-        knows_device = computes_on_cpu() or "max_memory_gb" not in limits_of_device
-        self._places = Places(Budget(limit_bytes, max_models, prefix_bytes, limits_of_device, knows_device))
+        self._places = Places(budget)
         self.admission = Admission(max_queue)
         self._reports = PoolReports(metrics if metrics is not None else Metrics(self.catalog.knows))
         self._residents = Residents(
@@ -96,17 +93,26 @@ class ModelPoolManager:
         self._closed = False
 
     async def get_model(self, model_id: str) -> LoadedModel:
-        """The model, loaded first if it has to be; only a `lease` keeps it from being evicted.
+        """`load`, for a model that generates. Raises InvalidRequest for another kind."""
+        model = await self.load(model_id)
+        return self._as(LoadedModel, model)
+
+    async def load(self, model_id: str) -> Resident:
+        """The model, loaded first if it has to be; only a lease keeps it from being evicted.
 
         Raises ModelNotFound, InsufficientMemory, ModelLoadFailed, and NotReady while its worker keeps crashing.
         A failed load reaches all who wait for it, and the next call tries again.
         """
-        entry = await self.find(model_id)
-        model, seat = await self._sit_down(entry)
+        model, seat = await self._sit_down(await self.find(model_id))
         self._stand_up(seat)
         return model
 
-    async def _sit_down(self, entry: ModelEntry) -> tuple[LoadedModel, Seat]:
+    def _as(self, wanted: type[M], model: Resident) -> M:
+        check_kind(model.model_id, model.kind, wanted.kind)
+        assert isinstance(model, wanted)
+        return model
+
+    async def _sit_down(self, entry: ModelEntry) -> tuple[Resident, Seat]:
         """The model with a lease that has begun. There is no await between its end and the end of this call."""
         with self.line.standing(entry.id):
             while (model := self._serving(entry.id)) is None:
@@ -118,7 +124,7 @@ class ModelPoolManager:
         self._places.end(seat, asyncio.get_running_loop().time())
         self.line.settle()
 
-    def _serving(self, model_id: str) -> LoadedModel | None:
+    def _serving(self, model_id: str) -> Resident | None:
         """The model, if it takes requests now."""
         model = self._residents.get(model_id)
         return model if model is not None and model.engine.alive and not self._places.is_closed(model_id) else None
@@ -146,24 +152,31 @@ class ModelPoolManager:
                 raise NotReady(_SHUTTING_DOWN if self.draining or self._closed else _UNLOADED % entry.id) from None
             raise
 
-    @contextlib.asynccontextmanager
-    async def lease(
+    def lease(
         self, model_id: str, sequences: int = 1, keep_alive_seconds: float | None = None
-    ) -> AsyncIterator[LoadedModel]:
-        """Lends the model out for the block, to generate so many sequences: while it is leased it is not evicted.
+    ) -> AbstractAsyncContextManager[LoadedModel]:
+        """`lease_as` for a model that generates."""
+        return self.lease_as(LoadedModel, model_id, sequences, keep_alive_seconds)
 
-        `keep_alive_seconds` says how long it stays when it is idle, from now on. Raises ServerBusy when too many wait
-        already, and NotReady when the server drains; else as `get_model` does.
+    @contextlib.asynccontextmanager
+    async def lease_as(
+        self, wanted: type[M], model_id: str, sequences: int = 1, keep_alive_seconds: float | None = None
+    ) -> AsyncIterator[M]:
+        """Lends the model out for the block, for so many sequences: while it is leased it is not evicted.
+
+        `keep_alive_seconds` says how long it stays when it is idle, from now on. Raises InvalidRequest for a model of
+        another kind, ServerBusy when too many wait already, and NotReady when the server drains; else as `load` does.
         """
         if self.draining:
             raise NotReady(_SHUTTING_DOWN)
         entry = await self.find(model_id)
+        check_kind(entry.id, await self._kind(entry) or wanted.kind, wanted.kind)
         try:
             with self.admission.admit(entry.id, sequences):
                 self._residents.is_used(entry.id)
                 model, seat = await self._sit_down(entry)
                 try:
-                    yield model
+                    yield self._as(wanted, model)  # its files may have been downloaded meanwhile
                 finally:
                     model.touch()
                     self._stand_up(seat)
@@ -177,7 +190,7 @@ class ModelPoolManager:
         model_id = self.catalog.resolve(model_id).id
         model, load = self._residents.get(model_id), self._loads.get(model_id)
         if model is not None:
-            model.engine.abandon_sequences(NotReady(f"Model {model_id!r} was unloaded while it was at work."))
+            model.engine.abandon(NotReady(f"Model {model_id!r} was unloaded while it was at work."))
             leaving = self._let_go(model, "asked")
             self.line.settle()
             await asyncio.shield(leaving)
@@ -198,6 +211,10 @@ class ModelPoolManager:
         if not self.catalog.knows(model_id):
             await asyncio.to_thread(self.catalog.refresh)
         return self.catalog.resolve(model_id)
+
+    async def _kind(self, entry: ModelEntry) -> ModelKind | None:
+        model = self._residents.get(entry.id)
+        return model.kind if model is not None else await asyncio.to_thread(lambda: entry.kind)
 
     def pin(self, model_id: str, pinned: bool = True) -> None:
         """A pinned model is not let go to make room, nor for being idle."""
@@ -236,7 +253,7 @@ class ModelPoolManager:
         """Whether its last worker is ending."""
         return model_id in self._residents.leaving
 
-    def loaded(self, model_id: str) -> LoadedModel | None:
+    def loaded(self, model_id: str) -> Resident | None:
         return self._residents.get(model_id)
 
     def keep_alive_seconds(self, entry: ModelEntry) -> float:
@@ -291,7 +308,7 @@ class ModelPoolManager:
         for load in self._loads.values():
             load.task.cancel()
         for model in self._residents:
-            model.engine.abandon_sequences(NotReady(_SHUTTING_DOWN))
+            model.engine.abandon(NotReady(_SHUTTING_DOWN))
 
     async def cleanup(self) -> None:
         """Ends all workers; nothing can be loaded afterwards."""
@@ -320,7 +337,7 @@ class ModelPoolManager:
             load.task.add_done_callback(lambda done: self._load_ended(entry.id, done))
         return load
 
-    def _load_ended(self, model_id: str, task: "asyncio.Task[LoadedModel]") -> None:
+    def _load_ended(self, model_id: str, task: "asyncio.Task[Resident]") -> None:
         del self._loads[model_id]
         if model_id not in self._residents:
             self._places.vacate(model_id)
@@ -331,7 +348,7 @@ class ModelPoolManager:
         self.line.announce()
         self._watch_idleness(model_id)
 
-    async def _load(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
+    async def _load(self, entry: ModelEntry, progress: Progress) -> Resident:
         with self._reports.load(entry.id) as report:
             async with told(entry.id, progress):
                 model = await self._load_now(entry, progress, report)
@@ -340,7 +357,7 @@ class ModelPoolManager:
         self._kept.add(entry.id)
         return model
 
-    async def _load_now(self, entry: ModelEntry, progress: Progress, report: LoadReport) -> LoadedModel:
+    async def _load_now(self, entry: ModelEntry, progress: Progress, report: LoadReport) -> Resident:
         folder = await locate(entry, progress)
         progress.stage, progress.done_bytes = "waiting", 0
         progress.total_bytes = await asyncio.to_thread(estimate_bytes, entry, folder)
@@ -349,21 +366,28 @@ class ModelPoolManager:
         while self._residents.leaving:  # a worker that ends still has its memory
             await asyncio.wait(self._residents.leaving.values())
         self._residents.share_out()
-        options = worker_options(self._options, self.budget.shares(self.holdings())[entry.id], entry)
-        keep = self.keep_alive_seconds(entry)
-        return await load_model(
-            entry,
-            folder,
-            options,
-            self._patience,
-            keep,
-            progress,
-            self._templates,
-            self._on_death,
-            lambda device: self._residents.use_device(entry.id, device),
+        share = self.budget.shares(self.holdings())[entry.id]
+        loading = Loading(
+            entry=entry,
+            folder=folder,
+            launch=await asyncio.to_thread(launch_of, entry, folder, share, self._options),
+            supervision=Supervision(
+                patience=self._patience,
+                on_death=self._on_death,
+                on_progress=progress.loaded,
+                on_device=lambda device: self._use_device(entry.id, device),
+            ),
+            keep_alive_seconds=self.keep_alive_seconds(entry),
+            templates=self._templates,
         )
+        progress.stage = "loading"
+        return await load_model(loading)
 
-    def _on_death(self, engine: EngineClient) -> None:
+    def _use_device(self, model_id: str, device: Device) -> None:
+        self._residents.use_device(model_id, device)
+        self.line.settle()
+
+    def _on_death(self, engine: WorkerClient) -> None:
         """A worker died at work: its model gets a new one unasked, so that the next request does not wait for it."""
         model = self._residents.get(engine.model_id)
         if model is not None and model.engine is engine:
@@ -382,7 +406,7 @@ class ModelPoolManager:
         if model is not None:
             self._let_go(model, "room", for_model)
 
-    def _let_go(self, model: LoadedModel, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
+    def _let_go(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
         self._kept.discard(model.model_id)
         self._restarts.forget(model.model_id)
         return self._residents.let_go(model, reason, for_model)

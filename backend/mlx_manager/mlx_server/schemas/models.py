@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mlx_manager.mlx_server.kinds import ModelKind
+
 
 class Support(BaseModel):
     supported: bool
@@ -80,6 +82,7 @@ class ModelInfo(BaseModel):
     context_length: int | None = None
     max_input_tokens: int | None = None
     max_tokens: int | None = None
+    kind: ModelKind | None = None
     size_bytes: int | None = None
     """Its weights in memory."""
     quantization: str | None = None

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import Capabilities, read_facts
+from mlx_manager.mlx_server.models.loading import LoadedModel
 from mlx_manager.mlx_server.protocols.models import capabilities, model_info
 from mlx_manager.mlx_server.schemas.models import ModelInfo, ModelListResponse
 
@@ -64,6 +65,6 @@ def _describe(server: ServerState, entry: ModelEntry) -> ModelInfo:
 def _served(server: ServerState, entry: ModelEntry, told: Capabilities) -> Capabilities:
     """What a loaded model's template was found to accept goes before what its files tell."""
     model = server.pool.loaded(entry.id)
-    if told.tools and model is not None:
+    if told.tools and isinstance(model, LoadedModel):
         told = replace(told, tools="native" if model.language.traits.native_tools else "prompted")
     return told.with_tool_prompt(server.inference.prompt_rules.tool_prompt)
