@@ -39,6 +39,7 @@ from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
 from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
+from mlx_manager.mlx_server.api.v1.embeddings import router as embeddings_router
 from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings
 from mlx_manager.mlx_server.engine.messages import WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
@@ -49,7 +50,9 @@ from mlx_manager.mlx_server.observability import Metrics, configure_logging, ins
 from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
+from mlx_manager.mlx_server.protocols.embeddings import EmbeddingEndpoints
 from mlx_manager.mlx_server.protocols.messages import Messages
+from mlx_manager.mlx_server.services.embedding import EmbeddingService
 from mlx_manager.mlx_server.services.hygiene import hygiene_of
 from mlx_manager.mlx_server.services.inference import InferenceService, set_running_service
 from mlx_manager.mlx_server.services.prompts import prompt_rules
@@ -83,6 +86,7 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
     app.include_router(metrics_router)
     app.include_router(admin_router)
     app.include_router(v1_router)
+    app.include_router(embeddings_router)
     install_error_handlers(app)
     app.state.protocols = _protocols(settings)
     app.state.edge = edge_rules(settings)
@@ -93,7 +97,7 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
 
 def _protocols(settings: MLXServerSettings) -> Protocols:
     status = settings.validation_error_status
-    return Protocols([ChatCompletions(status), Completions(status), Messages()])
+    return Protocols([ChatCompletions(status), Completions(status), EmbeddingEndpoints(status), Messages()])
 
 
 def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
@@ -148,7 +152,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         prompt_rules=prompt_rules(settings),
         trace_content=settings.trace_content,
     )
-    app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
+    app.state.server = ServerState(
+        settings, pool, upstreams, inference, EmbeddingService(pool, inference), int(time.time())
+    )
     app.state.reloader = Reloader(app)
     set_running_pool(pool)
     set_running_service(inference)

@@ -9,6 +9,7 @@ from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.protocols.sizes import SizeLimits
+from mlx_manager.mlx_server.services.embedding import EmbeddingService
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 
@@ -21,6 +22,7 @@ class ServerState:
     pool: ModelPoolManager
     upstreams: Upstreams
     inference: InferenceService
+    embedding: EmbeddingService
     started_at: int
 
     @property

@@ -22,7 +22,7 @@ from mlx_manager.mlx_server.api.exchange import STATUS_CLIENT_CLOSED_REQUEST, ex
 from mlx_manager.mlx_server.api.reading import converted
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.folding import fold
-from mlx_manager.mlx_server.protocols.base import ParseOptions, Writer
+from mlx_manager.mlx_server.protocols.base import AnyProtocol, ParseOptions, Protocol, Writer
 from mlx_manager.mlx_server.types import GenerationEvent, GenerationEvents
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class ClientLeft(Exception):
 
 async def count_tokens(body: Any, request: Request, state: ServerState | None) -> int:
     """How many tokens the prompt has that `answer` would read for the body."""
-    server, protocol = require(state), protocol_of(request.scope)
+    server, protocol = require(state), _generating_protocol(request)
     return await server.inference.count_tokens(await converted(request, protocol.parse, body, _options(server)))
 
 
@@ -45,10 +45,16 @@ async def answer(body: Any, request: Request, state: ServerState | None) -> Resp
 
     The body says with `stream` whether it wants a stream, in every protocol.
     """
-    server, protocol = require(state), protocol_of(request.scope)
+    server, protocol = require(state), _generating_protocol(request)
     generation = await converted(request, protocol.parse, body, _options(server))
     note_generation(request, generation, body.stream)
     return await _respond(request, server.inference.generate(generation), protocol.writer(generation), body.stream)
+
+
+def _generating_protocol(request: Request) -> AnyProtocol:
+    protocol = protocol_of(request.scope)
+    assert isinstance(protocol, Protocol)
+    return protocol
 
 
 def _options(server: ServerState) -> ParseOptions:
@@ -58,9 +64,9 @@ def _options(server: ServerState) -> ParseOptions:
 async def _respond(request: Request, events: GenerationEvents, writer: Writer, stream: bool) -> Response:
     try:
         if stream:
-            first = await _unless_client_leaves(request, _first(events))
+            first = await unless_client_leaves(request, _first(events))
             return _EventStream(events, _frames(first, events, writer, exchange_of(request).request_id), writer)
-        generation = await _unless_client_leaves(request, fold(events))
+        generation = await unless_client_leaves(request, fold(events))
         return Response(msgspec.json.encode(writer.response(generation)), media_type="application/json")
     except ClientLeft:
         await events.aclose()
@@ -127,7 +133,7 @@ async def _frames(
     yield writer.end()
 
 
-async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`; raises ClientLeft, with the work cancelled and ended, when the client leaves first."""
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_client_leaves(request))

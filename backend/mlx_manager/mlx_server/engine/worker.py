@@ -85,7 +85,17 @@ def _generator(launch: Launch) -> Engine:
     return Generator(launch)
 
 
-ENGINES: dict[ModelKind, Callable[[Launch], Engine]] = {"generate": _generator}
+def _encoder(launch: Launch) -> Engine:
+    from mlx_manager.mlx_server.engine.encoder import Encoder
+
+    return Encoder(launch)
+
+
+ENGINES: dict[ModelKind, Callable[[Launch], Engine]] = {
+    "generate": _generator,
+    "embed": _encoder,
+    "rerank": _encoder,
+}
 """Loads the model. Each kind imports its libraries when it is launched."""
 
 
@@ -103,8 +113,6 @@ def main() -> None:
     _prepare_device(launch)
     uplink.send([_device()])
     try:
-        if launch.kind not in ENGINES:
-            raise NotImplementedError(f"a worker cannot run models of kind {launch.kind}")
         engine = ENGINES[launch.kind](launch)
     except Exception as exc:  # a model's files may make mlx-lm raise anything
         uplink.send([LoadFailed(f"{type(exc).__name__}: {exc}")])

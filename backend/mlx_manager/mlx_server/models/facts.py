@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from mlx_manager.mlx_server.engine.embedding.recipe import max_input_tokens
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
@@ -80,7 +81,7 @@ def _read_facts(
     return ModelFacts(
         kind=kind,
         size_bytes=weights_size(folder).memory_bytes,
-        context_length=context_length(config),
+        context_length=context_length(config) if kind == "generate" else max_input_tokens(folder, config),
         quantization=quantization_name(config),
         family=family,
         capabilities=_capabilities(family, folder, template) if kind == "generate" else _NONE,

@@ -1,13 +1,16 @@
 """Every family of embedding models and rerankers against float64 numpy, alone and in any batch."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlx_manager.mlx_server.engine.embedding.model import EmbeddingModel, load_embedding_model
-from mlx_manager.mlx_server.engine.embedding.recipe import Kind, UnusableModel, kind_of, read_json, read_recipe
+from mlx_manager.mlx_server.engine.embedding.recipe import UnusableModel, read_json, read_recipe
+from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.models.kinds import kind_of
 from tests.mlx_server.engine.embedding import references
 from tests.mlx_server.engine.embedding.references import unit
 from tests.mlx_server.engine.embedding.tiny import (
@@ -22,9 +25,14 @@ from tests.mlx_server.engine.embedding.tiny import (
 LENGTHS = (1, 2, 7, 16, 17, 40, 100)
 
 
-def load(folder: Path, kind: Kind) -> EmbeddingModel:
+def load(folder: Path, kind: ModelKind) -> EmbeddingModel:
     assert kind_of(folder) == kind
     return load_embedding_model(folder, read_recipe(folder, kind), on_cpu=True)
+
+
+def load_weights(folder: Path) -> dict[str, mx.array]:
+    loaded: Any = mx.load(str(folder / "model.safetensors"))
+    return dict(loaded)
 
 
 def texts(lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
@@ -36,7 +44,7 @@ def vectors(model: EmbeddingModel, rows: list[list[int]], second_at: list[int] |
     """Padded with a token that would change the result if it were seen."""
     lengths = [len(row) for row in rows]
     padded = [row + [pad] * (max(lengths) - len(row)) for row in rows]
-    return model(padded, lengths, second_at if second_at is not None else [0] * len(rows))
+    return model(mx.array(padded), lengths, second_at if second_at is not None else [0] * len(rows))
 
 
 @pytest.mark.parametrize("name", EMBEDDERS)
@@ -116,7 +124,7 @@ def test_nomic_as_transformers_saves_it_is_the_same_model(tmp_path: Path) -> Non
         "norm2": "post_mlp_layernorm",
     }
     weights: dict[str, mx.array] = {}
-    for name, array in dict(mx.load(str(folder / "model.safetensors"))).items():
+    for name, array in load_weights(folder).items():
         for old, new in renamed.items():
             name = name.replace(old, new)
         if "attn.Wqkv" in name:
@@ -149,7 +157,7 @@ def test_a_quantised_encoder_gives_about_the_same_vectors(tmp_path: Path) -> Non
     folder = make_model(tmp_path / "model", family)
     exact = vectors(load(folder, "embed"), texts())
     weights: dict[str, mx.array] = {}
-    for name, array in dict(mx.load(str(folder / "model.safetensors"))).items():
+    for name, array in load_weights(folder).items():
         if name.endswith(".weight") and ".layer." in name and "LayerNorm" not in name and array.shape[-1] % 32 == 0:
             parts = mx.quantize(array, group_size=32, bits=8)
             weights |= dict(zip((name, f"{name[:-6]}scales", f"{name[:-6]}biases"), parts, strict=True))

@@ -89,11 +89,13 @@ _GEMMA = _QWEN3 | {
 
 
 def _linear(name: str, rows: int, columns: int, bias: bool = True) -> Shapes:
-    return {f"{name}.weight": (rows, columns)} | ({f"{name}.bias": (rows,)} if bias else {})
+    shapes: Shapes = {f"{name}.weight": (rows, columns)}
+    return shapes | ({f"{name}.bias": (rows,)} if bias else {})
 
 
 def _norm(name: str, bias: bool = True) -> Shapes:
-    return {f"{name}.weight": (SIZE,)} | ({f"{name}.bias": (SIZE,)} if bias else {})
+    shapes: Shapes = {f"{name}.weight": (SIZE,)}
+    return shapes | ({f"{name}.bias": (SIZE,)} if bias else {})
 
 
 def _bert_shapes(config: Mapping[str, Any], prefix: str = "") -> Shapes:

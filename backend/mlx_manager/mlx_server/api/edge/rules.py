@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from starlette.types import Scope
 
 from mlx_manager.mlx_server.config import MLXServerSettings
-from mlx_manager.mlx_server.protocols.base import AnyProtocol, Protocols
+from mlx_manager.mlx_server.protocols.base import Endpoint, Protocols
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def protocols_of(scope: Scope) -> Protocols:
     return protocols
 
 
-def protocol_of(scope: Scope) -> AnyProtocol:
+def protocol_of(scope: Scope) -> Endpoint:
     """The protocol that answers the request, refusals included."""
     return protocols_of(scope).of(path_of(scope), scope["headers"])
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,28 +35,29 @@ _FAMILIES = {
 }
 
 
-class EmbeddingModel:
+class EmbeddingModel(nn.Module):
     """`dimensions` is 1 for a reranker, whose scores lie between 0 and 1."""
 
     def __init__(self, recipe: Recipe, backbone: nn.Module, head: nn.Module | None, dense: list[Dense]) -> None:
+        super().__init__()
         self._recipe = recipe
-        self._backbone = backbone
-        self._head = head
-        self._dense = dense
-        self.dimensions = int(self([[0]], [1], [0]).shape[-1])
+        self.backbone = backbone
+        self.head = head
+        self.dense = dense
+        self.dimensions = int(self(mx.zeros((1, 1), mx.int32), [1], [0]).shape[-1])
 
-    def __call__(self, rows: list[list[int]], lengths: list[int], second_at: list[int]) -> mx.array:
-        """`rows` are padded to one length; the second text of a pair begins at `second_at`, 0 for a row without one.
+    def __call__(self, tokens: mx.array, lengths: list[int], second_at: list[int]) -> mx.array:
+        """(B, L) padded token ids to (B, dimensions), float32, not evaluated.
 
-        Gives (B, dimensions), float32, not evaluated.
+        The second text of a pair begins at its `second_at`, which is 0 for a text alone.
         """
-        tokens, ends, starts = mx.array(rows), mx.array(lengths), mx.array(second_at)[:, None]
+        ends, starts = mx.array(lengths), mx.array(second_at)[:, None]
         types = ((starts > 0) & (mx.arange(tokens.shape[1])[None] >= starts)).astype(mx.int32)
-        h = self._backbone(tokens, types, padding_mask(lengths, tokens.shape[1]))
-        if self._head is not None:
-            return mx.sigmoid(self._head(h, ends).astype(mx.float32))
+        h = self.backbone(tokens, types, padding_mask(lengths, tokens.shape[1]))
+        if self.head is not None:
+            return mx.sigmoid(self.head(h, ends).astype(mx.float32))
         vectors = pool(h, ends, self._recipe.pooling)
-        for layer in self._dense:
+        for layer in self.dense:
             vectors = layer(vectors)
         vectors = vectors.astype(mx.float32)
         return normalized(vectors) if self._recipe.normalize else vectors
@@ -80,7 +82,8 @@ def _load_encoder(folder: Path, recipe: Recipe) -> tuple[nn.Module, nn.Module | 
     family, is_reranker = _FAMILIES[recipe.model_type], recipe.kind == "rerank"
     weights: Weights = {}
     for file in sorted(folder.glob("model*.safetensors")):
-        for name, array in mx.load(str(file)).items():
+        loaded: Any = mx.load(str(file))
+        for name, array in loaded.items():
             renamed = family.rename(name, is_reranker)
             if renamed is not None:
                 weights[renamed] = array

@@ -9,16 +9,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["generate", "embed", "rerank"]
+from mlx_manager.mlx_server.kinds import ModelKind
+
 Config = dict[str, Any]
 
 ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 """mlx-lm's modules for them attend to earlier tokens only."""
 BIDIRECTIONAL_DECODERS = ("gemma3_text",)
-_OTHER_ENCODERS = ("albert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "new", "t5", "gte")
 _SERVED = "BERT, RoBERTa, XLM-RoBERTa, ModernBERT, Nomic BERT, EmbeddingGemma, Qwen3, Qwen2, Mistral and Llama"
 _POOLINGS = {
     "pooling_mode_cls_token": "cls",
@@ -40,7 +40,7 @@ class UnusableModel(Exception):
 class Recipe:
     """How the hidden states of a model's last layer become a vector or, for a reranker, a score."""
 
-    kind: Kind
+    kind: ModelKind
     model_type: str
     config: Config
     max_tokens: int
@@ -55,29 +55,14 @@ class Recipe:
     default_prompt: str | None = None
 
 
-def kind_of(folder: Path, name: str = "") -> Kind:
-    """What the model in the folder does, by its files; by its `name` where a conversion has dropped them."""
-    config = read_json(folder / "config.json")
-    model_type, architecture = config.get("model_type"), _architecture(config)
-    if architecture.endswith("ForSequenceClassification"):
-        return "rerank"
-    is_encoder = model_type in (*ENCODERS, *_OTHER_ENCODERS)
-    is_headless = architecture.endswith("Model") and model_type in (*DECODERS, *BIDIRECTIONAL_DECODERS)
-    attends_both_ways = config.get("use_bidirectional_attention") is True
-    is_named = model_type in DECODERS and re.search(r"embed", name, re.IGNORECASE) is not None
-    if is_encoder or is_headless or attends_both_ways or is_named or (folder / "modules.json").is_file():
-        return "embed"
-    return "generate"
-
-
-def read_recipe(folder: Path, kind: Kind) -> Recipe:
+def read_recipe(folder: Path, kind: ModelKind) -> Recipe:
     """Raises UnusableModel for a model whose vectors or scores would be wrong."""
     config = read_json(folder / "config.json")
     model_type = str(config.get("model_type"))
     _check_family(config, model_type, kind)
     if not (folder / "tokenizer.json").is_file():
         raise UnusableModel("there is no tokenizer.json in its folder. Copy it from the original model")
-    max_tokens = _max_tokens(folder, config, model_type)
+    max_tokens = max_input_tokens(folder, config)
     if kind == "rerank":
         return Recipe(kind, model_type, config, max_tokens, ())
     prompts = read_json(folder / "config_sentence_transformers.json")
@@ -107,12 +92,7 @@ def read_json(file: Path) -> Config:
     return found if isinstance(found, dict) else {}
 
 
-def _architecture(config: Config) -> str:
-    named = config.get("architectures")
-    return str(named[0]) if isinstance(named, list) and named else ""
-
-
-def _check_family(config: Config, model_type: str, kind: Kind) -> None:
+def _check_family(config: Config, model_type: str, kind: ModelKind) -> None:
     if model_type not in (*ENCODERS, *DECODERS, *BIDIRECTIONAL_DECODERS):
         raise UnusableModel(
             f"embedding models and rerankers of the model_type {model_type!r} are not supported. Use a model of one of "
@@ -158,24 +138,27 @@ def _may_see_later_tokens(config: Config) -> bool:
     )
 
 
-def _max_tokens(folder: Path, config: Config, model_type: str) -> int:
+def max_input_tokens(folder: Path, config: Config) -> int:
     """What its authors set, where that is less than what it has positions for."""
-    positions = config.get("max_position_embeddings", config.get("n_positions", 512))
-    if model_type in ("roberta", "xlm-roberta"):
+    found = config.get("max_position_embeddings", config.get("n_positions"))
+    positions = found if isinstance(found, int) else 512
+    if config.get("model_type") in ("roberta", "xlm-roberta"):
         positions -= config.get("pad_token_id", 1) + 1
     if isinstance(trained := config.get("max_trained_positions"), int):
         positions = min(positions, trained)
     own = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    return min(own, positions) if isinstance(own, int) else int(positions)
+    return min(own, positions) if isinstance(own, int) else positions
 
 
 def _modules(folder: Path, model_type: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     """Pooling, folders of dense layers, and whether the vector is normalised."""
     try:
-        modules = json.loads((folder / "modules.json").read_text("utf-8"))
+        modules: list[Config] = json.loads((folder / "modules.json").read_text("utf-8"))
     except (OSError, ValueError):
         return ("mean",) if model_type in ENCODERS else ("lasttoken",), (), True
-    pooling, dense, normalize = ("mean",), [], False
+    pooling: tuple[str, ...] = ("mean",)
+    dense: list[str] = []
+    normalize = False
     for module in modules:
         name, path = str(module.get("type")).rpartition(".")[2], _inside(str(module.get("path", "")))
         if name == "Pooling":
