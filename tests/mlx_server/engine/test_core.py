@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import (
     MAX_BATCH_ROWS,
@@ -236,8 +236,7 @@ def test_top_p_of_a_flat_distribution_draws_from_its_whole_nucleus(model: nn.Mod
     """The same tokens as from the sorted vocabulary, each of them once, whatever runs beside."""
     flat = [SamplingParams(seed=seed, temperature=3.0, top_p=0.95) for seed in range(3)]
     prompts = [[seed + 1, 2, 3] for seed in range(3)]
-    limits = EngineLimits(prefix_bytes=prefix_bytes)
-    core = EngineCore(model, limits)
+    core = EngineCore(model, prefix_bytes=prefix_bytes)
     for sequence, params in enumerate(flat):
         core.submit(submission(sequence, prompts[sequence], 12, params))
     core.submit(submission(9, [7, 8], 40))

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.messages import Admitted, Prefilled, Step, Submit
 from mlx_manager.mlx_server.types import SamplingParams
 
@@ -75,7 +75,7 @@ def llama() -> nn.Module:
 
 
 def core_of(model: nn.Module, prefix_bytes: int = 2**28, **limits: Any) -> EngineCore:
-    return EngineCore(model, EngineLimits(prefix_bytes=prefix_bytes, **limits))
+    return EngineCore(model, prefix_bytes=prefix_bytes, **limits)
 
 
 def ask(core: EngineCore, *prompts: list[int], max_tokens: int = 6, seed: int = 1) -> list[tuple[list[int], int]]:

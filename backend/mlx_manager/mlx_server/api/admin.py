@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.schemas.admin import (
     PoolStatus,
     PrefixCacheFigures,
     ReloadReport,
+    WorkerDevice,
 )
 from mlx_manager.mlx_server.schemas.openai import ErrorResponse
 
@@ -110,6 +111,7 @@ async def _pool_model(pool: ModelPoolManager, entry: ModelEntry) -> PoolModel:
     model, found = pool.loaded(entry.id), pool.state(entry.id)
     row = PoolModel(
         id=entry.id,
+        kind=facts.kind if facts is not None else None,
         state=_status(pool, entry.id),
         error=found.error,
         progress=LoadProgress(**asdict(found.progress)) if found.progress is not None else None,
@@ -147,6 +149,8 @@ def _of_worker(model: Resident) -> dict[str, object]:
         "loaded_at": model.loaded_at,
         "last_used": model.last_used,
         "pid": model.engine.pid,
+        "device": WorkerDevice.model_validate(model.engine.device, from_attributes=True),
+        "dtype": model.engine.dtype,
     }
 
 

@@ -6,7 +6,7 @@ It runs in the worker, on one thread. A step decodes all running sequences once 
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -38,36 +38,30 @@ COMPILE_WAIT_SECONDS = 0.005
 """How long an engine waits for a grammar, and a message for the engine, when there is nothing else to do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """`kv_bytes` are for KV caches of running sequences and stored prefixes together, `prefix_bytes` for the latter."""
-
-    kv_bytes: int = 2**62
-    prefix_bytes: int = 2**28
-    inter_token_seconds: float = 0.1
-
-
 class EngineCore:
     """`submit`, `cancel` and `step` in any order, all on the thread that made it."""
 
     def __init__(
         self,
         model: nn.Module,
-        limits: EngineLimits | None = None,
+        *,
+        kv_bytes: int = 2**62,
+        prefix_bytes: int = 2**28,
+        inter_token_seconds: float = 0.1,
         make_processors: MakeProcessors = make_processors,
         tokenizer_file: Path = Path("tokenizer.json"),
     ) -> None:
-        limits = limits or EngineLimits()
+        """`kv_bytes` are for KV caches of sequences and stored prefixes together, `prefix_bytes` for the latter."""
         cache = make_prompt_cache(model)
         self.vocabulary_size = _vocabulary_size(model, cache)
         batching = try_batching(model, self.vocabulary_size)
         self._max_rows = MAX_BATCH_ROWS if batching.decodes else 1
-        self.memory = KvMemory.measure(cache, limits.kv_bytes)
-        self.prefixes = PrefixCache(make_prompt_cache(model), min(limits.prefix_bytes, limits.kv_bytes))
+        self.memory = KvMemory.measure(cache, kv_bytes)
+        self.prefixes = PrefixCache(make_prompt_cache(model), min(prefix_bytes, kv_bytes))
         self._make_processors = make_processors
         self._batch = DecodeBatch(model, self.vocabulary_size, batching)
         self._prefill = PrefillQueue(model, self.prefixes, batching)
-        self._pace = Pace(limits.inter_token_seconds)
+        self._pace = Pace(inter_token_seconds)
         self._grammars: GrammarCompiler[Row] = GrammarCompiler(tokenizer_file, self.vocabulary_size)
         self._rows: dict[int, Row] = {}
         self._pending: list[UpMessage] = []
@@ -85,7 +79,7 @@ class EngineCore:
         return len(self._batch)
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
-        """New limits, as in `EngineLimits`. Stored prefixes go at once, rows that do not fit at the next step."""
+        """New limits. Stored prefixes go at once, rows that do not fit at the next step."""
         self.memory = replace(self.memory, limit_bytes=kv_bytes)
         self.prefixes.limit_bytes = min(prefix_bytes, kv_bytes)
         self.prefixes.shrink(self.prefixes.limit_bytes)

@@ -23,7 +23,7 @@ with own_descriptor_limit():
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_config, load_model
 
-    from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+    from mlx_manager.mlx_server.engine.core import EngineCore
     from mlx_manager.mlx_server.engine.model_config import complete, model_classes
     from mlx_manager.mlx_server.engine.prefill import MAX_GROUP_ROWS
 
@@ -37,11 +37,9 @@ class Generator:
         self._weights_bytes = mx.get_active_memory()
         self._core = EngineCore(
             self.model,
-            EngineLimits(
-                kv_bytes=self._kv_bytes(launch.limits),
-                prefix_bytes=launch.limits.prefix_cache_bytes,
-                inter_token_seconds=launch.options.inter_token_latency_ms / 1000,
-            ),
+            kv_bytes=self._kv_bytes(launch.limits),
+            prefix_bytes=launch.limits.prefix_cache_bytes,
+            inter_token_seconds=launch.options.inter_token_latency_ms / 1000,
             tokenizer_file=folder / "tokenizer.json",
         )
 
@@ -66,8 +64,9 @@ class Generator:
     def gathers(self) -> int:
         return MAX_GROUP_ROWS if self._core.busiest > 1 else 0
 
-    def __len__(self) -> int:
-        return len(self._core)
+    @property
+    def has_work(self) -> bool:
+        return len(self._core) > 0
 
     def take(self, message: DownMessage) -> None:
         match message:

@@ -7,7 +7,7 @@ TICK_SECONDS = 0.5
 QUIET_SECONDS = 5.0
 """A worker that sends a heartbeat every second and is not heard for so long cannot be counted on."""
 START_SECONDS = 90.0
-"""What a worker may need for its imports, which come before its first heartbeat."""
+"""What a worker may need to import MLX, which comes before its first heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,9 @@ class Engine(Protocol):
     def gathers(self) -> int:
         """As many messages an idle engine waits a moment for, where requests come together; else 0."""
 
-    def __len__(self) -> int:
-        """Requests that it works on: it is stepped without a pause while there are some."""
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything. The engine is stepped without a pause while it has."""
 
     def take(self, message: DownMessage) -> None: ...
 
@@ -197,9 +198,9 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
     busy_at, is_trimmed = time.monotonic(), False
     while True:
-        messages = _take_messages(inbox, engine.gathers, idle=len(engine) == 0)
+        messages = _take_messages(inbox, engine.gathers, idle=not engine.has_work)
         uplink.step_begins()
-        if messages or len(engine) > 0:
+        if messages or engine.has_work:
             busy_at, is_trimmed = time.monotonic(), False
         elif time.monotonic() - busy_at >= RELEASE_SECONDS and mx.get_cache_memory() > 0:
             engine.release_memory()

@@ -6,7 +6,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.messages import Launch, Limits, WorkerOptions
+from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, WorkerOptions
+from mlx_manager.mlx_server.engine.watchdog import Patience
+from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.encoders import load_embedder, load_reranker
@@ -15,6 +17,7 @@ from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.loading import load_generator
 from mlx_manager.mlx_server.models.resident import Loading, Resident, load_failed
 from mlx_manager.mlx_server.models.weights import weights_size
+from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 
 logger = logging.getLogger(__name__)
 
@@ -38,20 +41,45 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
     return weights_size(folder).memory_bytes
 
 
-def launch_of(entry: ModelEntry, folder: Path, share: Limits, options: WorkerOptions) -> Launch:
-    return Launch(
-        kind=entry.kind_in(folder),
-        folder=str(folder),
-        limits=share,
-        options=options,
-        adapter=str(entry.adapter) if entry.adapter is not None else None,
-        trust_remote_code=entry.trust_remote_code,
-    )
+class ModelLoader:
+    """Loads models of every kind, each into a worker of its own. `options` and `patience` are those of all workers."""
 
+    def __init__(self, options: WorkerOptions, patience: Patience) -> None:
+        self._options = options
+        self._patience = patience
+        self._templates = TemplateRenderer()
 
-async def load_model(load: Loading) -> Resident:
-    """Raises ModelLoadFailed, or what `on_device` raises."""
-    return await LOADERS[load.launch.kind](load)
+    async def load(
+        self,
+        entry: ModelEntry,
+        folder: Path,
+        share: Limits,
+        progress: Progress,
+        keep_alive_seconds: float,
+        *,
+        on_death: Callable[[WorkerClient], None],
+        on_device: Callable[[Device], None],
+    ) -> Resident:
+        """Raises ModelLoadFailed, or what `on_device` raises (`Supervision`)."""
+        progress.stage = "loading"
+        launch = Launch(
+            kind=await asyncio.to_thread(entry.kind_in, folder),
+            folder=str(folder),
+            limits=share,
+            options=self._options,
+            adapter=str(entry.adapter) if entry.adapter is not None else None,
+            trust_remote_code=entry.trust_remote_code,
+        )
+        supervision = Supervision(
+            patience=self._patience, on_death=on_death, on_progress=progress.loaded, on_device=on_device
+        )
+        return await LOADERS[launch.kind](
+            Loading(entry, folder, launch, supervision, keep_alive_seconds, self._templates)
+        )
+
+    def close(self) -> None:
+        """Blocks until the processes that render templates have ended."""
+        self._templates.close()
 
 
 @contextlib.asynccontextmanager

@@ -12,36 +12,30 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mlx_manager.mlx_server.config import KEEP_FOREVER
 from mlx_manager.mlx_server.engine.messages import Device, WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import Patience
-from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
+from mlx_manager.mlx_server.engine.worker_client import WorkerClient
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.grammars.validation import GrammarValidator
-from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.admission import Admission
 from mlx_manager.mlx_server.models.budget import Budget, Holding, least_bytes
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from mlx_manager.mlx_server.models.hub import Progress
-from mlx_manager.mlx_server.models.kinds import check_kind
 from mlx_manager.mlx_server.models.line import Line
-from mlx_manager.mlx_server.models.loaders import estimate_bytes, launch_of, load_model, told
+from mlx_manager.mlx_server.models.loaders import ModelLoader, estimate_bytes, told
 from mlx_manager.mlx_server.models.loading import LoadedModel
 from mlx_manager.mlx_server.models.places import Places, Seat
 from mlx_manager.mlx_server.models.reports import LoadReport, PoolReports
-from mlx_manager.mlx_server.models.resident import Loading, Resident
+from mlx_manager.mlx_server.models.resident import R, Resident, as_kind
 from mlx_manager.mlx_server.models.residents import Residents
 from mlx_manager.mlx_server.models.restarts import Restarts
 from mlx_manager.mlx_server.models.running_pool import get_model_pool, set_running_pool
 from mlx_manager.mlx_server.models.state import ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
-from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 
 __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
-
-M = TypeVar("M", bound=Resident)
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +76,8 @@ class ModelPoolManager:
         )
         self.line = Line(self._places, self._residents.holdings, self._evict, request_timeout_seconds)
         self.grammars = GrammarValidator()
-        self._templates = TemplateRenderer()
         self.draining = False
-        self._options = options
-        self._patience = patience
+        self._loader = ModelLoader(options, patience)
         self._keep_alive_seconds = keep_alive_seconds
         self._restarts = Restarts(self._restart)
         self._kept: set[str] = set()
@@ -94,8 +86,7 @@ class ModelPoolManager:
 
     async def get_model(self, model_id: str) -> LoadedModel:
         """`load`, for a model that generates. Raises InvalidRequest for another kind."""
-        model = await self.load(model_id)
-        return self._as(LoadedModel, model)
+        return as_kind(LoadedModel, await self.load(model_id))
 
     async def load(self, model_id: str) -> Resident:
         """The model, loaded first if it has to be; only a lease keeps it from being evicted.
@@ -105,11 +96,6 @@ class ModelPoolManager:
         """
         model, seat = await self._sit_down(await self.find(model_id))
         self._stand_up(seat)
-        return model
-
-    def _as(self, wanted: type[M], model: Resident) -> M:
-        check_kind(model.model_id, model.kind, wanted.kind)
-        assert isinstance(model, wanted)
         return model
 
     async def _sit_down(self, entry: ModelEntry) -> tuple[Resident, Seat]:
@@ -160,8 +146,8 @@ class ModelPoolManager:
 
     @contextlib.asynccontextmanager
     async def lease_as(
-        self, wanted: type[M], model_id: str, sequences: int = 1, keep_alive_seconds: float | None = None
-    ) -> AsyncIterator[M]:
+        self, wanted: type[R], model_id: str, sequences: int = 1, keep_alive_seconds: float | None = None
+    ) -> AsyncIterator[R]:
         """Lends the model out for the block, for so many sequences: while it is leased it is not evicted.
 
         `keep_alive_seconds` says how long it stays when it is idle, from now on. Raises InvalidRequest for a model of
@@ -170,13 +156,13 @@ class ModelPoolManager:
         if self.draining:
             raise NotReady(_SHUTTING_DOWN)
         entry = await self.find(model_id)
-        check_kind(entry.id, await self._kind(entry) or wanted.kind, wanted.kind)
+        await self._residents.check_kind(entry, wanted.kind)
         try:
             with self.admission.admit(entry.id, sequences):
                 self._residents.is_used(entry.id)
                 model, seat = await self._sit_down(entry)
                 try:
-                    yield self._as(wanted, model)  # its files may have been downloaded meanwhile
+                    yield as_kind(wanted, model)  # its files may have been downloaded meanwhile
                 finally:
                     model.touch()
                     self._stand_up(seat)
@@ -211,10 +197,6 @@ class ModelPoolManager:
         if not self.catalog.knows(model_id):
             await asyncio.to_thread(self.catalog.refresh)
         return self.catalog.resolve(model_id)
-
-    async def _kind(self, entry: ModelEntry) -> ModelKind | None:
-        model = self._residents.get(entry.id)
-        return model.kind if model is not None else await asyncio.to_thread(lambda: entry.kind)
 
     def pin(self, model_id: str, pinned: bool = True) -> None:
         """A pinned model is not let go to make room, nor for being idle."""
@@ -324,7 +306,7 @@ class ModelPoolManager:
         await asyncio.gather(*self._residents.leaving.values())
         self.line.close()
         self._residents.close()
-        await asyncio.gather(self.grammars.close(), asyncio.to_thread(self._templates.close))
+        await asyncio.gather(self.grammars.close(), asyncio.to_thread(self._loader.close))
 
     def _load_once(self, entry: ModelEntry) -> _Load:
         if self._closed:
@@ -366,22 +348,15 @@ class ModelPoolManager:
         while self._residents.leaving:  # a worker that ends still has its memory
             await asyncio.wait(self._residents.leaving.values())
         self._residents.share_out()
-        share = self.budget.shares(self.holdings())[entry.id]
-        loading = Loading(
-            entry=entry,
-            folder=folder,
-            launch=await asyncio.to_thread(launch_of, entry, folder, share, self._options),
-            supervision=Supervision(
-                patience=self._patience,
-                on_death=self._on_death,
-                on_progress=progress.loaded,
-                on_device=lambda device: self._use_device(entry.id, device),
-            ),
-            keep_alive_seconds=self.keep_alive_seconds(entry),
-            templates=self._templates,
+        return await self._loader.load(
+            entry,
+            folder,
+            self.budget.shares(self.holdings())[entry.id],
+            progress,
+            self.keep_alive_seconds(entry),
+            on_death=self._on_death,
+            on_device=lambda device: self._use_device(entry.id, device),
         )
-        progress.stage = "loading"
-        return await load_model(loading)
 
     def _use_device(self, model_id: str, device: Device) -> None:
         self._residents.use_device(model_id, device)

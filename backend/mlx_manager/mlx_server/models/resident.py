@@ -13,11 +13,13 @@ from mlx_manager.mlx_server.errors import LoadingCrashed, ModelLoadFailed
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.fitness import explain, explain_tokenizer
+from mlx_manager.mlx_server.models.kinds import check_kind
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 
 C = TypeVar("C", bound=WorkerClient)
 T = TypeVar("T")
+R = TypeVar("R", bound="Resident")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class Resident:
         self.last_used = time.time()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Loading:
     """What a model is loaded with: its files, its worker's first message, and who is told of the worker."""
 
@@ -76,6 +78,13 @@ class Loading:
         if not engine.alive:  # it died while the tokenizer was being loaded
             raise LoadingCrashed(f"Model {self.entry.id!r} cannot be loaded. {engine.epitaph}")
         return engine, tokenizer
+
+
+def as_kind(wanted: type[R], model: Resident) -> R:
+    """The model, if it is of that kind; else raises InvalidRequest."""
+    check_kind(model.model_id, model.kind, wanted.kind)
+    assert isinstance(model, wanted)
+    return model
 
 
 def load_failed(entry: ModelEntry, reason: str) -> ModelLoadFailed:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 from mlx_manager.mlx_server.engine.messages import Device
 from mlx_manager.mlx_server.errors import InsufficientMemory
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.admission import Admission
 from mlx_manager.mlx_server.models.budget import Holding, least_bytes
-from mlx_manager.mlx_server.models.catalog import Catalog
+from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry
 from mlx_manager.mlx_server.models.idleness import IdleTimers
+from mlx_manager.mlx_server.models.kinds import check_kind
 from mlx_manager.mlx_server.models.places import Places
 from mlx_manager.mlx_server.models.reports import PoolReports
 from mlx_manager.mlx_server.models.resident import Resident
@@ -50,6 +52,13 @@ class Residents:
 
     def get(self, model_id: str) -> Resident | None:
         return self._loaded.get(model_id)
+
+    async def check_kind(self, entry: ModelEntry, wanted: ModelKind) -> None:
+        """Raises InvalidRequest for a model that is known to be of another kind, before it is loaded."""
+        model = self.get(entry.id)
+        kind = model.kind if model is not None else await asyncio.to_thread(lambda: entry.kind)
+        if kind is not None:
+            check_kind(entry.id, kind, wanted)
 
     def ids(self) -> list[str]:
         return list(self._loaded)
