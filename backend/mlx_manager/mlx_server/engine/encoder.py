@@ -46,15 +46,16 @@ class Encoder:
 
     @property
     def stats(self) -> Stats:
-        return Stats(sequences=self._queue.texts, running=self._running if len(self) else 0)
+        return Stats(sequences=self._queue.texts, running=self._running if self.has_work else 0)
 
     @property
     def gathers(self) -> int:
         """Requests that come alone are not held up."""
         return GATHERED_MESSAGES if self._running > 1 else 0
 
-    def __len__(self) -> int:
-        return len(self._queue)
+    @property
+    def has_work(self) -> bool:
+        return len(self._queue) > 0
 
     def take(self, message: DownMessage) -> None:
         match message:

@@ -77,7 +77,7 @@ def _read_facts(
     model_id: str, kind: ModelKind, folder: Path, template: Path | None, changed_at: tuple[int, ...]
 ) -> ModelFacts:
     config = read_json(folder / "config.json")
-    family = detect_model_family(model_id, folder)
+    family = detect_model_family(model_id, folder) if kind == "generate" else str(config.get("model_type"))
     return ModelFacts(
         kind=kind,
         size_bytes=weights_size(folder).memory_bytes,

@@ -9,8 +9,6 @@ from mlx_manager.mlx_server.models.defaults import read_json
 
 _LIBRARY_TYPES: dict[str, ModelKind] = {"SentenceTransformer": "embed", "CrossEncoder": "rerank"}
 """`model_type` in config_sentence_transformers.json."""
-
-
 _EMBEDDING_NAME = re.compile(r"qwen3-embedding|e5-mistral", re.IGNORECASE)
 """Decoders that embed, and whose config.json is a language model's."""
 
