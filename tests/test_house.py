@@ -174,6 +174,14 @@ def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
     assert importers("mlx") <= WORKER_SIDE | {f"{SERVER}.utils.memory", "mlx_manager.command_line.mlx_probe"}
 
 
+def test_processes_are_started_without_what_makes_python_or_uvloop_fork_on_macos() -> None:
+    """A fork of a process whose GPU is up ends badly; uvloop takes posix_spawn where neither is asked for."""
+    calls = [node for file in MODULES.values() for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    named = {keyword.arg for node in calls if isinstance(node, ast.Call) for keyword in node.keywords}
+    assert "start_new_session" in named
+    assert named.isdisjoint({"pass_fds", "preexec_fn"})
+
+
 def test_http_is_known_to_the_api_and_what_starts_it_only() -> None:
     assert {room_of(module) for module in importers("fastapi")} <= {f"{SERVER}.{room}" for room in ("api", "main")}
 

@@ -42,7 +42,7 @@ from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.api.v1.embeddings import router as embeddings_router
 from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings
 from mlx_manager.mlx_server.engine.messages import WorkerOptions
-from mlx_manager.mlx_server.engine.watchdog import Patience
+from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
 from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
@@ -177,7 +177,7 @@ def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics) 
         _budget(settings),
         WorkerOptions(settings.inter_token_latency_ms, settings.wire_memory),
         max_queue=settings.max_queue,
-        patience=Patience(settings.worker_timeout_seconds, settings.step_timeout_seconds),
+        watchdog=WatchdogLimits(settings.worker_timeout_seconds, settings.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
         request_timeout_seconds=settings.request_timeout_seconds,
         metrics=metrics,

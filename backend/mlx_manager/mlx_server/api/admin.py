@@ -107,11 +107,11 @@ async def _by_id(server: ServerState, model_id: str) -> PoolModel:
 
 
 async def _pool_model(pool: ModelPoolManager, entry: ModelEntry) -> PoolModel:
-    facts = await asyncio.to_thread(read_facts, entry)
+    facts, kind = await asyncio.to_thread(lambda: (read_facts(entry), entry.kind))
     model, found = pool.loaded(entry.id), pool.state(entry.id)
     row = PoolModel(
         id=entry.id,
-        kind=facts.kind if facts is not None else None,
+        kind=kind,
         state=_status(pool, entry.id),
         error=found.error,
         progress=LoadProgress(**asdict(found.progress)) if found.progress is not None else None,

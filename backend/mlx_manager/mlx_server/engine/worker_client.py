@@ -32,14 +32,14 @@ from mlx_manager.mlx_server.engine.messages import (
     decode_up,
     encode_down,
 )
-from mlx_manager.mlx_server.engine.watchdog import Patience, Watchdog
+from mlx_manager.mlx_server.engine.watchdog import Watchdog, WatchdogLimits
 from mlx_manager.mlx_server.errors import EngineFailed, InvalidRequest, LoadingCrashed, ModelLoadFailed, ServerError
 
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 5.0
-LAST_WORDS_LINES = 20
-LAST_WORDS_SECONDS = 1.0
+STDERR_TAIL_LINES = 20
+STDERR_TAIL_SECONDS = 1.0
 STDERR_BYTES = 2**16
 
 
@@ -49,28 +49,28 @@ class LoadRaised(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supervision:
-    """Who is told of a worker, on the loop, and how long it may say nothing.
+    """The callbacks of a worker's client, which it calls on the loop, and the limits of its watchdog.
 
     `on_death` is called once, when a worker that was loaded ends unasked; `on_progress` every second, with the bytes of
     the model that are in memory; `on_device` before the model is loaded: a ServerError that it raises ends the load.
     """
 
-    patience: Patience
+    watchdog: WatchdogLimits
     on_death: "Callable[[WorkerClient], None]"
     on_progress: Callable[[int], None]
     on_device: Callable[[Device], None]
 
 
 class WorkerClient(ABC):
-    """A worker process with its model loaded. It is killed when it does not answer any more.
+    """A worker process with its model loaded. A worker that does not respond any more is killed.
 
     The client of a kind of worker adds what is asked of it, and handles its own messages in `_dispatch`.
     """
 
     def __init__(self, model_id: str, worker: Worker, limits: Limits, supervision: Supervision) -> None:
         self.model_id = model_id
-        self.epitaph = f"The worker process of model {model_id!r} has just died."
-        """How the worker ended, and its last words, as soon as they are known."""
+        self.exit_reason = f"The worker process of model {model_id!r} has just died."
+        """How the worker ended, and the last line of its stderr, once they are known."""
         self.stats = Stats()
         self.tokens_per_second = 0.0
         """Between the last two Stats."""
@@ -82,22 +82,22 @@ class WorkerClient(ABC):
         self._worker = worker
         self._supervision = supervision
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
+        self._stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
         self._closing = False
         self._gone = False
         self._abandoned: ServerError | None = None
-        self._verdict: str | None = None
+        self._kill_reason: str | None = None
         self._load_failure: str | None = None
-        self._watchdog = Watchdog(supervision.patience)
-        nobodys = contextvars.Context()  # these outlive the request that has the model loaded, and are no part of it
-        self._watching = asyncio.create_task(self._kill_when_it_does_not_answer(), context=nobodys)
-        self._reading = asyncio.create_task(self._read_until_death(), context=nobodys)
+        self._watchdog = Watchdog(supervision.watchdog)
+        detached = contextvars.Context()  # these outlive the request that has the model loaded, and are no part of it
+        self._watching = asyncio.create_task(self._kill_when_it_does_not_answer(), context=detached)
+        self._reading = asyncio.create_task(self._read_until_death(), context=detached)
 
     @classmethod
     async def launch(cls, model_id: str, launch: Launch, supervision: Supervision) -> Self:
         """Starts a worker and waits until its model is loaded.
 
-        Raises LoadRaised, ModelLoadFailed with the worker's last words, or what `on_device` raises.
+        Raises LoadRaised, ModelLoadFailed with the last line of the worker's stderr, or what `on_device` raises.
         """
         client = cls(model_id, await launch_worker(launch), launch.limits, supervision)
         try:
@@ -112,12 +112,12 @@ class WorkerClient(ABC):
         return not self._gone and not self._closing
 
     @property
-    def complaint(self) -> str | None:
-        """Why the worker cannot be counted on at this moment; None when it can."""
+    def fault(self) -> str | None:
+        """Why the worker does not answer at this moment; None when it does."""
         if self._gone:
-            return self.epitaph
-        complaint = self._watchdog.complaint
-        return f"The worker process of model {self.model_id!r} {complaint}." if complaint is not None else None
+            return self.exit_reason
+        fault = self._watchdog.fault
+        return f"The worker process of model {self.model_id!r} {fault}." if fault is not None else None
 
     @property
     def pid(self) -> int:
@@ -130,7 +130,7 @@ class WorkerClient(ABC):
             self._send(limits)
 
     async def close(self) -> None:
-        """Ends the worker: asks one that is up, which is killed when it does not listen, and kills one that loads."""
+        """Ends the worker: kills one that is loading; tells another to end, and kills it when it does not in time."""
         if not self._loaded.done() or self._loaded.cancelled() or self._loaded.exception() is not None:
             self._kill()
         elif self.alive:
@@ -148,8 +148,8 @@ class WorkerClient(ABC):
         self._abandoned = failure
         self._fail_all(failure)
 
-    async def wait_until_buried(self) -> None:
-        """Waits for the end of a worker that is dying, `on_death` included."""
+    async def wait_until_gone(self) -> None:
+        """Waits until a worker that is ending is gone and `on_death` has been called."""
         await asyncio.shield(self._reading)
 
     @property
@@ -180,7 +180,7 @@ class WorkerClient(ABC):
                 self.dtype = message.dtype
                 self.stats = Stats(active_bytes=message.active_bytes, peak_bytes=message.active_bytes)
                 self._learn(message)
-                if not self._loaded.done():  # nobody waits for it any more
+                if not self._loaded.done():  # else the launch was cancelled
                     self._loaded.set_result(None)
             case LoadFailed(failure):
                 self._load_failure = failure
@@ -192,38 +192,38 @@ class WorkerClient(ABC):
         if self._abandoned is not None:
             raise self._abandoned
         if self._gone:
-            raise EngineFailed(self.epitaph)
+            raise EngineFailed(self.exit_reason)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._worker.process.kill()
 
     async def _kill_when_it_does_not_answer(self) -> None:
-        self._verdict = f"{await self._watchdog.lose_patience()} and was killed"
-        logger.error("Worker %d of %s %s", self.pid, self.model_id, self._verdict)
+        self._kill_reason = f"{await self._watchdog.wait_until_unresponsive()} and was killed"
+        logger.error("Worker %d of %s %s", self.pid, self.model_id, self._kill_reason)
         self._kill()
 
     def _send(self, message: DownMessage) -> None:
-        """To a worker that is there; of one that has just died, the reader tells everybody in a moment."""
+        """Writes to a worker that is there. When it has just died, the reader fails what is pending."""
         if not self._gone and not self._worker.writer.is_closing():  # uvloop raises for a closed socket
             self._worker.writer.write(encode_down(message))
 
     async def _read_until_death(self) -> None:
-        """The reader task: dispatches what the worker says until it ends, then tells everybody who waits."""
+        """The reader task: dispatches the worker's messages until it ends, then fails what is pending."""
         stderr = asyncio.create_task(self._read_stderr())
         try:
             await self._read_messages()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the worker is gone
         except Exception:
-            logger.exception("Worker %d of %s does not make sense", self.pid, self.model_id)
+            logger.exception("Worker %d of %s sent a message that cannot be used", self.pid, self.model_id)
             self._kill()
         self._gone = True
         self._watching.cancel()
         self._worker.writer.close()
         status = await self._wait_for_exit()
-        await asyncio.wait({stderr}, timeout=LAST_WORDS_SECONDS)
-        self._bury(status)
+        await asyncio.wait({stderr}, timeout=STDERR_TAIL_SECONDS)
+        self._report_exit(status)
 
     async def _read_messages(self) -> None:
         reader = self._worker.reader
@@ -264,21 +264,21 @@ class WorkerClient(ABC):
             *lines, line = (line + data).split(b"\n")
             line = line[-STDERR_BYTES:]
             for text in (raw.decode("utf-8", "replace").rstrip() for raw in lines):
-                self._last_words.append(text)
+                self._stderr_tail.append(text)
                 logger.info("Worker %d of %s: %s", self.pid, self.model_id, text)
 
-    def _bury(self, status: int) -> None:
+    def _report_exit(self, status: int) -> None:
         ending = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
-        last_words = f": {self._last_words[-1]}" if self._last_words else ""
-        self.epitaph = f"The worker process of model {self.model_id!r} {self._verdict or ending}{last_words}."
+        last_line = f": {self._stderr_tail[-1]}" if self._stderr_tail else ""
+        self.exit_reason = f"The worker process of model {self.model_id!r} {self._kill_reason or ending}{last_line}."
         if not self._loaded.done():
             kind = LoadingCrashed if status < 0 else ModelLoadFailed
-            failure = kind(f"Model {self.model_id!r} cannot be loaded. {self.epitaph}")
+            failure = kind(f"Model {self.model_id!r} cannot be loaded. {self.exit_reason}")
             self._loaded.set_exception(LoadRaised(self._load_failure) if self._load_failure is not None else failure)
         elif not self._closing:
-            logger.error("%s %d requests are lost.", self.epitaph, self.pending)
+            logger.error("%s %d requests are lost.", self.exit_reason, self.pending)
             self._supervision.on_death(self)
-        self._fail_all(EngineFailed(f"{self.epitaph} Send the request again: it gets a new worker."))
+        self._fail_all(EngineFailed(f"{self.exit_reason} Send the request again: it gets a new worker."))
 
 
 def _signal_name(number: int) -> str:

@@ -12,7 +12,7 @@ from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import TEMPLATE_FILES, read_chat_templates
-from mlx_manager.mlx_server.models.defaults import context_length, read_json
+from mlx_manager.mlx_server.models.defaults import changed_at, context_length, read_json
 from mlx_manager.mlx_server.models.fitness import quantization_name
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import detect_format
@@ -42,7 +42,6 @@ _NONE = Capabilities(chat=False, tools=False, reasoning=False, structured_output
 class ModelFacts:
     """`size_bytes` are its weights in memory."""
 
-    kind: ModelKind
     size_bytes: int
     context_length: int | None
     quantization: str | None
@@ -58,18 +57,11 @@ def read_facts(entry: ModelEntry) -> ModelFacts | None:
     settings = entry.settings
     template = settings.chat_template if settings is not None else None
     files = [folder / name for name in ("config.json", "tokenizer.json", *TEMPLATE_FILES)]
-    changed_at = tuple(map(_changed_at, (*files, template)))
-    facts = _read_facts(entry.id, entry.kind_in(folder), folder, template, changed_at)
+    times = tuple(map(changed_at, (*files, template)))
+    facts = _read_facts(entry.id, entry.kind_in(folder), folder, template, times)
     if settings is not None and settings.context_length is not None:
         return replace(facts, context_length=settings.context_length)
     return facts
-
-
-def _changed_at(file: Path | None) -> int:
-    try:
-        return file.stat().st_mtime_ns if file is not None else 0
-    except OSError:
-        return 0
 
 
 @functools.lru_cache(maxsize=1000)
@@ -79,7 +71,6 @@ def _read_facts(
     config = read_json(folder / "config.json")
     family = detect_model_family(model_id, folder) if kind == "generate" else str(config.get("model_type"))
     return ModelFacts(
-        kind=kind,
         size_bytes=weights_size(folder).memory_bytes,
         context_length=context_length(config) if kind == "generate" else max_input_tokens(folder, config),
         quantization=quantization_name(config),

@@ -1,11 +1,14 @@
 """Which kind of model a folder holds: found in the files that transformers and sentence-transformers write."""
 
+import functools
 import re
 from pathlib import Path
 
 from mlx_manager.mlx_server.errors import InvalidRequest
 from mlx_manager.mlx_server.kinds import ENDPOINTS, ModelKind
-from mlx_manager.mlx_server.models.defaults import read_json
+from mlx_manager.mlx_server.models.defaults import changed_at, read_json
+
+_FILES = ("config.json", "config_sentence_transformers.json", "modules.json")
 
 _LIBRARY_TYPES: dict[str, ModelKind] = {"SentenceTransformer": "embed", "CrossEncoder": "rerank"}
 """`model_type` in config_sentence_transformers.json."""
@@ -14,10 +17,15 @@ _EMBEDDING_NAME = re.compile(r"qwen3-embedding|e5-mistral", re.IGNORECASE)
 
 
 def kind_of(folder: Path, name: str = "") -> ModelKind:
-    """A model that nothing marks as another generates. Reads files.
+    """A model that nothing marks as another generates. Reads files where they have changed.
 
     The `name` tells of models whose conversion has dropped the files of sentence-transformers.
     """
+    return _kind_of(folder, name, tuple(changed_at(folder / file) for file in _FILES))
+
+
+@functools.lru_cache(maxsize=1000)
+def _kind_of(folder: Path, name: str, times: tuple[int, ...]) -> ModelKind:
     library_type = read_json(folder / "config_sentence_transformers.json").get("model_type")
     architectures = read_json(folder / "config.json").get("architectures")
     names = [str(one) for one in (architectures if isinstance(architectures, list) else [architectures])]

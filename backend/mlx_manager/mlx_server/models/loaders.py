@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, WorkerOptions
-from mlx_manager.mlx_server.engine.watchdog import Patience
+from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.catalog import ModelEntry
@@ -21,7 +21,7 @@ from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 
 logger = logging.getLogger(__name__)
 
-TELL_SECONDS = 5.0
+LOG_SECONDS = 5.0
 
 LOADERS: dict[ModelKind, Callable[[Loading], Awaitable[Resident]]] = {
     "generate": load_generator,
@@ -42,11 +42,11 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
 
 
 class ModelLoader:
-    """Loads models of every kind, each into a worker of its own. `options` and `patience` are those of all workers."""
+    """Loads models of every kind, each into a worker of its own. `options` and `watchdog` are those of all workers."""
 
-    def __init__(self, options: WorkerOptions, patience: Patience) -> None:
+    def __init__(self, options: WorkerOptions, watchdog: WatchdogLimits) -> None:
         self._options = options
-        self._patience = patience
+        self._watchdog = watchdog
         self._templates = TemplateRenderer()
 
     async def load(
@@ -71,7 +71,7 @@ class ModelLoader:
             trust_remote_code=entry.trust_remote_code,
         )
         supervision = Supervision(
-            patience=self._patience, on_death=on_death, on_progress=progress.loaded, on_device=on_device
+            watchdog=self._watchdog, on_death=on_death, on_progress=progress.loaded, on_device=on_device
         )
         return await LOADERS[launch.kind](
             Loading(entry, folder, launch, supervision, keep_alive_seconds, self._templates)
@@ -83,17 +83,17 @@ class ModelLoader:
 
 
 @contextlib.asynccontextmanager
-async def told(model_id: str, progress: Progress) -> AsyncIterator[None]:
-    """Tells the log every few seconds how far the load is that goes on in the block."""
+async def logging_progress(model_id: str, progress: Progress) -> AsyncIterator[None]:
+    """Logs every few seconds how far the load is that goes on in the block."""
 
-    async def tell() -> None:
+    async def log() -> None:
         while True:
-            await asyncio.sleep(TELL_SECONDS)
+            await asyncio.sleep(LOG_SECONDS)
             done, total = progress.done_bytes / 2**20, progress.total_bytes / 2**20
             logger.info("Model %s is %s: %.0f of %.0f MB", model_id, progress.stage, done, total)
 
-    telling = asyncio.create_task(tell())
+    running = asyncio.create_task(log())
     try:
         yield
     finally:
-        telling.cancel()
+        running.cancel()

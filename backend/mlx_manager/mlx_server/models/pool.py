@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mlx_manager.mlx_server.config import KEEP_FOREVER
 from mlx_manager.mlx_server.engine.messages import Device, WorkerOptions
-from mlx_manager.mlx_server.engine.watchdog import Patience
+from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import WorkerClient
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.grammars.validation import GrammarValidator
@@ -24,7 +24,7 @@ from mlx_manager.mlx_server.models.budget import Budget, Holding, least_bytes
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.line import Line
-from mlx_manager.mlx_server.models.loaders import ModelLoader, estimate_bytes, told
+from mlx_manager.mlx_server.models.loaders import ModelLoader, estimate_bytes, logging_progress
 from mlx_manager.mlx_server.models.loading import LoadedModel
 from mlx_manager.mlx_server.models.places import Places, Seat
 from mlx_manager.mlx_server.models.reports import LoadReport, PoolReports
@@ -61,7 +61,7 @@ class ModelPoolManager:
         options: WorkerOptions = WorkerOptions(),  # noqa: B008  it is frozen
         *,
         max_queue: int = 256,
-        patience: Patience = Patience(),  # noqa: B008  it is frozen
+        watchdog: WatchdogLimits = WatchdogLimits(),  # noqa: B008  it is frozen
         keep_alive_seconds: float = KEEP_FOREVER,
         request_timeout_seconds: float = 0,
         metrics: Metrics | None = None,
@@ -77,7 +77,7 @@ class ModelPoolManager:
         self.line = Line(self._places, self._residents.holdings, self._evict, request_timeout_seconds)
         self.grammars = GrammarValidator()
         self.draining = False
-        self._loader = ModelLoader(options, patience)
+        self._loader = ModelLoader(options, watchdog)
         self._keep_alive_seconds = keep_alive_seconds
         self._restarts = Restarts(self._restart)
         self._kept: set[str] = set()
@@ -119,7 +119,7 @@ class ModelPoolManager:
         """Waits for what keeps the model from serving: its last worker, its place, or its load."""
         model = self._residents.get(entry.id)
         if model is not None and not model.engine.alive:
-            await model.engine.wait_until_buried()
+            await model.engine.wait_until_gone()
         elif model is not None:
             await self.line.until(
                 entry.id, lambda: self._residents.get(entry.id) is not model or self._serving(entry.id) is not None
@@ -261,8 +261,8 @@ class ModelPoolManager:
         """Of the model with that id of the catalogue."""
         model, crash = self._residents.get(model_id), self._restarts.last_crash(model_id)
         if model is not None:
-            complaint = model.engine.complaint
-            return ModelState("ready") if complaint is None else ModelState("not_responding", complaint)
+            fault = model.engine.fault
+            return ModelState("ready") if fault is None else ModelState("not_responding", fault)
         if crash is not None and model_id in self._kept:
             return ModelState("restarting", crash.reason, crash)
         if model_id in self._loads:
@@ -332,7 +332,7 @@ class ModelPoolManager:
 
     async def _load(self, entry: ModelEntry, progress: Progress) -> Resident:
         with self._reports.load(entry.id) as report:
-            async with told(entry.id, progress):
+            async with logging_progress(entry.id, progress):
                 model = await self._load_now(entry, progress, report)
         model.keep_alive_seconds = self.catalog.ttl_seconds(entry.id, self._keep_alive_seconds)  # as it is by now
         self._residents.add(model)
@@ -368,8 +368,8 @@ class ModelPoolManager:
         if model is not None and model.engine is engine:
             self._residents.remove(model)
             self._residents.share_out()
-            self._reports.died(model.model_id, engine.epitaph)
-            self._restarts.crashed(model.model_id, engine.epitaph, time.time() - model.loaded_at, restart=True)
+            self._reports.died(model.model_id, engine.exit_reason)
+            self._restarts.crashed(model.model_id, engine.exit_reason, time.time() - model.loaded_at, restart=True)
             self.line.settle()
 
     def _restart(self, model_id: str) -> None:

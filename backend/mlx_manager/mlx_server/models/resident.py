@@ -76,7 +76,7 @@ class Loading:
         except LoadRaised as exc:
             raise load_failed(self.entry, explain(str(exc))) from exc
         if not engine.alive:  # it died while the tokenizer was being loaded
-            raise LoadingCrashed(f"Model {self.entry.id!r} cannot be loaded. {engine.epitaph}")
+            raise LoadingCrashed(f"Model {self.entry.id!r} cannot be loaded. {engine.exit_reason}")
         return engine, tokenizer
 
 

@@ -59,7 +59,7 @@ def _describe(server: ServerState, entry: ModelEntry) -> ModelInfo:
         can = _served(server, entry, known.capabilities)
         facts = asdict(known) | {"capabilities": capabilities(**asdict(can))}
     loaded = server.pool.is_loaded(entry.id)
-    return model_info(entry.id, server.started_at, loaded=loaded, aliases=entry.aliases, **facts)
+    return model_info(entry.id, server.started_at, loaded=loaded, aliases=entry.aliases, kind=entry.kind, **facts)
 
 
 def _served(server: ServerState, entry: ModelEntry, told: Capabilities) -> Capabilities:
