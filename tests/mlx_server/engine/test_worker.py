@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
+import psutil
 import pytest
 from mlx.utils import tree_flatten
 
@@ -31,6 +32,7 @@ from mlx_manager.mlx_server.engine.messages import (
     encode_down,
 )
 from mlx_manager.mlx_server.errors import EngineFailed, InvalidRequest
+from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 from tests.architectures.tiny_models import build, config_of
 from tests.pools import GREEDY, generate, pool_of
 from tests.running_server import HANG_SECONDS
@@ -86,6 +88,14 @@ def test_worker_that_is_told_anything_before_what_to_load_ends(babbler: Path) ->
 async def test_code_in_a_worker_that_reads_stdin_finds_it_empty(babbler: Path) -> None:
     async with pool_of(babbler) as pool, pool.lease("babbler") as model:
         assert os.readlink(f"/proc/{model.engine.pid}/fd/0") == os.devnull
+
+
+@pytest.mark.skipif(not list(Path("/usr/lib").glob("*/libopenblas.so.0")), reason="there is no OpenBLAS to prefer")
+@pytest.mark.skipif(not computes_on_cpu(), reason="MLX multiplies on a GPU")
+async def test_worker_on_the_cpu_multiplies_with_the_systems_openblas(babbler: Path) -> None:
+    async with pool_of(babbler) as pool, pool.lease("babbler") as model:
+        mapped = {library.path for library in psutil.Process(model.engine.pid).memory_maps()}
+        assert [path for path in mapped if path.startswith("/usr/lib/") and "openblas" in path]
 
 
 async def test_frame_that_cannot_be_decoded_ends_the_worker_and_the_next_request_gets_another(babbler: Path) -> None:

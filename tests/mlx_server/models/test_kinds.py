@@ -36,6 +36,7 @@ def folder_with(folder: Path, **files: Any) -> Path:
         ({"config_json": {"architectures": ["LlamaForCausalLM"]}}, "generate"),
         ({"config_json": {"architectures": ["Gemma3ForConditionalGeneration"]}}, "generate"),
         ({"config_json": {"architectures": ["GPT2LMHeadModel"]}}, "generate"),
+        ({"config_json": {"architectures": ["InternVLChatModel"]}}, "generate"),
         ({"config_json": {"model_type": "llama"}}, "generate"),
         ({"config_json": {"architectures": 7}}, "generate"),
         ({"config_json": {"architectures": ["BertModel"]}}, "embed"),

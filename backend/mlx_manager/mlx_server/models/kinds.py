@@ -52,9 +52,9 @@ def check_kind(model_id: str, kind: ModelKind, wanted: ModelKind) -> None:
 
 
 def _kind_of_architecture(name: str) -> ModelKind | None:
-    """`BertModel` is a bare encoder, `GPT2LMHeadModel` a language model."""
+    """`BertModel` is a bare encoder, `GPT2LMHeadModel` and `ChatGLMModel` are language models."""
     if name.endswith("ForSequenceClassification"):
         return "rerank"
-    if name.endswith("ForMaskedLM") or (name.endswith("Model") and not name.endswith("HeadModel")):
+    if name.endswith("ForMaskedLM") or re.search(r"(?<!Head)(?<!Chat)(?<!GLM)Model$", name):
         return "embed"
     return None
