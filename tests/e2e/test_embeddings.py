@@ -11,9 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from tests.collector import collector
-from tests.mlx_server.engine.embedding.tiny import EMBEDDERS, RERANKERS, make_model
+from tests.mlx_server.engine.embedding.tiny import EMBEDDERS, RERANKERS, make_model, make_tokenizer
 from tests.prometheus import scrape
 from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 
@@ -29,6 +30,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(folder / "tiny-bert", EMBEDDERS["bert"], prompts={"query": "w1 w2 ", "document": ""})
     make_model(folder / "tiny-qwen3", EMBEDDERS["qwen3"])
     make_model(folder / "tiny-reranker", RERANKERS["bert"])
+    bare = make_tokenizer()
+    bare.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    bare.save(str(make_model(folder / "tiny-bare", EMBEDDERS["bert"]) / "tokenizer.json"))
     return folder
 
 
@@ -111,6 +115,7 @@ def test_a_text_is_cut_where_that_is_asked(embedding: RunningServer) -> None:
         ({"input": ["w1", "w1 " * 200]}, 400, "input[1]", "input[1] has 202 tokens"),
         ({"input": [[5], [5] * 131]}, 400, "input[1]", "reads 130"),
         ({"input": [[5, 200]]}, 400, "input[0]", "token id 200"),
+        ({"input": ["w1", " "], "model": "tiny-bare"}, 400, "input[1]", "no tokens"),
         ({"input": [5, -1]}, 400, "input", "token id -1"),
         ({"input": "w1", "dimensions": 33}, 400, "dimensions", "have 32"),
         ({"input": "w1", "dimensions": 0}, 422, "dimensions", "greater than"),

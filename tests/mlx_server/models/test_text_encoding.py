@@ -1,8 +1,10 @@
 """Texts and pairs in token ids, whole or cut: what a model is given is what its tokenizer.json says."""
 
+import json
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from mlx_manager.mlx_server.models.text_encoding import TextEncoder
 from tests.mlx_server.engine.embedding.tiny import make_tokenizer
@@ -54,3 +56,17 @@ def test_a_query_that_leaves_no_room_is_cut_to_half(encoder: TextEncoder) -> Non
 def test_documents_are_cut_to_their_own_limit_first(encoder: TextEncoder) -> None:
     ids, _ = encoder.encode_pairs("w0", [words(40, 1), "w5"], document_limit=2)
     assert ids == [[CLS, 4, SEP, 5, 6, SEP], [CLS, 4, SEP, 9, SEP]]
+
+
+def test_an_end_token_that_the_config_asks_for_is_added_once(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", CLS)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = tmp_path / "tokenizer_config.json"
+    for written, ending in (({}, []), ({"add_eos_token": True, "eos_token": "[SEP]"}, [SEP])):
+        config.write_text(json.dumps(written))
+        encoder = TextEncoder(tmp_path)
+        assert encoder.encode(["w1"]) == [[CLS, W0 + 1, *ending]]
+        assert encoder.encode([words(9)], limit=5) == [[CLS, *range(W0, W0 + 4 - len(ending)), *ending]]
+    make_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    assert TextEncoder(tmp_path).encode(["w1"]) == [[CLS, W0 + 1, SEP]]

@@ -29,7 +29,6 @@ MAX_BATCH_TOKENS = 16_384
 PADDED_WASTE = 2
 """On a GPU a batch may be as many times wider than its shortest text: there a second batch costs more than padding."""
 SMOOTHING = 0.3
-GATHERED_MESSAGES = 16
 
 
 class Encoder:
@@ -50,8 +49,8 @@ class Encoder:
 
     @property
     def gathers(self) -> int:
-        """Requests that come alone are not held up."""
-        return GATHERED_MESSAGES if self._running > 1 else 0
+        """None: a request often has many texts, and those that come while a batch runs share the next."""
+        return 0
 
     @property
     def has_work(self) -> bool:

@@ -3,10 +3,14 @@
 The ids are those of `tokenizer.json`, special tokens included. All of it blocks: call it in a thread for long texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence as Texts
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
+from tokenizers.processors import Sequence, TemplateProcessing
+
+from mlx_manager.mlx_server.engine.embedding.recipe import read_json
 
 
 class TextEncoder:
@@ -15,8 +19,9 @@ class TextEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._lower_case = lower_case
+        self._end_with(read_json(folder / "tokenizer_config.json"))
 
-    def encode(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
+    def encode(self, texts: Texts[str], limit: int | None = None) -> list[list[int]]:
         """The ids of each text. With a `limit` the end of a longer one is cut off, and its special tokens stay."""
         texts = [text.lower() for text in texts] if self._lower_case else texts
         ids = [list(one.ids) for one in self._tokenizer.encode_batch_fast(list(texts))]
@@ -26,7 +31,7 @@ class TextEncoder:
         ]
 
     def encode_pairs(
-        self, query: str, documents: Sequence[str], *, limit: int | None = None, document_limit: int | None = None
+        self, query: str, documents: Texts[str], *, limit: int | None = None, document_limit: int | None = None
     ) -> tuple[list[list[int]], list[int]]:
         """The ids of the query with each document, and where the document's segment begins; 0 where all is one segment.
 
@@ -42,6 +47,17 @@ class TextEncoder:
                 for document, pair in zip(documents, pairs, strict=True)
             ]
         return [list(pair.ids) for pair in pairs], [_second_segment(pair.type_ids) for pair in pairs]
+
+    def _end_with(self, config: Mapping[str, object]) -> None:
+        """Ends texts as `add_eos_token` asks; tokenizer.json may leave that token out, as E5-Mistral's does."""
+        eos = config.get("eos_token")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        token = self._tokenizer.token_to_id(eos) if isinstance(eos, str) else None
+        if config.get("add_eos_token") is not True or token is None or self._tokenizer.encode("a").ids[-1:] == [token]:
+            return
+        last = TemplateProcessing(single=f"$A {eos}", pair=f"$A $B {eos}", special_tokens=[(eos, token)])
+        others = self._tokenizer.post_processor
+        self._tokenizer.post_processor = Sequence([others, last]) if others is not None else last
 
     def _cut(self, text: str, limit: int) -> list[int]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

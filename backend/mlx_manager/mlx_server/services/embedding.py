@@ -177,6 +177,8 @@ def _limit(model: EncoderModel, asked: int | None) -> int | None:
 
 def _check_tokens(model: EncoderModel, ids: Sequence[Sequence[int]], names: list[str]) -> None:
     for one, name in zip(ids, names, strict=True):
+        if not one:
+            raise InvalidRequest(f"{name} has no tokens for model {model.model_id!r}. Leave it out.", param=name)
         if len(one) > model.max_tokens:
             raise ContextLengthExceeded(
                 f"{name} has {len(one)} tokens{' with the query' if name.startswith('documents') else ''}, and model "
