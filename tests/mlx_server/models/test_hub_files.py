@@ -1,6 +1,6 @@
 """Which files of a repo are downloaded: all that a model of any kind needs, and no second copy of its weights."""
 
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from mlx_manager.mlx_server.models.hub import HUB_PATTERNS
 
