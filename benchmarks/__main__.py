@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import cancel, ceiling, features, overload, prefix, side, stall, throughput
+from benchmarks import cancel, ceiling, embeddings, features, overload, prefix, side, stall, throughput
 from benchmarks.chart import draw
 from benchmarks.load import Target
 from benchmarks.models import LARGE, SMALL, make_model
@@ -18,6 +18,7 @@ CACHE = Path(".cache/benchmarks")
 SIZES = {size.name: size for size in (SMALL, LARGE)}
 SECTIONS = ("throughput", "features", "prefix", "stall", "side", "cancel", "overload")
 CEILING = "ceiling"
+EMBEDDINGS = "embeddings"
 CHART = "results.svg"
 
 
@@ -33,6 +34,8 @@ def main() -> None:
     else:
         for size in sorted({*options.sizes, *options.scenario_sizes}):
             _measure_ours(size, options, results)
+        if EMBEDDINGS in options.sections:
+            _measure_embeddings(options, results)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
     drawn = draw(results, options.out / CHART)
@@ -52,6 +55,14 @@ def _measure_ours(size: str, options: argparse.Namespace, results: Results) -> N
                     _measure(section, Place(server, raw, size), options, results)
     finally:
         raw.close()
+
+
+def _measure_embeddings(options: argparse.Namespace, results: Results) -> None:
+    print("embeddings", file=sys.stderr, flush=True)
+    streaming = make_model(CACHE / f"model-{SMALL.name}", SMALL).resolve()
+    encoder = embeddings.make_encoder(CACHE / "encoder").resolve()
+    with our_server(streaming, CACHE / "server.log", encoder) as server:
+        results.embeddings.append(embeddings.measure(server, encoder, options.runs))
 
 
 def _sections_of(options: argparse.Namespace) -> list[str]:
@@ -84,7 +95,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure an OpenAI-compatible server against mlx-lm's raw engine.")
     parser.add_argument("--base-url", help="another server (http://127.0.0.1:8080); without it, ours is started")
     parser.add_argument("--model", default="default", help="the model to ask the other server for")
-    parser.add_argument("--sections", nargs="+", choices=[*SECTIONS, CEILING], default=[*SECTIONS, CEILING])
+    every = [*SECTIONS, EMBEDDINGS, CEILING]
+    parser.add_argument("--sections", nargs="+", choices=every, default=every)
     parser.add_argument(
         "--sizes", nargs="+", choices=sorted(SIZES), default=sorted(SIZES), help="models for throughput"
     )

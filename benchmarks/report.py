@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.cancel import CancelRow
 from benchmarks.ceiling import CeilingRow
+from benchmarks.embeddings import EmbeddingRow
 from benchmarks.features import FeatureRow
 from benchmarks.overload import OverloadRow
 from benchmarks.prefix import PrefixRow
@@ -58,6 +59,7 @@ class Results:
     side: list[SideRow] = field(default_factory=list)
     cancel: list[CancelRow] = field(default_factory=list)
     overload: list[OverloadRow] = field(default_factory=list)
+    embeddings: list[EmbeddingRow] = field(default_factory=list)
 
 
 def markdown(results: Results, chart: str | None) -> str:
@@ -70,6 +72,7 @@ def markdown(results: Results, chart: str | None) -> str:
         _side(results.side),
         _cancel(results.cancel),
         _overload(results.overload),
+        _embeddings(results.embeddings),
         _ceiling(results.ceiling),
     ]
     picture = f"![Throughput over streams, and waiting times]({chart})\n" if chart is not None else ""
@@ -225,6 +228,31 @@ def _overload(rows: list[OverloadRow]) -> str:
                 f"{row.last_ttft_ms:.0f}",
                 _number(row.raw_last_ttft_ms),
                 _number(row.ratio, 2),
+                _memory(row.memory),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _embeddings(rows: list[EmbeddingRow]) -> str:
+    return _table(
+        "Embeddings",
+        "texts | tokens | at once ms | plain loop ms | speedup | one text ms | its forward pass ms | ratio "
+        "| chunks/s of streams before | beside a job | kept | API / engine peak MB",
+        [
+            [
+                str(row.texts),
+                str(row.tokens),
+                f"{row.at_once_ms:.0f}",
+                f"{row.loop_ms:.0f}",
+                f"{row.speedup:.2f}",
+                f"{row.alone_ms:.1f}",
+                f"{row.forward_ms:.1f}",
+                f"{row.alone_ratio:.2f}",
+                f"{row.chunks_per_second_before:.0f}",
+                f"{row.chunks_per_second_during:.0f}",
+                f"{row.rate_kept:.0%}",
                 _memory(row.memory),
             ]
             for row in rows

@@ -33,7 +33,7 @@ FLOORS = (
     },
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
-    {f"{SERVER}.folding"},
+    {f"{SERVER}.{room}" for room in ("folding", "embedding_types")},
     {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils", "isolation")},
     {f"{SERVER}.{room}" for room in ("protocols", "models", "engine", "grammars", "templates", "parsers")}
     | {"mlx_manager.providers"},
@@ -58,6 +58,15 @@ WORKER_MODULES = (
     "batch",
     "batching",
     "core",
+    "embedding.bert",
+    "embedding.decoders",
+    "embedding.layers",
+    "embedding.model",
+    "embedding.modernbert",
+    "embedding.nomic",
+    "embedding.pooling",
+    "embedding.queue",
+    "encoder",
     "generator",
     "grammar",
     "kv_cache",
@@ -75,7 +84,7 @@ WORKER_MODULES = (
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}
-API_MODULES = ("client", "sequences", "worker_client")
+API_MODULES = ("client", "encoder_client", "sequences", "worker_client")
 API_ROOMS = ("api", "services", "protocols", "models", "schemas", *(f"engine.{one}" for one in API_MODULES))
 API_SIDE = {f"{SERVER}.{room}" for room in API_ROOMS}
 

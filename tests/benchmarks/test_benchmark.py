@@ -98,3 +98,10 @@ def test_any_other_server_is_measured_without_raw_and_process_figures(server: Ru
     assert stall["chunks_per_second_before"] > 0
     assert stall["longest_gap_ms"] > 0
     assert stall["ttft_ratio"] == pytest.approx(stall["long_ttft_ms"] / stall["long_ttft_alone_ms"])
+
+
+def test_embeddings_are_compared_with_a_plain_loop(tmp_path: Path) -> None:
+    (row,) = run_benchmark(tmp_path, "--sizes", "a", "--sections", "embeddings")["embeddings"]
+    assert (row["texts"], row["speedup"]) == (64, pytest.approx(row["loop_ms"] / row["at_once_ms"]))
+    assert row["alone_ratio"] == pytest.approx(row["alone_ms"] / row["forward_ms"])
+    assert row["rate_kept"] > 0

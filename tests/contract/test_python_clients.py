@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.running_server import HANG_SECONDS, RunningServer
+from tests.mlx_server.engine.embedding.tiny import EMBEDDERS, make_model
+from tests.running_server import HANG_SECONDS, RunningServer, running_server
 
 PYTHON = Path(__file__).parents[2] / ".cache" / "clients" / "bin" / "python"
 
@@ -123,6 +124,17 @@ seen = {{
 print(json.dumps(seen))
 """
 
+LANGCHAIN_EMBEDDINGS = """
+import json, sys
+from langchain_openai import OpenAIEmbeddings
+
+embeddings = OpenAIEmbeddings(
+    base_url=sys.argv[1] + "/v1", api_key="none", model="tiny", check_embedding_ctx_length=False, chunk_size=2
+)
+documents = embeddings.embed_documents(["w1 w2", "w3", "w4 w5 w6"])
+print(json.dumps({"documents": documents, "query": embeddings.embed_query("w3")}))
+"""
+
 
 def seen_by(program: str, server: RunningServer) -> dict[str, Any]:
     ran = subprocess.run([PYTHON, "-c", program, server.url], capture_output=True, text=True, timeout=HANG_SECONDS)
@@ -163,3 +175,11 @@ def test_langchain_and_openai_agents_speak_responses(server: RunningServer) -> N
     assert whole == streamed
     assert "7" in whole
     assert following == "1, 2, 3, 4"
+
+
+def test_langchain_gets_embeddings_of_documents_and_queries(tmp_path: Path) -> None:
+    make_model(tmp_path / "models" / "tiny", EMBEDDERS["bert"])
+    with running_server(tmp_path, models_dir=tmp_path / "models") as server:
+        seen = seen_by(LANGCHAIN_EMBEDDINGS, server)
+    assert [len(vector) for vector in seen["documents"]] == [32, 32, 32]
+    assert seen["query"] == pytest.approx(seen["documents"][1], abs=1e-5)

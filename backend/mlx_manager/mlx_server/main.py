@@ -40,6 +40,7 @@ from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
 from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
+from mlx_manager.mlx_server.api.v1.embeddings import router as embeddings_router
 from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings, warnings_of_environment
 from mlx_manager.mlx_server.engine.messages import WorkerOptions
@@ -52,9 +53,11 @@ from mlx_manager.mlx_server.observability import Metrics, configure_logging, ins
 from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
+from mlx_manager.mlx_server.protocols.embeddings import EmbeddingEndpoints
 from mlx_manager.mlx_server.protocols.messages import Messages
 from mlx_manager.mlx_server.protocols.responses import Responses
 from mlx_manager.mlx_server.services.backends import Backends
+from mlx_manager.mlx_server.services.embedding import EmbeddingService
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.prompts import prompt_rules
 from mlx_manager.mlx_server.services.response_store import ResponseStore
@@ -85,6 +88,7 @@ def create_app(settings: MLXServerSettings, bounds: Bounds | None = None) -> Fas
     app.state.tracing = instrument(settings)
     app.state.metrics = Metrics(lambda model_id: _is_model(app, model_id))
     app.include_router(v1_router)  # first: FastAPI asks one route after the other
+    app.include_router(embeddings_router)
     app.include_router(health_router)
     app.include_router(metrics_router)
     app.include_router(admin_router)
@@ -98,7 +102,8 @@ def create_app(settings: MLXServerSettings, bounds: Bounds | None = None) -> Fas
 
 def _protocols(settings: MLXServerSettings) -> Protocols:
     status = settings.validation_error_status
-    return Protocols([ChatCompletions(status), Completions(status), Messages(), Responses()])
+    chat, completions = ChatCompletions(status), Completions(status)
+    return Protocols([chat, completions, Messages(), Responses(), EmbeddingEndpoints(status)])
 
 
 class _App(FastAPI):
@@ -137,7 +142,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.trace_content,
     )
     responses = ResponseStore(int(settings.response_store_mb * 2**20), settings.response_ttl_seconds)
-    app.state.server = ServerState(settings, pool, upstreams, inference, responses, int(time.time()))
+    embedding = EmbeddingService(inference)
+    app.state.server = ServerState(settings, pool, upstreams, inference, responses, embedding, int(time.time()))
     app.state.reloader = Reloader(app)
     set_running(Running(pool, inference.generate, lambda: app.state.settings.default_max_tokens))
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):

@@ -55,12 +55,34 @@ def folder_with(folder: Path, **files: Any) -> Path:
                 "config_json": {"architectures": ["Qwen3ForCausalLM"]},
                 "config_sentence_transformers_json": {"model_type": "CrossEncoder"},
             },
+            "generate",
+        ),
+        (
+            {
+                "config_json": {"architectures": ["BertForSequenceClassification"]},
+                "config_sentence_transformers_json": {"model_type": "CrossEncoder"},
+            },
             "rerank",
         ),
     ],
 )
 def test_files_tell_what_a_model_does(tmp_path: Path, files: dict[str, Any], kind: str) -> None:
     assert kind_of(folder_with(tmp_path / "model", **files)) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mlx-community/Qwen3-Embedding-0.6B-8bit", "embed"),
+        ("e5-mistral-7b-instruct-4bit", "embed"),
+        ("Qwen3-0.6B", "generate"),
+        ("Qwen3-Reranker-0.6B", "generate"),
+    ],
+)
+def test_the_name_tells_of_a_decoder_that_embeds(tmp_path: Path, name: str, kind: str) -> None:
+    """A conversion by mlx-lm has none of the files of sentence-transformers."""
+    folder = folder_with(tmp_path / "model", config_json={"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"})
+    assert kind_of(folder, name) == kind
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
+from mlx_manager.mlx_server.services.embedding import EmbeddingService
 from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
@@ -22,6 +23,7 @@ class ServerState:
     upstreams: Upstreams
     inference: InferenceService
     responses: ResponseStore
+    embedding: EmbeddingService
     started_at: int
 
 

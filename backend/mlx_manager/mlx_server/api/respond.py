@@ -20,7 +20,7 @@ from mlx_manager.mlx_server.api.reading import converted
 from mlx_manager.mlx_server.api.scopes import protocol_of
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.folding import fold
-from mlx_manager.mlx_server.protocols.base import ParseOptions, Writer
+from mlx_manager.mlx_server.protocols.base import AnyProtocol, ParseOptions, Protocol, Writer
 from mlx_manager.mlx_server.records import Exchange
 from mlx_manager.mlx_server.types import GenerationEvent, GenerationEvents
 
@@ -37,7 +37,7 @@ class ClientLeft(Exception):
 
 async def count_tokens(body: Any, request: Request, state: ServerState | None) -> int:
     """How many tokens the prompt has that `answer` would read for the body."""
-    server, protocol = require(state), protocol_of(request.scope)
+    server, protocol = require(state), _generating_protocol(request)
     return await server.inference.count_tokens(await converted(request, protocol.parse, body, _options(server)))
 
 
@@ -48,13 +48,13 @@ async def answer(body: Any, request: Request, state: ServerState | None) -> Resp
     """
     server = require(state)
     generation = await parsed(body, request, server)
-    writer = protocol_of(request.scope).writer(generation)
+    writer = _generating_protocol(request).writer(generation)
     return await respond(request, server.inference.generate(generation), writer, body.stream)
 
 
 async def parsed(body: Any, request: Request, server: ServerState) -> Any:
     """The body as what it asks to be generated. Raises the ServerError that refuses it."""
-    protocol = protocol_of(request.scope)
+    protocol = _generating_protocol(request)
     generation = await converted(request, protocol.parse, body, _options(server))
     note_generation(request, generation, body.stream)
     return generation
@@ -62,6 +62,12 @@ async def parsed(body: Any, request: Request, server: ServerState) -> Any:
 
 async def respond(request: Request, events: GenerationEvents, writer: Writer, stream: bool) -> Response:
     return _EventStream(request, events, writer) if stream else await _whole(request, events, writer)
+
+
+def _generating_protocol(request: Request) -> AnyProtocol:
+    protocol = protocol_of(request.scope)
+    assert isinstance(protocol, Protocol)
+    return protocol
 
 
 def _options(server: ServerState) -> ParseOptions:

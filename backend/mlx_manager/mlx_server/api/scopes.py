@@ -2,7 +2,7 @@
 
 from starlette.types import Scope
 
-from mlx_manager.mlx_server.protocols.base import AnyProtocol, Protocols
+from mlx_manager.mlx_server.protocols.base import Endpoint, Protocols
 
 
 def path_of(scope: Scope) -> str:
@@ -16,7 +16,7 @@ def protocols_of(scope: Scope) -> Protocols:
     return protocols
 
 
-def protocol_of(scope: Scope) -> AnyProtocol:
+def protocol_of(scope: Scope) -> Endpoint:
     """The protocol that answers the request, refusals included."""
     return protocols_of(scope).of(path_of(scope), scope["headers"])
 

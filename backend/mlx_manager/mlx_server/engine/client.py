@@ -87,6 +87,7 @@ class EngineClient(WorkerClient):
         self._sequences.clear()
 
     def _learn(self, ready: Ready) -> None:
+        assert isinstance(ready.model, GeneratorFacts)
         self.facts = ready.model
         self._capacity = Capacity(self.facts.largest_sequence_tokens, self._capacity.memory_bytes)
 

@@ -2,7 +2,7 @@
 
 A frame is a 4-byte big-endian length and that many bytes of msgpack: one message going down, a list of messages (all
 that one engine step has to say) going up. The first frame down is a `Launch`; the worker answers with `Device`, then
-`Ready` or `LoadFailed`. A sequence is one generation; its number is the client's to choose.
+`Ready` or `LoadFailed`. A sequence is one generation, or the texts of one Encode; its number is the client's to choose.
 """
 
 from typing import Literal
@@ -74,6 +74,20 @@ class Submit(_Message, frozen=True):
     """Whether to tell them of the prompt, too."""
 
 
+class Encode(_Message, frozen=True):
+    """Make a vector or a score of each text; `tokens` are the texts' ids, one text behind the other, as int32.
+
+    The second text of a pair begins at its place of `second_at`, which is empty where there are no pairs. The vectors
+    have `dimensions`: longer ones are cut and normalised again.
+    """
+
+    sequence: int
+    lengths: list[int]
+    tokens: bytes
+    second_at: list[int]
+    dimensions: int
+
+
 class Cancel(_Message, frozen=True):
     """Stop the sequence wherever it is; nothing more is said of it. Unknown and finished ones are ignored."""
 
@@ -108,7 +122,14 @@ class GeneratorFacts(_Message, frozen=True):
     largest_sequence_tokens: int
 
 
-ModelFacts = GeneratorFacts
+class EncoderFacts(_Message, frozen=True):
+    """Of a model that embeds or scores. `dimensions` is the length of its vectors, 1 for scores."""
+
+    vocabulary_size: int
+    dimensions: int
+
+
+ModelFacts = GeneratorFacts | EncoderFacts
 """One type for each kind of engine."""
 
 
@@ -181,6 +202,18 @@ class PromptLogprobs(_Message, frozen=True):
     logprobs: Logprobs
 
 
+class Encoded(_Message, frozen=True):
+    """The results for the texts at `places` of an Encode, one behind the other, as float32.
+
+    The first of a sequence says how long it waited for its first batch.
+    """
+
+    sequence: int
+    places: list[int]
+    vectors: bytes
+    queue_seconds: float
+
+
 class RequestFinished(_Message, frozen=True):
     """After the Step with the sequence's last token, which is a stop token when the reason is "stop"."""
 
@@ -226,7 +259,7 @@ class Stats(_Message, frozen=True):
     running: int = 0
 
 
-DownMessage = Launch | Submit | Cancel | Limits | Shutdown
+DownMessage = Launch | Submit | Encode | Cancel | Limits | Shutdown
 UpMessage = (
     Device
     | Ready
@@ -236,6 +269,7 @@ UpMessage = (
     | Prefilled
     | PromptLogprobs
     | Step
+    | Encoded
     | RequestFinished
     | RequestFailed
     | Heartbeat

@@ -86,7 +86,17 @@ def _generator(launch: Launch) -> Engine:
     return Generator(launch)
 
 
-ENGINES: dict[ModelKind, Callable[[Launch], Engine]] = {"generate": _generator}
+def _encoder(launch: Launch) -> Engine:
+    from mlx_manager.mlx_server.engine.encoder import Encoder
+
+    return Encoder(launch)
+
+
+ENGINES: dict[ModelKind, Callable[[Launch], Engine]] = {
+    "generate": _generator,
+    "embed": _encoder,
+    "rerank": _encoder,
+}
 """Loads the model. Each kind imports its libraries when it is launched."""
 
 

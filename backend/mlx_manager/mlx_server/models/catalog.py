@@ -74,7 +74,7 @@ class ModelEntry:
     def kind_in(self, folder: Path) -> ModelKind:
         """As the settings say, else as the files in the folder tell."""
         told = self.settings.kind if self.settings is not None else None
-        return told if told is not None else kind_of(folder)
+        return told if told is not None else kind_of(folder, self.repo_id)
 
     def local_folder(self) -> Path | None:
         """Where it lies on this machine; None for one that has to be downloaded first."""

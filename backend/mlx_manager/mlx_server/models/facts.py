@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from mlx_manager.mlx_server.engine.embedding.recipe import max_input_tokens
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.adapters.output import PYTHON_TEMPLATES
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
@@ -69,10 +70,10 @@ def _read_facts(
     model_id: str, kind: ModelKind, folder: Path, template: Path | None, changed_at: tuple[int, ...]
 ) -> ModelFacts:
     config = read_json(folder / "config.json")
-    family = detect_model_family(model_id, folder)
+    family = detect_model_family(model_id, folder) if kind == "generate" else str(config.get("model_type"))
     return ModelFacts(
         size_bytes=weights_size(folder).memory_bytes,
-        context_length=context_length(config),
+        context_length=context_length(config) if kind == "generate" else max_input_tokens(folder, config),
         quantization=quantization_name(config),
         family=family,
         capabilities=_capabilities(family, folder, template) if kind == "generate" else _NONE,

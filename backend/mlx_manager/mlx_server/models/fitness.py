@@ -8,9 +8,10 @@ import difflib
 import functools
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from mlx_manager.mlx_server.engine.embedding.recipe import UnusableModel, read_recipe
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.conversion import NotConvertible
 from mlx_manager.mlx_server.models.defaults import read_json, text_config
@@ -49,6 +50,8 @@ def explain(failure: str) -> str:
     count, names = _weights_named(message)
     if kind == "UnusableConfig":
         return message
+    if kind == "UnusableModel":
+        return f"{message}."
     if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
             "its files have no lm_head.weight, and its config.json has no tie_word_embeddings = true. Set that if the "
@@ -102,8 +105,12 @@ def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None, kind: M
             f"it brings code of its own ({config['model_file']!r}). If you trust it, set trust_remote_code = true in "
             "its [[models]] entry."
         )
-    if not brings_code:
-        yield from _ARCHITECTURE_FAULTS[kind](config)
+    if not brings_code and kind == "generate":
+        yield from _unknown_generator(config)
+    if kind != "generate":
+        yield from _recipe_faults(folder, kind)
+        if adapter is not None:
+            yield "adapters are for models that generate. Remove adapter from its [[models]] entry."
     yield from _foreign_quantization_faults(folder, _foreign_quantization(config))
     yield from _weights_faults(folder)
     if not has_tokenizer(folder):
@@ -139,16 +146,12 @@ def _unknown_generator(config: dict[str, object]) -> Iterator[str]:
     )
 
 
-def _no_engine(config: dict[str, object]) -> Iterator[str]:
-    yield "this server does not run models of its kind yet. Use another model."
-
-
-_ARCHITECTURE_FAULTS: dict[ModelKind, Callable[[dict[str, object]], Iterator[str]]] = {
-    "generate": _unknown_generator,
-    "embed": _no_engine,
-    "rerank": _no_engine,
-}
-"""What is wrong with a config.json for the engine of each kind."""
+def _recipe_faults(folder: Path, kind: ModelKind) -> Iterator[str]:
+    """Of a model that embeds or scores."""
+    try:
+        read_recipe(folder, kind)
+    except UnusableModel as exc:
+        yield f"{exc}."
 
 
 def _foreign_quantization(config: dict[str, object]) -> dict[str, object]:

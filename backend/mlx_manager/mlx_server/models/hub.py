@@ -18,7 +18,7 @@ from mlx_manager.proxies import unusable
 T = TypeVar("T")
 
 HUB_PATTERNS = [
-    *("*.json", "model*.safetensors", "*.py", "*.txt", "*.jsonl", "*.jinja"),
+    *("*.json", "model*.safetensors", "*_Dense/model.safetensors", "*.py", "*.txt", "*.jsonl", "*.jinja"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "*.tiktoken", "*.spm"),
 ]
 _EXAMPLE_REPO = "mlx-community/Llama-3.2-3B-Instruct-4bit"

@@ -12,23 +12,33 @@ _FILES = ("config.json", "config_sentence_transformers.json", "modules.json")
 
 _LIBRARY_TYPES: dict[str, ModelKind] = {"SentenceTransformer": "embed", "CrossEncoder": "rerank"}
 """`model_type` in config_sentence_transformers.json."""
+_EMBEDDING_NAME = re.compile(r"qwen3-embedding|e5-mistral", re.IGNORECASE)
+"""Decoders that embed, and whose config.json is a language model's."""
 
 
-def kind_of(folder: Path) -> ModelKind:
-    """A model that nothing marks as another generates. Reads files where they have changed."""
-    return _kind_of(folder, tuple(changed_at(folder / name) for name in _FILES))
+def kind_of(folder: Path, name: str = "") -> ModelKind:
+    """A model that nothing marks as another generates. Reads files where they have changed.
+
+    The `name` tells of models whose conversion has dropped the files of sentence-transformers.
+    """
+    return _kind_of(folder, name, tuple(changed_at(folder / file) for file in _FILES))
 
 
 @functools.lru_cache(maxsize=1000)
-def _kind_of(folder: Path, times: tuple[int, ...]) -> ModelKind:
+def _kind_of(folder: Path, name: str, times: tuple[int, ...]) -> ModelKind:
     library_type = read_json(folder / "config_sentence_transformers.json").get("model_type")
+    architectures = read_json(folder / "config.json").get("architectures")
+    names = [str(one) for one in (architectures if isinstance(architectures, list) else [architectures])]
+    is_generator = any(one.endswith("ForCausalLM") for one in names)
+    if library_type == "CrossEncoder" and is_generator:  # it writes its verdict, as Qwen3-Reranker does
+        return "generate"
     if isinstance(library_type, str) and library_type in _LIBRARY_TYPES:
         return _LIBRARY_TYPES[library_type]
     if (folder / "modules.json").is_file():  # sentence-transformers writes it for models that embed
         return "embed"
-    architectures = read_json(folder / "config.json").get("architectures")
-    names = architectures if isinstance(architectures, list) else [architectures]
-    return next((kind for name in names if (kind := _kind_of_architecture(str(name))) is not None), "generate")
+    if is_generator and _EMBEDDING_NAME.search(name):
+        return "embed"
+    return next((kind for name in names if (kind := _kind_of_architecture(name)) is not None), "generate")
 
 
 def check_kind(model_id: str, kind: ModelKind, wanted: ModelKind) -> None:

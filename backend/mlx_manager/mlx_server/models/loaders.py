@@ -11,6 +11,7 @@ from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.catalog import ModelEntry
+from mlx_manager.mlx_server.models.encoders import load_embedder, load_reranker
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.loading import load_generator
@@ -22,7 +23,11 @@ logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 5.0
 
-LOADERS: dict[ModelKind, Callable[[Loading], Awaitable[Resident]]] = {"generate": load_generator}
+LOADERS: dict[ModelKind, Callable[[Loading], Awaitable[Resident]]] = {
+    "generate": load_generator,
+    "embed": load_embedder,
+    "rerank": load_reranker,
+}
 
 
 def estimate_bytes(entry: ModelEntry, folder: Path) -> int:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 
 from mlx_manager.mlx_server.errors import BrokenBody, ServerError
-from mlx_manager.mlx_server.protocols.base import BodyT, ErrorReply, Protocol, RequestT, Writer, retry_after
+from mlx_manager.mlx_server.protocols.base import BodyT, Endpoint, ErrorReply, Protocol, RequestT, Writer, retry_after
 from mlx_manager.mlx_server.protocols.errors import error_body, status_of
 from mlx_manager.mlx_server.protocols.text_frames import TextFrame
 from mlx_manager.mlx_server.protocols.wire import JsonObject, data_frame
@@ -12,7 +12,7 @@ from mlx_manager.mlx_server.types import GenerationEvent, ReasoningDelta, TextDe
 _TEXTS = (TextDelta, ReasoningDelta)
 
 
-class OpenAIProtocol(Protocol[BodyT, RequestT]):
+class OpenAIEndpoint(Endpoint):
     def __init__(self, broken_body_status: int = 422) -> None:
         """Of a body that breaks the schema; api.openai.com answers 400."""
         self._broken_body_status = broken_body_status
@@ -21,6 +21,10 @@ class OpenAIProtocol(Protocol[BodyT, RequestT]):
         status = self._broken_body_status if isinstance(error, BrokenBody) else status_of(error)
         headers = retry_after(error.retry_after_seconds) if isinstance(error, ServerError) else {}
         return ErrorReply(status, error_body(error), headers)
+
+
+class OpenAIProtocol(OpenAIEndpoint, Protocol[BodyT, RequestT]):
+    """Of those endpoints of OpenAI's that generate."""
 
 
 class ChunkProtocol(OpenAIProtocol[BodyT, RequestT]):
