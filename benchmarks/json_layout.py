@@ -13,8 +13,8 @@ import jsonschema
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import RequestFinished, Step, Submit
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.grammars.sources import WRITTEN_AS, translate
 from mlx_manager.mlx_server.grammars.verdict import Question
 from mlx_manager.mlx_server.types import SamplingParams

@@ -34,9 +34,7 @@ LARGE = ModelSize("b", vocabulary=32_000, hidden=512, layers=8, heads=8, kv_head
 
 
 def make_model(folder: Path, size: ModelSize) -> Path:
-    """Writes the model into `folder` unless it is there. The same weights every time."""
-    if (folder / "model.safetensors").exists():
-        return folder
+    """Writes the model into `folder`, its weights unless they are there. The same ones every time."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "llama",
@@ -47,10 +45,12 @@ def make_model(folder: Path, size: ModelSize) -> Path:
         "num_key_value_heads": size.kv_heads,
         "intermediate_size": size.mlp,
         "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 16_384,
+        "max_position_embeddings": 32_768,
         "tie_word_embeddings": True,
     }
     (folder / "config.json").write_text(json.dumps(config))
+    if (folder / "model.safetensors").exists():
+        return folder
     _make_tokenizer(size.vocabulary).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     mx.random.seed(0)

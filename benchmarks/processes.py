@@ -64,10 +64,12 @@ class Server:
 
 
 @contextmanager
-def our_server(model: Path, log: Path) -> Iterator[Server]:
+def our_server(model: Path, log: Path, *others: Path) -> Iterator[Server]:
+    """With the `others` beside the model."""
     port = free_port()
     command = [sys.executable, "-m", "mlx_manager.mlx_server.main"]
     settings = {"MLX_SERVER_PORT": str(port), "MLX_SERVER_DEFAULT_MODEL": str(model)}
+    settings["MLX_SERVER_AVAILABLE_MODELS"] = ",".join(map(str, others))
     environment = {**os.environ, **ENVIRONMENT, **settings, "PYTHONPATH": str(BACKEND)}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)

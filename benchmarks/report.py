@@ -10,10 +10,12 @@ from pathlib import Path
 
 from benchmarks.cancel import CancelRow
 from benchmarks.ceiling import CeilingRow
+from benchmarks.embeddings import EmbeddingRow
 from benchmarks.features import FeatureRow
 from benchmarks.overload import OverloadRow
 from benchmarks.prefix import PrefixRow
 from benchmarks.processes import PeakMemory
+from benchmarks.side import SideRow
 from benchmarks.stall import StallRow
 from benchmarks.throughput import Row
 
@@ -54,8 +56,10 @@ class Results:
     features: list[FeatureRow] = field(default_factory=list)
     prefix: list[PrefixRow] = field(default_factory=list)
     stall: list[StallRow] = field(default_factory=list)
+    side: list[SideRow] = field(default_factory=list)
     cancel: list[CancelRow] = field(default_factory=list)
     overload: list[OverloadRow] = field(default_factory=list)
+    embeddings: list[EmbeddingRow] = field(default_factory=list)
 
 
 def markdown(results: Results, chart: str | None) -> str:
@@ -65,8 +69,10 @@ def markdown(results: Results, chart: str | None) -> str:
         _features(results.features),
         _prefix(results.prefix),
         _stall(results.stall),
+        _side(results.side),
         _cancel(results.cancel),
         _overload(results.overload),
+        _embeddings(results.embeddings),
         _ceiling(results.ceiling),
     ]
     picture = f"![Throughput over streams, and waiting times]({chart})\n" if chart is not None else ""
@@ -166,6 +172,27 @@ def _stall(rows: list[StallRow]) -> str:
     )
 
 
+def _side(rows: list[SideRow]) -> str:
+    return _table(
+        "A short request beside a long prompt",
+        "model | long prompt | short prompt | TTFT alone ms | beside ms | longest ms | later by ms "
+        "| API / engine peak MB",
+        [
+            [
+                row.model,
+                str(row.long_prompt_tokens),
+                str(row.side_tokens),
+                f"{row.alone_ms:.0f}",
+                f"{row.beside_ms:.0f}",
+                f"{row.longest_beside_ms:.0f}",
+                f"{row.later_ms:.0f}",
+                _memory(row.memory),
+            ]
+            for row in rows
+        ],
+    )
+
+
 def _cancel(rows: list[CancelRow]) -> str:
     return _table(
         "Clients that leave",
@@ -201,6 +228,31 @@ def _overload(rows: list[OverloadRow]) -> str:
                 f"{row.last_ttft_ms:.0f}",
                 _number(row.raw_last_ttft_ms),
                 _number(row.ratio, 2),
+                _memory(row.memory),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _embeddings(rows: list[EmbeddingRow]) -> str:
+    return _table(
+        "Embeddings",
+        "texts | tokens | at once ms | plain loop ms | speedup | one text ms | its forward pass ms | ratio "
+        "| chunks/s of streams before | beside a job | kept | API / engine peak MB",
+        [
+            [
+                str(row.texts),
+                str(row.tokens),
+                f"{row.at_once_ms:.0f}",
+                f"{row.loop_ms:.0f}",
+                f"{row.speedup:.2f}",
+                f"{row.alone_ms:.1f}",
+                f"{row.forward_ms:.1f}",
+                f"{row.alone_ratio:.2f}",
+                f"{row.chunks_per_second_before:.0f}",
+                f"{row.chunks_per_second_during:.0f}",
+                f"{row.rate_kept:.0%}",
                 _memory(row.memory),
             ]
             for row in rows

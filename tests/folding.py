@@ -96,13 +96,83 @@ def of_message_events(stream: str) -> Json:
 
 
 def message_events(stream: str) -> Iterator[tuple[str, Json]]:
-    """All but pings, each with its type, which stands in both of its lines."""
+    """All but pings."""
+    return ((kind, event) for kind, event in named_events(stream) if kind != "ping")
+
+
+def named_events(stream: str) -> Iterator[tuple[str, Json]]:
+    """Each event with its type, which stands in both of its lines."""
     for frame in stream.removesuffix("\n\n").split("\n\n"):
         first, _, second = frame.partition("\n")
         event = json.loads(second.removeprefix("data: "))
         assert first == f"event: {event['type']}"
-        if event["type"] != "ping":
-            yield event["type"], event
+        yield event["type"], event
+
+
+def of_response_events(stream: str) -> Json:
+    """The last event's response, once its items were checked to be what the events before it add up to."""
+    items: list[Json] = []
+    is_open = False
+    pieces: dict[str, str] = {}
+    events = list(named_events(stream))
+    assert [event["sequence_number"] for _, event in events] == list(range(len(events)))
+    assert [kind for kind, _ in events[:2]] == ["response.created", "response.in_progress"]
+    for kind, event in events[2:-1]:
+        name = kind.removeprefix("response.")
+        if name == "in_progress":
+            continue
+        if name == "output_item.added":
+            assert not is_open, "two items are open"
+            items.append(event["item"])
+            is_open, pieces = True, {}
+        assert is_open
+        assert event["output_index"] == len(items) - 1
+        if name == "output_item.done":
+            assert event["item"]["id"] == items[-1]["id"]
+            assert _texts_of(event["item"]) == pieces
+            items[-1], is_open = event["item"], False
+        elif name != "output_item.added":
+            assert event["item_id"] == items[-1]["id"]
+            _add_response_part(pieces, name, event)
+    kind, last = events[-1]
+    assert kind in ("response.completed", "response.incomplete", "response.failed")
+    assert not is_open or kind == "response.failed"
+    if is_open:
+        assert last["response"]["output"][-1]["status"] == "incomplete"
+        assert _texts_of(last["response"]["output"][-1]) == pieces
+        items[-1] = last["response"]["output"][-1]
+    assert last["response"]["output"] == items
+    whole: Json = last["response"]
+    return whole
+
+
+def _add_response_part(pieces: dict[str, str], name: str, event: Json) -> None:
+    what, _, stage = name.rpartition(".")
+    if what in ("content_part", "reasoning_summary_part"):
+        key = event["part"]["type"]
+        assert (key in pieces) == (stage == "done"), "a part begins once, before its deltas"
+        text = event["part"].get("text", event["part"].get("refusal"))
+        assert text == pieces.setdefault(key, "")
+        return
+    key = {"reasoning_summary_text": "summary_text"}.get(what, what)
+    if stage == "delta":
+        pieces[key] = pieces.get(key, "") + event["delta"]
+    else:
+        (text,) = (event[field] for field in ("text", "refusal", "arguments", "input") if field in event)
+        pieces.setdefault(key, text if what == "custom_tool_call_input" else "")
+        assert text.startswith(pieces[key])
+        pieces[key] = text
+
+
+def _texts_of(item: Json) -> dict[str, str]:
+    match item["type"]:
+        case "function_call":
+            return {"function_call_arguments": item["arguments"]}
+        case "custom_tool_call":
+            return {"custom_tool_call_input": item["input"]}
+        case _:
+            parts = [*item.get("content", []), *item.get("summary", [])]
+            return {part["type"]: part.get("text", part.get("refusal")) for part in parts}
 
 
 def _add_part(block: Json, delta: Json) -> str:

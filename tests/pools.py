@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.messages import Submit
+from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.types import SamplingParams
@@ -40,9 +40,7 @@ async def pool_over(
     """Its workers must be gone when it is closed."""
     pool = ModelPoolManager(
         catalog,
-        EngineOptions(memory_limit_bytes=int(max_memory_gb * 2**30), prefix_cache_bytes=2**26),
-        max_models=max_models,
-        max_memory_gb=max_memory_gb,
+        Budget(int(max_memory_gb * 2**30), max_models, prefix_cache_bytes=2**26),
         keep_alive_seconds=keep_alive_seconds,
         request_timeout_seconds=request_timeout_seconds,
     )

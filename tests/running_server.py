@@ -20,6 +20,7 @@ T = TypeVar("T")
 HANG_SECONDS = 300.0
 """A limit against hanging, which the slowest machine does not come near. It measures nothing."""
 MODULE = (sys.executable, "-m", "mlx_manager.mlx_server.main")
+BOUNDED = Path(__file__).parent / "bounded_server.py"
 BACKEND = Path(__file__).parent.parent / "backend"
 
 
@@ -109,9 +110,19 @@ def eventually(look: Callable[[], T], good: Callable[[T], bool], seconds: float 
 
 @contextlib.contextmanager
 def running_server(
-    folder: Path, *, wait: bool = True, command: Sequence[str] = MODULE, **settings: object
+    folder: Path,
+    *,
+    wait: bool = True,
+    command: Sequence[str] = MODULE,
+    bounds: Mapping[str, float] | None = None,
+    **settings: object,
 ) -> Iterator[RunningServer]:
-    """Starts the server with `MLX_SERVER_<NAME>` settings and ends it with SIGTERM; its log lies in `folder`."""
+    """Starts the server with `MLX_SERVER_<NAME>` settings and ends it with SIGTERM; its log lies in `folder`.
+
+    `bounds` are those of `Bounds` that are to be other than a user's.
+    """
+    if bounds is not None:
+        command = (sys.executable, "-P", str(BOUNDED), json.dumps(bounds))
     port = _free_port()
     environment = environment_of_server(settings | {"port": port}, from_source=command[0] == sys.executable)
     log = folder / f"server-{port}.log"

@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.records import Exchange, GenerationRecord
 from tests.collector import Collector, collector
 from tests.faulty_upstream import DONE, Answer, faulty_upstream, piece
 from tests.logfire_records import Row, ask, records_of
+from tests.mlx_server.engine.embedding.tiny import EMBEDDERS, RERANKERS, make_model
 from tests.running_server import RunningServer, running_server
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -74,10 +75,18 @@ def use(server: RunningServer) -> None:
     assert server.post(CHAT, TALKS_ON | {"max_tokens": 1}).status_code == 200  # a model to let go at the end
 
 
+def read_texts(server: RunningServer) -> None:
+    assert server.post("/v1/embeddings", {"model": "embedder", "input": "w1"}).status_code == 200
+    ranked = server.post("/v1/rerank", {"model": "reranker", "query": "w1", "documents": ["w2"]})
+    assert ranked.status_code == 200
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory, babbler: Path) -> Iterator[Collector]:
     folder = tmp_path_factory.mktemp("told")
     (folder / "empty").mkdir()
+    make_model(folder / "embedding" / "embedder", EMBEDDERS["bert"])
+    make_model(folder / "embedding" / "reranker", RERANKERS["bert"])
     answer = Answer((piece("upon "), piece("a time", finish_reason="stop"), DONE))
     with contextlib.ExitStack() as stack:
         receiving = stack.enter_context(collector())
@@ -91,6 +100,8 @@ def told(tmp_path_factory: pytest.TempPathFactory, babbler: Path) -> Iterator[Co
             upstreams=json.dumps([{"name": "far", "kind": "openai", "base_url": upstream.url}]),
         ) as server:
             use(server)
+        with running_server(folder, models_dir=folder / "embedding") as server:
+            read_texts(server)
         yield receiving
 
 
@@ -150,7 +161,9 @@ def tabled(heading: str) -> set[str]:
 
 
 def test_the_page_names_every_span_attribute_and_metric_and_no_other(told: Collector, records: list[Row]) -> None:
-    names = {re.sub(r"^(chat|text_completion) .*", r"\1 MODEL", record["span_name"]) for record in records}
+    names = {
+        re.sub(r"^(chat|text_completion|embeddings|rerank) .*", r"\1 MODEL", record["span_name"]) for record in records
+    }
     assert {re.sub(r"^(GET|POST) .*", "METHOD ROUTE", name) for name in names} == tabled("Spans")
     assert {attribute for record in records for attribute in record["attributes"]} == tabled("Attributes")
     assert {name for name in told.metrics if name.startswith("gen_ai.")} == tabled("GenAI metrics")

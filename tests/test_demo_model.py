@@ -7,10 +7,10 @@ import pytest
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import Step, Submit
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.models.adapters import LlamaAdapter
-from mlx_manager.mlx_server.models.tokenization import encode, load_tokenizer
+from mlx_manager.mlx_server.models.tokenization import load_tokenizer
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.running_server import RunningServer
 
@@ -37,7 +37,7 @@ def core() -> EngineCore:
 def answer(core: EngineCore, tokenizer: Any, messages: list[dict[str, Any]], **template: Any) -> str:
     """The answer with the token that ended it written out."""
     adapter = LlamaAdapter()
-    prompt = encode(tokenizer, adapter.apply_chat_template(tokenizer, messages, **template), add_special_tokens=False)
+    prompt = tokenizer.encode(adapter.apply_chat_template(tokenizer, messages, **template), add_special_tokens=False)
     core.submit(Submit(0, prompt, 200, adapter.get_stop_tokens(tokenizer), SamplingParams(seed=0, temperature=0)))
     tokens: list[int] = []
     while len(core):

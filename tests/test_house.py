@@ -19,15 +19,21 @@ FLOORS = (
         "mlx_manager.__init__",
         "mlx_manager.demo",
         "mlx_manager.addresses",
+        "mlx_manager.plugins",
         "mlx_manager.proxies",
         "mlx_manager.streams",
         "mlx_manager.utf8",
+        f"{SERVER}.kinds",
         f"{SERVER}.machine",
+        f"{SERVER}.bounds",
     },  # import nothing
-    {f"{SERVER}.{room}" for room in ("upstream_settings", "edge_settings", "records")},
+    {
+        f"{SERVER}.{room}"
+        for room in ("upstream_settings", "request_settings", "security_settings", "setting_names", "records")
+    },
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
-    {f"{SERVER}.folding"},
+    {f"{SERVER}.{room}" for room in ("folding", "embedding_types")},
     {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils", "isolation")},
     {f"{SERVER}.{room}" for room in ("protocols", "models", "engine", "grammars", "templates", "parsers")}
     | {"mlx_manager.providers"},
@@ -52,18 +58,34 @@ WORKER_MODULES = (
     "batch",
     "batching",
     "core",
+    "embedding.bert",
+    "embedding.decoders",
+    "embedding.layers",
+    "embedding.model",
+    "embedding.modernbert",
+    "embedding.nomic",
+    "embedding.pooling",
+    "embedding.queue",
+    "encoder",
+    "generator",
     "grammar",
     "kv_cache",
+    "kv_memory",
     "logprobs",
     "model_config",
     "pacing",
-    "prefill",
+    "plan",
     "prefix_cache",
+    "prefix_tree",
+    "prompt_queue",
+    "runner",
     "sampling",
+    "scheduler",
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}
-API_ROOMS = ("api", "services", "protocols", "models", "schemas", "engine.client", "engine.sequences")
+API_MODULES = ("client", "encoder_client", "sequences", "worker_client")
+API_ROOMS = ("api", "services", "protocols", "models", "schemas", *(f"engine.{one}" for one in API_MODULES))
 API_SIDE = {f"{SERVER}.{room}" for room in API_ROOMS}
 
 
@@ -158,8 +180,40 @@ def test_only_observability_imports_what_watches_the_server(package: str) -> Non
     assert {room_of(module) for module in importers(package)} == {f"{SERVER}.observability"}
 
 
-def test_only_the_worker_the_memory_readings_and_the_probe_touch_mlx() -> None:
-    assert importers("mlx") <= WORKER_SIDE | {f"{SERVER}.utils.memory", "mlx_manager.command_line.mlx_probe"}
+MAY_IMPORT = {
+    "mlx": WORKER_SIDE | {f"{SERVER}.utils.memory", "mlx_manager.command_line.mlx_probe"},
+    "mlx_lm": WORKER_SIDE,
+    "transformers": WORKER_SIDE | {f"{SERVER}.models.converter"},
+}
+"""Modules that run in the worker, in a process that ends, or that import on use what no API process calls."""
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_only_the_worker_and_named_processes_import_what_computes(package: str) -> None:
+    found = importers(package)
+    assert found
+    assert found <= MAY_IMPORT[package]
+
+
+def test_the_api_process_imports_no_module_of_another_process() -> None:
+    heavy = WORKER_SIDE | {f"{SERVER}.models.converter"}
+    late = {f"{SERVER}.models.conversion"}  # takes its limits from there
+    sources = {module: file.read_text("utf-8") for module, file in MODULES.items() if module not in heavy | late}
+    found = {(m, target) for m, source in sources.items() for target in map(resolve, imports(m, source))}
+    assert {(m, target) for m, target in found if target in heavy and not m.startswith("mlx_manager.command")} == set()
+
+
+def test_importing_the_scheduler_does_not_import_mlx() -> None:
+    command = f"import sys, {SERVER}.engine.scheduler; print({{'mlx', 'mlx_lm'}} & {{*sys.modules}})"
+    assert run_python(command).strip() == "set()"
+
+
+def test_processes_are_started_without_what_makes_python_or_uvloop_fork_on_macos() -> None:
+    """A fork of a process whose GPU is up ends badly; uvloop takes posix_spawn where neither is asked for."""
+    calls = [node for file in MODULES.values() for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    named = {keyword.arg for node in calls if isinstance(node, ast.Call) for keyword in node.keywords}
+    assert "start_new_session" in named
+    assert named.isdisjoint({"pass_fds", "preexec_fn"})
 
 
 def test_http_is_known_to_the_api_and_what_starts_it_only() -> None:

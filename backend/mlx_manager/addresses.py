@@ -1,5 +1,7 @@
-"""Addresses of other servers and the keys for them, checked before anything is asked. Asks nothing itself."""
+"""Addresses of servers and the keys for them, checked before anything is asked. Asks nothing itself."""
 
+import functools
+import ipaddress
 import re
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,3 +36,25 @@ def header_key(key: SecretStr | None) -> SecretStr | None:
     if not (stripped.isascii() and stripped.isprintable()):
         raise ValueError("the key holds characters that an HTTP header cannot carry: use printable ASCII")
     return SecretStr(stripped) if stripped else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is an address that other machines cannot reach. A name is not an address."""
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def is_of_network(host: str) -> bool:
+    """Whether `host` is an address that other machines may reach. A name is not an address."""
+    address = _address(host)
+    return address is not None and not address.is_loopback
+
+
+@functools.lru_cache(maxsize=64)
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped if mapped is not None else address

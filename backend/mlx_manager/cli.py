@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mlx_manager.command_line.console import run, whole_output
+from mlx_manager.plugins import leave_out_logfire
 
 app = typer.Typer(
     help="OpenAI-compatible inference server for MLX models.",
@@ -141,5 +142,6 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
+    leave_out_logfire()
     with whole_output():
         app()

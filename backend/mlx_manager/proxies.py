@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-import httpx
-
 T = TypeVar("T")
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
@@ -18,9 +16,11 @@ class UnusableProxy(Exception):
 
 def client_for(url: str, make: Callable[..., T], **options: object) -> T:
     """An httpx client, made by `make` with `options`, for the server at `url`. Raises UnusableProxy."""
+    from httpx import InvalidURL  # slow: a server without upstreams does without it
+
     try:
         return make(trust_env=not is_this_machine(url), **options)
-    except (ImportError, ValueError, httpx.InvalidURL) as exc:
+    except (ImportError, ValueError, InvalidURL) as exc:
         raise unusable(exc) from exc
 
 

@@ -1,32 +1,17 @@
-"""The real Claude Code, installed once into `.cache/`: `make test-agents` runs the tests that need it."""
+"""The real Claude Code, 384 MB, as a user runs it."""
 
 import json
 import os
 import subprocess
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-VERSION = "2.1.332"
-FOLDER = Path(__file__).parents[2] / ".cache" / "claude-code" / VERSION
-SECONDS = 120
+from tests.agents.installing import SECONDS, install_agent
 
 
-@cache
 def install_claude_code() -> Path:
-    """The program, 384 MB; it needs npm to be installed, and not to run."""
-    program = FOLDER / "node_modules" / ".bin" / "claude"
-    if os.environ.get("TEST_AGENTS") != "1":
-        pytest.skip("`make test-agents` runs this")
-    if not program.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        package = f"@anthropic-ai/claude-code@{VERSION}"
-        install = ["install", "--no-package-lock", "--no-audit", "--no-fund", "--foreground-scripts", package]
-        subprocess.run(["npm", *install], cwd=FOLDER, check=True, timeout=600)
-    return program
+    return install_agent("@anthropic-ai/claude-code", "2.1.332", "claude")
 
 
 @dataclass(frozen=True)

@@ -8,44 +8,18 @@ from typing import Any
 import pytest
 
 from tests.agents.claude_code import ClaudeCode, install_claude_code
-from tests.faulty_upstream import DONE, Answer, FaultyUpstream, faulty_upstream, sse
+from tests.agents.scripted import Scripted, calls, says
+from tests.faulty_upstream import FaultyUpstream, faulty_upstream
 from tests.running_server import RunningServer, running_server
 
 SLIM = ("--system-prompt", "You are a helpful assistant.")
 COMMAND = "echo hello > made-by-claude.txt"
 
 
-def chunk(finish_reason: str | None = None, **delta: Any) -> bytes:
-    return sse({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
-
-
-USAGE = sse({"choices": [], "usage": {"prompt_tokens": 900, "completion_tokens": 7}})
-CALL = {"id": "call_1", "function": {"name": "Bash", "arguments": ""}}
-ARGUMENTS = {"function": {"arguments": json.dumps({"command": COMMAND, "description": "Make a file"})}}
-CALLS_BASH = Answer(
-    (
-        chunk(reasoning_content="A file is to be made."),
-        chunk(tool_calls=[{"index": 0, **CALL}]),
-        chunk(tool_calls=[{"index": 0, **ARGUMENTS}]),
-        chunk("tool_calls"),
-        USAGE,
-        DONE,
-    )
+SCRIPT = (
+    calls("Bash", json.dumps({"command": COMMAND, "description": "Make a file"}), "A file is to be made."),
+    says("The file ", "is made."),
 )
-SAYS_DONE = Answer((chunk(content="The file "), chunk(content="is made."), chunk("stop"), USAGE, DONE))
-
-
-class Scripted(dict[str, Answer]):
-    """Calls the tool, and speaks once the conversation holds the tool's result."""
-
-    def __init__(self) -> None:
-        super().__init__({"scripted": CALLS_BASH})
-        self.upstream: FaultyUpstream | None = None
-
-    def __getitem__(self, model: str) -> Answer:
-        assert self.upstream is not None
-        has_result = any(message["role"] == "tool" for message in self.upstream.bodies[-1]["messages"])
-        return SAYS_DONE if has_result else CALLS_BASH
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +37,7 @@ def claude(program: Path, tmp_path: Path) -> ClaudeCode:
 @pytest.fixture(scope="module")
 def upstream(program: Path) -> Iterator[FaultyUpstream]:
     with faulty_upstream({}) as running:
-        scripted = Scripted()
-        running.answers, scripted.upstream = scripted, running
+        running.answers = Scripted(running, {"scripted": SCRIPT})
         yield running
 
 

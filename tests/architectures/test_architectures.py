@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.messages import Step, Submit
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.architectures.tiny_models import VOCABULARY, architectures, build, variants
@@ -72,7 +72,7 @@ def check(core: EngineCore, reference: Reference, *prompts: list[int]) -> None:
 
 def check_all(name: str, model: nn.Module) -> None:
     splits = name not in DEPENDS_ON_SPLITS
-    core, reference = EngineCore(model, EngineLimits(prefix_bytes=2**28 if splits else 0)), Reference(model)
+    core, reference = EngineCore(model, prefix_bytes=2**28 if splits else 0), Reference(model)
     prompt = draw(1, 60)
     check(core, reference, prompt)
     check(core, reference, prompt)  # from the prefix cache

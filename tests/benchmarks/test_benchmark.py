@@ -32,7 +32,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(out: Path) -> dict[str, Any]:
     return run_benchmark(
-        out, "--sizes", "a", "--sections", "throughput", "features", "prefix", "cancel", "overload", "ceiling"
+        out, "--sizes", "a", "--sections", "throughput", "features", "prefix", "side", "cancel", "overload", "ceiling"
     )
 
 
@@ -73,6 +73,12 @@ def test_features_are_compared_with_plain_streams(results: dict[str, Any]) -> No
     assert all(row["ratio"] > 0 for row in results["features"])
 
 
+def test_short_request_beside_a_long_prompt_is_compared_with_one_alone(results: dict[str, Any]) -> None:
+    (side,) = results["side"]
+    assert side["later_ms"] == pytest.approx(side["beside_ms"] - side["alone_ms"])
+    assert side["longest_beside_ms"] >= side["beside_ms"] > 0
+
+
 def test_table_and_chart_cover_what_was_measured(results: dict[str, Any], out: Path) -> None:
     table, chart = (out / "results.md").read_text(), (out / "results.svg").read_text()
     for title in ("Throughput", "Prefix cache", "Clients that leave", "Overload", "The load generator's ceiling"):
@@ -92,3 +98,10 @@ def test_any_other_server_is_measured_without_raw_and_process_figures(server: Ru
     assert stall["chunks_per_second_before"] > 0
     assert stall["longest_gap_ms"] > 0
     assert stall["ttft_ratio"] == pytest.approx(stall["long_ttft_ms"] / stall["long_ttft_alone_ms"])
+
+
+def test_embeddings_are_compared_with_a_plain_loop(tmp_path: Path) -> None:
+    (row,) = run_benchmark(tmp_path, "--sizes", "a", "--sections", "embeddings")["embeddings"]
+    assert (row["texts"], row["speedup"]) == (64, pytest.approx(row["loop_ms"] / row["at_once_ms"]))
+    assert row["alone_ratio"] == pytest.approx(row["alone_ms"] / row["forward_ms"])
+    assert row["rate_kept"] > 0

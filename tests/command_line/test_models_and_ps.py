@@ -21,7 +21,14 @@ LISTED = {
             "context_length": 131072,
             "capabilities": {"tools": "prompted"},
         },
-        {"id": "demo", "object": "model", "size_bytes": 5775872, "loaded": True, "quantization": None},
+        {
+            "id": "demo",
+            "object": "model",
+            "kind": "generate",
+            "size_bytes": 5775872,
+            "loaded": True,
+            "quantization": None,
+        },
         {"id": "bare", "object": "model"},
     ],
 }
@@ -89,8 +96,9 @@ def test_models_of_a_running_server_are_listed_in_its_order(server: RunningServe
     ran = mlx_manager("models", server=server)
     assert (ran.returncode, ran.stderr) == (0, "")
     header, *rows = cells(ran.stdout)
-    assert header == ["MODEL", "SIZE", "QUANTISATION", "CONTEXT", "TOOLS", "FITS", "LOADED"]
-    assert [(row[0], row[4]) for row in rows] == [("demo", "native"), ("babbler", "native"), ("short", "-")]
+    assert header == ["MODEL", "KIND", "SIZE", "QUANTISATION", "CONTEXT", "TOOLS", "FITS", "LOADED"]
+    told = [(row[0], row[1], row[5]) for row in rows]
+    assert told == [("demo", "generate", "native"), ("babbler", "generate", "native"), ("short", "generate", "-")]
 
 
 def test_models_without_a_server_are_those_that_serve_would_offer(babbler: Path) -> None:
@@ -102,6 +110,7 @@ def test_models_without_a_server_are_those_that_serve_would_offer(babbler: Path)
     assert listed["babbler"]["size_bytes"] == weights_size(babbler).memory_bytes
     assert listed["babbler"]["context_length"] == 8192
     assert listed["babbler"]["tools"] == "native"
+    assert [listed[one]["kind"] for one in listed] == ["generate", "generate", None]
     assert listed["no-such/model"]["tools"] is None
     assert listed["babbler"]["fits"] is True
     assert listed["babbler"]["loaded"] is False
@@ -117,9 +126,9 @@ def test_models_shows_what_the_server_tells_and_a_dash_for_what_it_does_not() ->
     with stand_in({"/v1/models": LISTED, "/admin/pool": POOL}) as url:
         _, *rows = cells(mlx_manager("models", "--base-url", f"{url}/v1").stdout)
     assert rows == [
-        ["large", "5.0 GB", "4-bit", "131,072", "prompted", "no", "-"],
-        ["demo", "5.5 MB", "-", "-", "-", "yes", "yes"],
-        ["bare", "-", "-", "-", "-", "-", "-"],
+        ["large", "-", "5.0 GB", "4-bit", "131,072", "prompted", "no", "-"],
+        ["demo", "generate", "5.5 MB", "-", "-", "-", "yes", "yes"],
+        ["bare", "-", "-", "-", "-", "-", "-", "-"],
     ]
 
 

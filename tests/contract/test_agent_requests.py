@@ -10,12 +10,17 @@ from typing import Any
 import httpx
 import pytest
 from anthropic.types import Message, MessageTokensCount
+from openai.types.responses import Response
 
+from mlx_manager.mlx_server.protocols.base import ParseOptions
+from mlx_manager.mlx_server.protocols.responses import Responses
+from mlx_manager.mlx_server.schemas.responses import ResponsesRequest
 from tests import folding
 from tests.running_server import HANG_SECONDS, RunningServer
 
 FOLDER = Path(__file__).parents[1] / "agent_requests"
 REQUESTS = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
+RESPONSES = [name for name, request in REQUESTS.items() if request["path"] == "/v1/responses"]
 MESSAGES = [name for name, request in REQUESTS.items() if request["path"].split("?")[0] == "/v1/messages"]
 
 
@@ -65,3 +70,32 @@ def test_claude_code_finds_the_server_and_its_models(server: RunningServer) -> N
 
 def test_claude_code_behind_litellm_is_answered(server: RunningServer) -> None:
     assert "data: [DONE]" in send(server, "litellm_chat_reasoning", max_tokens=24).text
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_of_agents_are_answered_but_for_those_with_a_users_image(
+    server: RunningServer, name: str, stream: bool
+) -> None:
+    body = {**REQUESTS[name]["body"], "model": "demo", "stream": stream, "max_output_tokens": 24}
+    answer = server.post("/v1/responses", body)
+    if name == "codex_responses_input_image":
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input[3].content[1].type")
+        return
+    assert answer.status_code == 200, answer.text
+    response = folding.of_response_events(answer.text) if stream else answer.json()
+    assert response["status"] in ("completed", "incomplete")
+    assert Response.model_validate(response).output
+
+
+def test_no_field_that_agents_send_is_unknown() -> None:
+    for name in RESPONSES:
+        body = ResponsesRequest.model_validate(REQUESTS[name]["body"])
+        if name != "codex_responses_input_image":
+            Responses().parse(body, ParseOptions(reject_unknown=True))
+
+
+def test_codex_finds_the_models(server: RunningServer) -> None:
+    models = send(server, "codex_oss_models").json()
+    assert "demo" in [model["id"] for model in models["data"]]
+    assert "demo" in [model["slug"] for model in models["models"]]

@@ -22,6 +22,7 @@ TEMPLATES = {
     "alternating": f"{EACH}{{% if (m.role == 'user') == loop.index is divisibleby 2 %}}{REFUSE}{{% endif %}}"
     f"{TURN}{{% endfor %}}",
 }
+HARMONY = f"{EACH}{{{{ '<|start|>' + m.role + '<|channel|>final<|message|>' + (m.content or '') }}}}{{% endfor %}}"
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"color": {"enum": ["red", "blue"]}, "size": {"type": "integer", "minimum": 1, "maximum": 9}},
@@ -50,7 +51,7 @@ def say(role: str, content: str | None, **fields: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("templates")
-    for name, template in TEMPLATES.items():
+    for name, template in (*TEMPLATES.items(), ("harmony", HARMONY)):
         (make_random_llama(folder / name) / "chat_template.jinja").write_text(template)
     return folder
 
@@ -147,3 +148,39 @@ def test_with_the_settings_tools_are_refused_and_late_system_messages_hoisted(fo
         usage = ask(server, "first-only", [*chat, say("system", "Be brief."), HELLO])["usage"]
         system_alone = ask(server, "first-only", chat[:2])["usage"]["prompt_tokens"]
         assert usage["prompt_tokens_details"]["cached_tokens"] < system_alone
+
+
+REGEX = {"type": "grammar", "syntax": "regex", "definition": "[0-9]{3}"}
+CODE = {"type": "custom", "name": "code", "description": "Run it", "format": REGEX}
+CODED: dict[str, Any] = {
+    "input": [
+        HELLO,
+        {"type": "custom_tool_call", "call_id": "c1", "name": "code", "input": "123"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"},
+        {"role": "developer", "content": "Go on."},
+    ],
+    "tools": [CODE],
+    "tool_choice": {"type": "custom", "name": "code"},
+    "reasoning": {"effort": "none"},
+    "max_output_tokens": 200,
+}
+
+
+@pytest.mark.parametrize("model", TEMPLATES)
+def test_custom_tools_are_called_with_any_template(served: RunningServer, model: str) -> None:
+    response = served.post("/v1/responses", {"model": model, **CODED})
+    assert response.status_code == 200, response.text
+    (call,) = response.json()["output"]
+    assert (call["type"], call["name"], len(call["input"]), call["input"].isdigit()) == (
+        "custom_tool_call",
+        "code",
+        3,
+        True,
+    )
+
+
+def test_a_model_whose_calls_have_another_layout_is_shown_a_function(served: RunningServer) -> None:
+    """Its grammar is for the text itself, which is inside of JSON here."""
+    response = served.post("/v1/responses", {"model": "harmony", **CODED, "max_output_tokens": 8})
+    assert response.status_code == 200, response.text
+    assert "tool 'code': its grammar is not enforced" in response.headers["x-mlx-manager-warning"]

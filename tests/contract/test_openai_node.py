@@ -52,10 +52,43 @@ const seen = { ...answers, text, usage, reason, completion, models, code, status
 console.log(JSON.stringify(seen));
 """
 
+RESPONSES_PROGRAM = """
+import OpenAI from "openai";
+const client = new OpenAI({ baseURL: process.argv[1] + "/v1", apiKey: "not-needed", maxRetries: 0 });
+const request = { model: "demo", input: "Count to 6", temperature: 0 };
+const whole = await client.responses.create(request);
+const types = [];
+let text = "";
+for await (const event of await client.responses.create({ ...request, stream: true })) {
+  types.push(event.type);
+  if (event.type === "response.output_text.delta") text += event.delta;
+}
+const final = await client.responses.stream(request).finalResponse();
+const fetched = await client.responses.retrieve(final.id);
+const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+const tool = { type: "function", name: "get_weather", description: "Get the weather in a city", parameters };
+const tools = [{ ...tool, strict: false }];
+const asking = { ...request, input: "What is the weather in Oslo?", tools };
+const called = await client.responses.stream(asking).finalResponse();
+const call = called.output.find((item) => item.type === "function_call");
+const output = { type: "function_call_output", call_id: call.call_id, output: '{"degrees": 7}' };
+const told = await client.responses.create({ ...asking, input: [output], previous_response_id: called.id });
+const items = [];
+for await (const item of client.responses.inputItems.list(told.id)) items.push(item.type);
+const counted = await client.responses.inputTokens.count({ model: "demo", input: asking.input, tools });
+const custom = { type: "custom", name: "code", format: { type: "grammar", syntax: "regex", definition: "[0-9]{3}" } };
+const choice = { tools: [custom], tool_choice: { type: "custom", name: "code" } };
+const coded = (await client.responses.create({ ...request, ...choice })).output.at(-1);
+await client.responses.delete(final.id);
+const { code, status } = await client.responses.retrieve(final.id).catch((error) => error);
+const answers = { whole, final, fetched, call, called, told, coded };
+console.log(JSON.stringify({ ...answers, text, types, items, counted, code, status }));
+"""
 
-def test_openai_node_gets_the_same_answers_streamed_and_whole(server: RunningServer) -> None:
+
+def seen_by(program: str, server: RunningServer) -> dict[str, Any]:
     ran = subprocess.run(
-        ["node", "--input-type=module", "-e", PROGRAM, server.url],
+        ["node", "--input-type=module", "-e", program, server.url],
         cwd=install_openai_node(),
         capture_output=True,
         text=True,
@@ -63,6 +96,11 @@ def test_openai_node_gets_the_same_answers_streamed_and_whole(server: RunningSer
     )
     assert ran.returncode == 0, ran.stderr
     seen: dict[str, Any] = json.loads(ran.stdout)
+    return seen
+
+
+def test_openai_node_gets_the_same_answers_streamed_and_whole(server: RunningServer) -> None:
+    seen = seen_by(PROGRAM, server)
     choice = seen["whole"]["choices"][0]
     assert choice["message"]["content"] == seen["text"] == "1, 2, 3, 4, 5, 6"
     assert choice["finish_reason"] == seen["reason"] == "stop"
@@ -78,3 +116,20 @@ def test_openai_node_gets_the_same_answers_streamed_and_whole(server: RunningSer
     assert "7" in seen["told"]["message"]["content"]
     assert json.loads(seen["held"]["message"]["content"]) in ({"word": "yes"}, {"word": "no"})
     assert (seen["status"], seen["code"]) == (404, "model_not_found")
+
+
+def test_openai_node_gets_the_same_responses_streamed_and_whole(server: RunningServer) -> None:
+    seen = seen_by(RESPONSES_PROGRAM, server)
+    assert seen["whole"]["output_text"] == seen["text"] == seen["final"]["output_text"] == "1, 2, 3, 4, 5, 6"
+    assert (seen["types"][0], seen["types"][-1]) == ("response.created", "response.completed")
+    assert [item["id"] for item in seen["fetched"]["output"]] == [item["id"] for item in seen["final"]["output"]]
+    assert json.loads(seen["call"]["arguments"]) == {"city": "Oslo"}
+    assert "7" in seen["told"]["output_text"]
+    assert seen["items"] == [
+        "function_call_output",
+        *reversed([item["type"] for item in seen["called"]["output"]]),
+        "message",
+    ]
+    assert seen["counted"]["input_tokens"] == seen["called"]["usage"]["input_tokens"]
+    assert (seen["coded"]["type"], len(seen["coded"]["input"])) == ("custom_tool_call", 3)
+    assert (seen["status"], seen["code"]) == (404, "response_not_found")

@@ -8,7 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from mlx_manager.demo import demo_model_path
-from mlx_manager.mlx_server.models.tokenization import encode, load_tokenizer
+from mlx_manager.mlx_server.models.tokenization import load_tokenizer
 from tests.running_server import RunningServer
 
 TOKENIZER = load_tokenizer(demo_model_path())
@@ -91,7 +91,7 @@ def test_logprobs_are_the_models_own_whatever_the_sampling(client: openai.OpenAI
 
 
 def test_prompts_of_all_kinds_are_the_same_prompts(client: openai.OpenAI) -> None:
-    token_ids = [encode(TOKENIZER, text, add_special_tokens=True) for text in (ONCE, "The cat")]
+    token_ids = [TOKENIZER.encode(text, add_special_tokens=True) for text in (ONCE, "The cat")]
     texts = client.completions.create(prompt=[ONCE, "The cat"], **GREEDY)
     ids = client.completions.create(prompt=token_ids, **GREEDY)
     alone = [client.completions.create(prompt=prompt, **GREEDY) for prompt in (ONCE, token_ids[1])]
@@ -171,7 +171,7 @@ def test_extensions_of_local_servers(client: openai.OpenAI) -> None:
         messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Count to 5"}]
         return client.chat.completions.create(messages=messages, extra_body=extensions, **GREEDY)
 
-    (comma,) = encode(TOKENIZER, ",", add_special_tokens=False)
+    (comma,) = TOKENIZER.encode(",", add_special_tokens=False)
     assert count(stop_token_ids=[comma]).choices[0].message.content == "1"
     assert count(stop=" 3", include_stop_str_in_output=True).choices[0].message.content == "1, 2, 3"
     assert count(stop=",", min_tokens=3).choices[0].message.content == "1, 2"

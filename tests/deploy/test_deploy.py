@@ -56,10 +56,10 @@ def test_units_commands_start_reload_and_drain_the_server(tmp_path: Path, babble
     command = here(shlex.split(unit["ExecStart"]), "/opt/mlx-manager/.venv/bin/mlx-manager")
     (tmp_path / "mlx-manager.toml").write_text("")
     with running_server(tmp_path, command=command, default_model=babbler) as server:
-        (tmp_path / "mlx-manager.toml").write_text("max_queue = 5\n")
+        (tmp_path / "mlx-manager.toml").write_text("keep_alive = 300\n")
         reload = shlex.split(unit["ExecReload"].replace("$MAINPID", str(server.process.pid)))
         subprocess.run(reload, check=True, timeout=HANG_SECONDS)
-        server.wait_for_log("Settings reloaded: changed: max_queue")
+        server.wait_for_log("Settings reloaded: changed: keep_alive")
         worker = server.worker()
         assert unit["KillMode"] == "mixed"  # SIGTERM is for the server alone: a worker's streams may finish
         with server.stream("/v1/completions", BABBLE) as payloads:

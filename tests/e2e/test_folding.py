@@ -77,6 +77,28 @@ MESSAGES: list[dict[str, Any]] = [
 ]
 
 
+FUNCTION = {"type": "function", "name": "get_weather", "description": "Get the weather", "parameters": PARAMETERS}
+CODE = {"type": "custom", "name": "code", "format": {"type": "grammar", "syntax": "regex", "definition": "[0-9]{9}"}}
+SUMMARY = {"effort": "high", "summary": "auto"}
+RESPONSES: list[dict[str, Any]] = [
+    {},
+    {"max_output_tokens": 1},
+    {"top_logprobs": 3, "include": ["message.output_text.logprobs"]},
+    {"reasoning": SUMMARY, "include": ["reasoning.encrypted_content"]},
+    {"reasoning": SUMMARY, "max_output_tokens": 5},
+    {"instructions": "You are terse.", "truncation": "auto", "store": False},
+    {"text": {"format": {"type": "json_object"}}},
+    {"tools": [FUNCTION], "input": QUESTION},
+    {"tools": [FUNCTION], "input": QUESTION, "max_output_tokens": 12},
+    {"tools": [FUNCTION, CODE], "tool_choice": "required"},
+    {"tools": [FUNCTION, CODE], "tool_choice": {"type": "custom", "name": "code"}, "max_output_tokens": 100},
+    {"tools": [FUNCTION, CODE], "tool_choice": {"type": "custom", "name": "code"}, "max_output_tokens": 30},
+    {"tools": [{"type": "namespace", "name": "town", "tools": [FUNCTION]}, CODE], "input": QUESTION},
+    {"tools": [FUNCTION, CODE], "input": QUESTION, "text": {"format": {"type": "json_object"}}},
+    {"model": "babbler", "tools": [CODE], "tool_choice": "required", "parallel_tool_calls": False},
+]
+
+
 def without_identity(answer: dict[str, Any]) -> dict[str, Any]:
     """Nor with what the prefix cache had, which is more for the second one, nor with the ids of calls."""
     usage = {name: count for name, count in answer["usage"].items() if name != "prompt_tokens_details"}
@@ -127,3 +149,29 @@ def same_message(one: dict[str, Any], other: dict[str, Any]) -> bool:
         for block in message["content"]:
             assert block.pop("id", "toolu_").startswith("toolu_")
     return one == other
+
+
+@pytest.mark.parametrize("parameters", RESPONSES, ids=str)
+def test_folding_the_stream_of_a_response_gives_the_response(server: RunningServer, parameters: dict[str, Any]) -> None:
+    """Of the stream, whose last event has it whole, the items are checked to be what its other events add up to."""
+    body = {
+        "model": "demo",
+        "input": "Tell me a story with 😀 and 時.",
+        "temperature": 0,
+        "max_output_tokens": 40,
+        **parameters,
+    }
+    whole, streamed = (server.post("/v1/responses", body | {"stream": stream}) for stream in (False, True))
+    assert (whole.status_code, streamed.status_code) == (200, 200), whole.text
+    one, other = folding.of_response_events(streamed.text), whole.json()
+    assert folding.same(response_without_identity(one), response_without_identity(other))
+
+
+def response_without_identity(response: dict[str, Any]) -> dict[str, Any]:
+    """Nor with what the prefix cache had."""
+    serial = response.pop("id").removeprefix("resp_")
+    for item in response["output"]:
+        assert serial in item.pop("id")
+        item.pop("call_id", None)
+    usage = {**response["usage"], "input_tokens_details": None}
+    return {**response, "created_at": None, "completed_at": None, "usage": usage}

@@ -54,3 +54,10 @@ def test_model_that_does_not_fit_into_the_gpu_is_refused_with_the_numbers(tmp_pa
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "insufficient_memory")
         assert "of 3.60 MB in use" in refused.json()["error"]["message"]
         assert server.workers() == []
+
+
+@pytest.mark.parametrize("wire_memory", [False, True])
+def test_memory_is_wired_only_where_a_setting_asks_for_it(tmp_path: Path, stage_device: Any, wire_memory: bool) -> None:
+    stage_device(max_recommended_working_set_size=GB)
+    with running_server(tmp_path, wire_memory=wire_memory) as server:
+        assert (f"wired {GB} bytes" in server.log.read_text()) == wire_memory

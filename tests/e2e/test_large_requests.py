@@ -19,30 +19,30 @@ def tool(number: int) -> dict[str, Any]:
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TOO_LARGE: list[tuple[str, str, dict[str, Any], str, str]] = [
-    ("messages", CHAT, {"messages": [HI] * 50_000}, "50000", "MLX_SERVER_MAX_MESSAGES"),
-    ("tools", CHAT, {"messages": [HI], "tools": [tool(n) for n in range(5000)]}, "5000", "MLX_SERVER_MAX_TOOLS"),
-    ("messages", CHAT, {"messages": [{"role": "user", "content": "a " * 2_100_000}]}, "4200000", "CHARACTERS"),
-    ("messages", CHAT, {"messages": [{**HI, "reasoning": "a " * 2_100_000}]}, "4200002", "CHARACTERS"),
-    ("prompt", COMPLETIONS, {"prompt": "a " * 2_100_000}, "4200000", "CHARACTERS"),
-    ("prompt", COMPLETIONS, {"prompt": ["a " * 1_050_000] * 2}, "4200000", "CHARACTERS"),
-    ("prompt", COMPLETIONS, {"prompt": [5] * 1_000_001}, "4000004", "CHARACTERS"),
-    ("prompt", COMPLETIONS, {"prompt": [[5] * 500_001] * 2}, "4000008", "CHARACTERS"),
+    ("messages", CHAT, {"messages": [HI] * 50_000}, "50000", "10000"),
+    ("tools", CHAT, {"messages": [HI], "tools": [tool(n) for n in range(5000)]}, "5000", "1024"),
+    ("messages", CHAT, {"messages": [{"role": "user", "content": "a " * 2_100_000}]}, "4200000", "4000000"),
+    ("messages", CHAT, {"messages": [{**HI, "reasoning": "a " * 2_100_000}]}, "4200002", "4000000"),
+    ("prompt", COMPLETIONS, {"prompt": "a " * 2_100_000}, "4200000", "4000000"),
+    ("prompt", COMPLETIONS, {"prompt": ["a " * 1_050_000] * 2}, "4200000", "4000000"),
+    ("prompt", COMPLETIONS, {"prompt": [5] * 1_000_001}, "4000004", "4000000"),
+    ("prompt", COMPLETIONS, {"prompt": [[5] * 500_001] * 2}, "4000008", "4000000"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("field", "path", "body", "count", "setting"),
+    ("field", "path", "body", "count", "limit"),
     TOO_LARGE,
     ids=lambda value: value[:12] if isinstance(value, str) else "",
 )
 def test_too_much_is_refused_with_the_numbers(
-    server: RunningServer, field: str, path: str, body: dict[str, Any], count: str, setting: str
+    server: RunningServer, field: str, path: str, body: dict[str, Any], count: str, limit: str
 ) -> None:
     answer = server.post(path, {"model": "demo", **body})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, field, "invalid_request")
     assert count in error["message"]
-    assert setting in error["message"]
+    assert limit in error["message"]
 
 
 def test_refusals_and_long_prompts_hold_up_no_stream(server: RunningServer) -> None:
@@ -84,7 +84,7 @@ def test_refusals_and_long_prompts_hold_up_no_stream(server: RunningServer) -> N
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory, babbler: Path) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("strict")
-    with running_server(folder, max_messages=2, max_tools=1, max_prompt_characters=100) as running:
+    with running_server(folder, bounds={"max_messages": 2, "max_tools": 1, "max_prompt_characters": 100}) as running:
         yield running
 
 
@@ -99,7 +99,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, babbler: Path) -> Iterator[
         (COMPLETIONS, "prompt", {"prompt": [[5] * 12] * 2}, {"prompt": [[5] * 12, [5] * 14]}),
     ],
 )
-def test_a_setting_is_where_the_limit_lies(
+def test_a_bound_is_where_the_limit_lies(
     strict: RunningServer, path: str, field: str, most: dict[str, Any], more: dict[str, Any]
 ) -> None:
     asked = {"model": "demo", "max_tokens": 1}

@@ -18,8 +18,9 @@ LIMITED = """
 import resource, sys
 limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 1024), limit))
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.main import serve
-serve()
+serve(Bounds(max_connections=3000))
 """
 COMMANDS = [MODULE, (sys.executable, "-c", "from mlx_manager.cli import main; main()", "serve")]
 
@@ -155,7 +156,7 @@ def test_probes_may_use_head(server: RunningServer, path: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has a limit of its own")
 @pytest.mark.parametrize("limit", [700, 1024, 4096])
 def test_models_load_whatever_the_limit_of_open_files_and_it_stays_as_it_was_raised(tmp_path: Path, limit: int) -> None:
-    with running_server(tmp_path, command=(sys.executable, "-c", LIMITED, str(limit)), max_connections=3000) as server:
+    with running_server(tmp_path, command=(sys.executable, "-c", LIMITED, str(limit))) as server:
         assert server.chat("Count to 3")["choices"][0]["message"]["content"] == "1, 2, 3"
         (worker,) = server.workers()
         expected = min(limit, 3512)

@@ -240,6 +240,22 @@ def test_upstream_that_cannot_be_reached_is_a_502(front: RunningServer) -> None:
     assert "'nowhere' cannot be reached" in answer.json()["error"]["message"]
 
 
+def test_upstream_behind_a_proxy_that_cannot_be_used_is_down_and_says_why(
+    tmp_path: Path, babbler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    entry = {"name": "far", "kind": "openai", "base_url": "http://gpu.example:8000", "models": ["far-model"]}
+    with running_server(tmp_path, wait=False, default_model=babbler, upstreams=json.dumps([entry])) as server:
+        monkeypatch.delenv("ALL_PROXY")  # the test asks without it
+        server.wait_until_ready()
+        wait_for_upstream(server, "down", ["far-model"])
+        answer = server.post("/v1/completions", completion("far-model"))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+        for message in (answer.json()["error"]["message"], server.readiness()["upstreams"][0]["error"]):
+            assert "SOCKS needs the package socksio" in message
+        assert "Traceback" not in server.log.read_text()
+
+
 def test_text_passes_through_piece_by_piece(front: RunningServer, upstream: FaultyUpstream) -> None:
     """The upstream sends each piece when the client has the one before."""
     body = completion("token-by-token", stream_options={"include_usage": True})
@@ -378,8 +394,10 @@ def test_upstream_is_asked_again_and_again_how_it_is_and_what_it_has(tmp_path: P
     with contextlib.ExitStack() as running:
         upstream = running.enter_context(faulty_upstream({"well": WELL}))
         entry = {"name": "one", "kind": "openai", "base_url": upstream.url}
-        settings: Json = {"upstreams": json.dumps([entry]), "upstream_poll_seconds": 0.1}
-        with running_server(tmp_path, default_model=babbler, **settings) as server:
+        settings: Json = {"upstreams": json.dumps([entry])}
+        with running_server(
+            tmp_path, bounds={"upstream_poll_seconds": 0.1}, default_model=babbler, **settings
+        ) as server:
             wait_for_upstream(server, "ready", ["one/well"])
             assert server.post("/v1/completions", completion("one/well")).json()["usage"]["total_tokens"] == 5
             running.close()

@@ -20,7 +20,9 @@ def impatient(
     tmp_path_factory: pytest.TempPathFactory, babbler: Path, stage_steps: StageSteps
 ) -> Iterator[RunningServer]:
     """A server that kills a worker after three seconds of silence."""
-    with running_server(tmp_path_factory.mktemp("server"), default_model=babbler, worker_timeout_seconds=3) as server:
+    with running_server(
+        tmp_path_factory.mktemp("server"), bounds={"worker_timeout_seconds": 3}, default_model=babbler
+    ) as server:
         yield server
 
 
@@ -68,7 +70,9 @@ def test_idle_worker_that_is_stopped_is_not_ready_and_is_replaced(impatient: Run
 
 def test_step_without_end_gets_its_worker_replaced(tmp_path: Path, babbler: Path, stage_steps: StageSteps) -> None:
     with (
-        running_server(tmp_path, default_model=babbler, step_timeout_seconds=1, log_level="DEBUG") as server,
+        running_server(
+            tmp_path, bounds={"step_timeout_seconds": 1}, default_model=babbler, log_level="DEBUG"
+        ) as server,
         ThreadPoolExecutor(1) as client,
     ):
         hung = server.worker()

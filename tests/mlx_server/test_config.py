@@ -13,8 +13,9 @@ from mlx_manager.mlx_server.config import (
     duration_seconds,
     faults_of,
     mlx_server_settings,
+    warnings_of_environment,
 )
-from tests.running_server import HANG_SECONDS
+from tests.running_server import HANG_SECONDS, running_server
 
 BACKEND = Path(__file__).parents[2] / "backend"
 TOKEN = "pylf_v1_secret"
@@ -47,13 +48,10 @@ def test_the_defaults_are_those_of_the_public_contract() -> None:
         ("max_models", "2", 2),
         ("default_max_tokens", "64", 64),
         ("drain_timeout_seconds", "0", 0),
+        ("response_store_mb", "0", 0),
+        ("response_ttl_seconds", "0.5", 0.5),
         ("max_queue", "0", 0),
-        ("max_messages", "5", 5),
-        ("max_tools", "5", 5),
-        ("max_prompt_characters", "1000", 1000),
         ("request_timeout_seconds", "0", 0),
-        ("worker_timeout_seconds", "60", 60),
-        ("step_timeout_seconds", "0.5", 0.5),
         ("log_level", "DEBUG", "DEBUG"),
         ("log_format", "json", "json"),
         ("logfire_enabled", "false", False),
@@ -62,7 +60,6 @@ def test_the_defaults_are_those_of_the_public_contract() -> None:
         ("available_models", "demo", ["demo"]),
         ("available_models", "demo, org/a ,./local,", ["demo", "org/a", "./local"]),
         ("available_models", "", []),
-        ("upstream_poll_seconds", "0.5", 0.5),
         ("fallbacks", '{"demo": ["gpu/llama"]}', {"demo": ["gpu/llama"]}),
         ("preload", "demo, org/a", ["demo", "org/a"]),
         ("keep_alive", "5m", 300.0),
@@ -72,11 +69,6 @@ def test_the_defaults_are_those_of_the_public_contract() -> None:
         ("insecure_no_auth", "true", True),
         ("allowed_hosts", "gpu.lan, ::1", ["gpu.lan", "::1"]),
         ("cors_origins", "https://a.example,https://b.example", ["https://a.example", "https://b.example"]),
-        ("max_body_mb", "0.5", 0.5),
-        ("max_json_depth", "64", 64),
-        ("header_timeout_seconds", "2.5", 2.5),
-        ("body_timeout_seconds", "60", 60),
-        ("max_connections", "10", 10),
         ("rate_limit_requests_per_minute", "30", 30),
         ("rate_limit_tokens_per_minute", "9000", 9000),
     ],
@@ -158,10 +150,10 @@ def test_the_logfire_token_is_not_shown_when_another_setting_is_wrong(monkeypatc
         ("default_max_tokens", "0"),
         ("validation_error_status", "500"),
         ("drain_timeout_seconds", "-1"),
+        ("response_store_mb", "-1"),
+        ("response_ttl_seconds", "0"),
         ("max_queue", "-1"),
         ("request_timeout_seconds", "inf"),
-        ("worker_timeout_seconds", "1"),
-        ("step_timeout_seconds", "0"),
         ("log_level", "LOUD"),
         ("log_format", "xml"),
         ("keep_alive", "soon"),
@@ -187,6 +179,54 @@ def test_a_program_may_give_its_settings_itself() -> None:
 def test_a_setting_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValidationError):
         MLXServerSettings.model_validate({"prot": 9000})
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("prot", "Bad setting prot: there is no such setting. Did you mean port?"),
+        ("max_body_mb", "Bad setting max_body_mb: the setting was removed, and the server reads bodies of 32 MB."),
+        ("whimsical", "Bad setting whimsical: there is no such setting. docs/settings.md lists all."),
+    ],
+)
+def test_a_key_of_the_file_that_does_not_exist_is_told_what_to_do(working_folder: Path, name: str, line: str) -> None:
+    write_config(working_folder, f"{name} = 1")
+    with pytest.raises(ValidationError) as refused:
+        MLXServerSettings()
+    (told,) = faults_of(refused.value)
+    assert told.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        (
+            "MLX_SERVER_MAX_MODEL",
+            "MLX_SERVER_MAX_MODEL has no effect: there is no such setting. Did you mean MLX_SERVER_MAX_MODELS?",
+        ),
+        ("mlx_server_prot", "mlx_server_prot has no effect: there is no such setting. Did you mean MLX_SERVER_PORT?"),
+        (
+            "MLX_SERVER_MAX_TOOLS",
+            "MLX_SERVER_MAX_TOOLS has no effect: the setting was removed, and a request may have 1024 tools.",
+        ),
+        ("MLX_SERVER_WHIMSICAL", "MLX_SERVER_WHIMSICAL has no effect: there is no such setting."),
+    ],
+)
+def test_a_variable_that_does_not_exist_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, variable: str, line: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("MLX_SERVER_CONFIG", "")
+    monkeypatch.setenv("mlx_server_max_models", "2")
+    (told,) = warnings_of_environment()
+    assert told.startswith(line)
+
+
+def test_the_server_warns_of_such_a_variable_when_it_starts(tmp_path: Path) -> None:
+    with running_server(tmp_path, wait=False, max_tools=5, prt=1) as server:
+        server.wait_for_log("Listening")
+        server.wait_for_log("MLX_SERVER_MAX_TOOLS has no effect")
+        server.wait_for_log("Did you mean MLX_SERVER_PORT?")
 
 
 def test_the_settings_of_this_process_are_importable() -> None:
@@ -397,15 +437,8 @@ def test_what_is_read_again_is_the_file_s_and_what_the_program_gave_stays(
         "prefix_cache_gb",
         "max_models",
         "max_queue",
-        "max_connections",
-        "max_body_mb",
         "request_timeout_seconds",
-        "worker_timeout_seconds",
-        "step_timeout_seconds",
         "drain_timeout_seconds",
-        "header_timeout_seconds",
-        "body_timeout_seconds",
-        "upstream_poll_seconds",
         "rate_limit_tokens_per_minute",
         "default_max_tokens",
         "keep_alive",

@@ -15,7 +15,7 @@ from mlx_manager.command_line.console import (
     print_table,
 )
 
-COLUMNS = ("MODEL", "SIZE", "QUANTISATION", "CONTEXT", "TOOLS", "FITS", "LOADED")
+COLUMNS = ("MODEL", "KIND", "SIZE", "QUANTISATION", "CONTEXT", "TOOLS", "FITS", "LOADED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class ListedModel:
     """None is unknown: the size of a model that is not downloaded, or a field that the server does not send."""
 
     id: str
+    kind: str | None
+    """`generate`, `embed` or `rerank`."""
     size_bytes: int | None
     quantization: str | None
     context_length: int | None
@@ -53,6 +55,7 @@ def of_server(server: Server) -> list[ListedModel]:
     return [
         ListedModel(
             id=model["id"],
+            kind=model.get("kind"),
             size_bytes=model.get("size_bytes"),
             quantization=model.get("quantization"),
             context_length=model.get("context_length"),
@@ -80,6 +83,7 @@ def of_settings() -> list[ListedModel]:
         listed.append(
             ListedModel(
                 id=entry.id,
+                kind=entry.kind,
                 size_bytes=size_bytes,
                 quantization=None if facts is None else facts.quantization,
                 context_length=None if facts is None else facts.context_length,
@@ -114,6 +118,7 @@ def _fits(size_bytes: int | None, limit_bytes: int | None) -> bool | None:
 def _cells(model: ListedModel) -> Sequence[str]:
     return (
         model.id,
+        model.kind if model.kind is not None else ABSENT,
         format_bytes(model.size_bytes),
         model.quantization if model.quantization is not None else ABSENT,
         format_number(model.context_length),

@@ -37,8 +37,11 @@ from pydantic_settings import (
 
 from mlx_manager.demo import DEMO_MODEL_ID
 from mlx_manager.mlx_server import machine
-from mlx_manager.mlx_server.edge_settings import BLANK_IS_NONE, EdgeSettings, UserPath
-from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
+from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.request_settings import RequestSettings
+from mlx_manager.mlx_server.security_settings import BLANK_IS_NONE, SecuritySettings, UserPath
+from mlx_manager.mlx_server.setting_names import what_instead
+from mlx_manager.mlx_server.upstream_settings import UpstreamsSettings
 from mlx_manager.utf8 import is_utf8, shown
 
 CONFIG_FILE = "mlx-manager.toml"
@@ -117,6 +120,8 @@ class ModelSettings(_TomlTable):
     """A file with a Jinja template, in place of the model's own."""
     adapter: Annotated[UserPath | None, BLANK_IS_NONE] = None
     """A folder with a LoRA adapter, as mlx-lm makes them."""
+    kind: ModelKind | None = None
+    """What the model does; without it, what its files tell."""
     pin: bool = False
     """Once loaded, it stays."""
     ttl: Duration | None = None
@@ -137,111 +142,44 @@ class ModelSettings(_TomlTable):
         return self
 
 
-class MLXServerSettings(BaseSettings, EdgeSettings):
-    """What a user may set. Each field is `MLX_SERVER_<NAME>` in the environment, which goes before the same name in the
-    file; a GB is 1024**3 bytes.
-    """
+class _Group(BaseModel):
+    """Settings for one purpose. The docstrings of the groups and fields are the text of docs/settings.md."""
 
-    # A refused upstream's key must not stand in the error.
-    model_config = SettingsConfigDict(
-        env_prefix="MLX_SERVER_", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ServeSettings(_Group):
+    """Where the server listens"""
 
     host: str = "127.0.0.1"
+    """The address to listen on; `--host` goes first. Addresses beyond this machine need API keys."""
     port: int = Field(default=8000, ge=0, le=65535)
-
-    default_model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = DEMO_MODEL_ID
-    """Loaded at start: `demo`, a Hugging Face repo id or a local folder."""
-    available_models: Annotated[list[str], NoDecode] = [DEMO_MODEL_ID, "mlx-community/Llama-3.2-3B-Instruct-4bit"]
-    """Ids that requests may load besides the default model; comma-separated in the environment."""
-    models: list[ModelSettings] = []
-    models_dir: Annotated[UserPath | None, BLANK_IS_NONE] = None
-    """A folder whose subfolders (`name` or `org/name`) are models; requests may load them."""
-    hub_cache: bool = True
-    """Whether requests may load what lies in the Hugging Face cache."""
-    allow_downloads: bool = False
-    """Whether a request may have any model downloaded from the Hugging Face hub; else those named here alone."""
-    default_for_unknown: bool = False
-    """Whether the default model answers requests for models that do not exist."""
-    preload: Annotated[list[str], NoDecode] = []
-    """Ids that are loaded at start besides the default model; comma-separated in the environment."""
-    keep_alive: Duration = KEEP_FOREVER
-    """How long a model stays loaded when it is idle: seconds, or "5m"; -1 for as long as there is room."""
-    max_models: int = Field(default=4, ge=1, le=10**9)
-    """Models loaded at once; the least recently used idle one makes room for the next."""
-    max_memory_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.75), gt=0, le=1e6, allow_inf_nan=False)
-    """Weights and KV caches of all loaded models together."""
-    prefix_cache_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.1), ge=0, le=1e6, allow_inf_nan=False)
-    """KV caches that all models together keep of past prompts, for prompts that begin alike; 0 turns this off."""
-    wire_memory: bool = False
-    """Whether macOS must not page out a model's memory, by `mx.set_wired_limit`. It has crashed machines."""
-    inter_token_latency_ms: int = Field(default=100, ge=10, le=10**9)
-    """How long running streams may wait for a part of somebody's long prompt to be taken in."""
-
-    default_max_tokens: int = Field(default=4096, ge=1, le=10**9)
-    """Chat completions stop here when neither the request nor the model's generation_config says."""
-    validation_error_status: Annotated[Literal[422, 400], BeforeValidator(int)] = 422
-    """Status of a body that breaks the schema; 400 is what api.openai.com answers."""
-    max_queue: int = Field(default=256, ge=0, le=10**9)
-    """Generations of one model that may wait for their turn, beyond those that run."""
-    max_messages: int = Field(default=10_000, ge=1, le=10**9)
-    """Of a request."""
-    max_tools: int = Field(default=1024, ge=1, le=10**9)
-    """Of a request."""
-    max_prompt_characters: int = Field(default=4_000_000, ge=1, le=10**9)
-    """Of a request's prompts together, messages and tools among them; a token id counts as four."""
-    tool_prompt: bool = True
-    """Whether a model whose chat template does not show tools is shown them by a prompt; else `tools` is refused."""
-    hoist_system_messages: bool = False
-    """Whether system messages that a chat template does not accept in their places go to the beginning of the chat.
-
-    Else they become parts of the user messages beside them, and the prefix cache stays useful.
-    """
-    request_timeout_seconds: float = Field(default=600, ge=0, le=1e9, allow_inf_nan=False)
-    """A request that takes longer is ended; 0 for no limit."""
-    worker_timeout_seconds: float = Field(default=30, ge=3, le=1e9, allow_inf_nan=False)
-    """A worker that says nothing for so long, while its heartbeat comes every second, is killed and replaced."""
-    step_timeout_seconds: float = Field(default=300, gt=0, le=1e9, allow_inf_nan=False)
-    """The longest that one step of the engine may take, a chunk of a long prompt on a slow machine among them."""
-    reject_unknown_fields: bool = False
-    """Whether a request field that nobody knows is refused; else it is warned of once per name."""
-    strip_billing_line: bool = True
-    """Whether the line `x-anthropic-billing-header: ...` is removed from the beginning of a system prompt."""
-    strip_token_counter: bool = True
-    """Whether system messages that say only how many tokens are left are removed: they change at every request."""
+    """The port to listen on; `--port` goes first."""
     drain_timeout_seconds: int = Field(default=30, ge=0, le=10**9)
     """How long running requests may go on after SIGTERM."""
 
-    upstreams: Annotated[list[UpstreamSettings], NoDecode] = []
-    """Other servers whose models this one serves too; a JSON list in the environment."""
-    upstream_poll_seconds: float = Field(default=10, gt=0, le=1e9, allow_inf_nan=False)
-    """How often each upstream is asked whether it is well, and for its models."""
-    aliases: Annotated[dict[str, str], NoDecode] = {}
-    """Names, or patterns with `*`, of models that are not there, and the id of the model that answers for each; the
-    first that fits counts. A JSON object in the environment."""
-    fallbacks: Annotated[dict[str, list[str]], NoDecode] = {}
-    """For a model's id, those that answer in its place while it cannot be loaded or its queue is full, the first one
-    that can; a JSON object in the environment."""
 
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
-    log_format: Literal["human", "json"] = "human"
-    """Lines for people, or an object a line."""
-    trace_content: bool = False
-    """Whether prompts and answers are recorded on the spans of requests."""
-    logfire_enabled: bool = True
-    logfire_token: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")
-    )
+class ModelsSettings(_Group):
+    """Which models there are"""
 
-    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self._given = given
-
-    def read_again(self) -> "MLXServerSettings":
-        """What environment and file say now; what the program gave itself stays. Raises as the first reading does."""
-        return MLXServerSettings(**self._given)
+    default_model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = DEMO_MODEL_ID
+    """The model that is loaded at start: `demo`, a Hugging Face repo id or a local folder. `serve MODEL` goes first."""
+    available_models: Annotated[list[str], NoDecode] = [DEMO_MODEL_ID, "mlx-community/Llama-3.2-3B-Instruct-4bit"]
+    """Repo ids and folders that requests may load besides the default model, comma-separated."""
+    models: list[ModelSettings] = []
+    """Models with settings of their own: `[[models]]` entries of the file, described in [models.md](models.md)."""
+    models_dir: Annotated[UserPath | None, BLANK_IS_NONE] = None
+    """A folder whose subfolders (`name` or `org/name`) are models that requests may load."""
+    hub_cache: bool = True
+    """Whether requests may load the models of the Hugging Face cache."""
+    allow_downloads: bool = False
+    """Whether requests may download any model of the Hugging Face hub. When off, only models that the settings name."""
+    default_for_unknown: bool = False
+    """Whether the default model answers requests for models that do not exist."""
+    preload: Annotated[list[str], NoDecode] = []
+    """Ids of models that are loaded at start besides the default model, comma-separated."""
+    keep_alive: Duration = KEEP_FOREVER
+    """How long a model stays loaded when it is idle: seconds, or text such as `5m`; `-1` while there is room."""
 
     @field_validator("default_model")
     @classmethod
@@ -278,19 +216,79 @@ class MLXServerSettings(BaseSettings, EdgeSettings):
             return [entry.strip() for entry in value.split(",") if entry.strip()]
         return value
 
-    @field_validator("upstreams", "fallbacks", "aliases", mode="before")
-    @classmethod
-    def _read_json(cls, value: object) -> object:
-        return json.loads(value) if isinstance(value, str) else value
 
-    @field_validator("upstreams")
-    @classmethod
-    def _names_differ(cls, upstreams: list[UpstreamSettings]) -> list[UpstreamSettings]:
-        names = [upstream.name for upstream in upstreams]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two upstreams are called {twice!r}")
-        return upstreams
+class MemorySettings(_Group):
+    """How much memory models take"""
+
+    max_models: int = Field(default=4, ge=1, le=10**9)
+    """Models that are loaded at once. The least recently used idle model makes room for the next; a request waits while
+    all are busy."""
+    max_memory_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.75), gt=0, le=1e6, allow_inf_nan=False)
+    """GB (1024**3 bytes) for weights and KV caches of all loaded models together. When not given: three quarters of the
+    memory of the machine or container, and no more than Metal recommends; on CUDA nine tenths of the GPU's memory."""
+    prefix_cache_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.1), ge=0, le=1e6, allow_inf_nan=False)
+    """GB for the KV caches of past prompts, in all models together, which later prompts with the same beginning use;
+    `0` turns this off. When not given: a tenth of the memory of the machine, container or CUDA device."""
+    wire_memory: bool = False
+    """Whether to keep models wired in a Mac's memory. [It can crash the machine](operations.md#wired-memory)."""
+
+
+class LogSettings(_Group):
+    """Logs and traces"""
+
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
+    log_format: Literal["human", "json"] = "human"
+    """`human`, or `json`: an object a line."""
+    trace_content: bool = False
+    """Whether prompts and answers are recorded on the spans of requests."""
+    logfire_enabled: bool = True
+    """Whether to trace requests. Without a token or an OTLP endpoint nothing is sent."""
+    logfire_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")
+    )
+    """The token of the LogFire project that gets the traces; plain `LOGFIRE_TOKEN` works too."""
+
+
+GROUPS: tuple[type[BaseModel], ...] = (
+    ServeSettings,
+    ModelsSettings,
+    MemorySettings,
+    RequestSettings,
+    SecuritySettings,
+    UpstreamsSettings,
+    LogSettings,
+)
+
+
+class MLXServerSettings(  # in reverse: pydantic lists the fields of the last first
+    BaseSettings,
+    LogSettings,
+    UpstreamsSettings,
+    SecuritySettings,
+    RequestSettings,
+    MemorySettings,
+    ModelsSettings,
+    ServeSettings,
+):
+    """What a user may set. Each field is `MLX_SERVER_<NAME>` in the environment, which goes before the same name in the
+    file; a GB is 1024**3 bytes.
+    """
+
+    # A refused upstream's key must not stand in the error.
+    model_config = SettingsConfigDict(
+        env_prefix="MLX_SERVER_", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True
+    )
+
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._given = given
+
+    def read_again(self) -> "MLXServerSettings":
+        """What environment and file say now; what the program gave itself stays. Raises as the first reading does."""
+        return MLXServerSettings(**self._given)
 
     @classmethod
     def settings_customise_sources(
@@ -334,8 +332,26 @@ def faults_of(exc: Exception) -> list[str]:
 
 
 def _fault(kind: str, place: tuple[int | str, ...], message: str) -> str:
-    what = "there is no such setting" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    what = message.removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        what = what_instead(str(place[0]), _NAMES) if len(place) == 1 else "there is no such setting"
     return f"Bad setting {'.'.join(map(str, place))}: {what}"
+
+
+_NAMES = tuple(MLXServerSettings.model_fields)
+
+
+def warnings_of_environment() -> list[str]:
+    """A line for each `MLX_SERVER_*` variable that has no effect, because it is not the name of a setting."""
+    named = [
+        name for name in os.environ if name.upper().startswith("MLX_SERVER_") and name.upper() != "MLX_SERVER_CONFIG"
+    ]
+    settings = {name: name.lower().removeprefix("mlx_server_") for name in named}
+    return [
+        f"{variable} has no effect: {what_instead(name, _NAMES, str.upper, 'MLX_SERVER_')}"
+        for variable, name in settings.items()
+        if name not in _NAMES
+    ]
 
 
 class InvalidSettings(Exception):

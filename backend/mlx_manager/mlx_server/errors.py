@@ -6,8 +6,10 @@ ServerError
 │   ├── ChatTemplateMissing    chat with a model that has no chat template
 │   ├── ChatTemplateFailed     the model's chat template takes too much time or memory
 │   ├── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
+│   ├── PreviousResponseNotFound  the response that the request goes on from is not stored
 │   └── BrokenBody             the body breaks the schema of its endpoint, or is not JSON
 ├── ModelNotFound              no loadable model has that id
+├── ResponseNotFound           no stored response has that id
 ├── UnknownPath                no endpoint has that path
 ├── MethodNotAllowed           the endpoint has another method
 ├── NotAuthorized              the key that the endpoint asks for is missing or wrong
@@ -74,11 +76,19 @@ class ContextLengthExceeded(InvalidRequest):
         self.limit = limit
 
 
+class PreviousResponseNotFound(InvalidRequest):
+    pass
+
+
 class BrokenBody(InvalidRequest):
     pass
 
 
 class ModelNotFound(ServerError):
+    pass
+
+
+class ResponseNotFound(ServerError):
     pass
 
 

@@ -7,6 +7,7 @@ A request goes: `api/v1/*.py` -> `protocols/` -> `services/inference.py` -> `mod
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -18,44 +19,51 @@ from collections.abc import AsyncIterator, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from mlx_manager.plugins import leave_out_logfire
+
+if __name__ == "__main__":
+    leave_out_logfire()
+
 import uvicorn
 from fastapi import FastAPI
-from sse_starlette.sse import AppStatus
+from fastapi.routing import iter_route_contexts
 from starlette.types import ASGIApp
 
 from mlx_manager.mlx_server import __version__, config
 from mlx_manager.mlx_server.api.admin import router as admin_router
+from mlx_manager.mlx_server.api.connections import GuardedProtocol, protocol_with
 from mlx_manager.mlx_server.api.dependencies import ServerState
-from mlx_manager.mlx_server.api.edge.bodies import BYTES_PER_MB, BodyLimits
-from mlx_manager.mlx_server.api.edge.connections import ConnectionLimits, GuardedProtocol, protocol_with
-from mlx_manager.mlx_server.api.edge.exposure import addresses_of, warn_of_openness, why_too_open
-from mlx_manager.mlx_server.api.edge.guard import Guard
-from mlx_manager.mlx_server.api.edge.keys import KeyCheck
-from mlx_manager.mlx_server.api.edge.rate_limits import RateLimits
-from mlx_manager.mlx_server.api.edge.rules import edge_rules
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
+from mlx_manager.mlx_server.api.guard import Guard, guard_rules
 from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
 from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
 from mlx_manager.mlx_server.api.v1 import v1_router
-from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings
-from mlx_manager.mlx_server.engine.launch import EngineOptions
-from mlx_manager.mlx_server.engine.watchdog import Patience
+from mlx_manager.mlx_server.api.v1.embeddings import router as embeddings_router
+from mlx_manager.mlx_server.bounds import Bounds
+from mlx_manager.mlx_server.config import InvalidSettings, MLXServerSettings, warnings_of_environment
+from mlx_manager.mlx_server.engine.messages import WorkerOptions
+from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
+from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
-from mlx_manager.mlx_server.models.pool import ModelPoolManager, set_running_pool
+from mlx_manager.mlx_server.models.pool import ModelPoolManager
+from mlx_manager.mlx_server.models.running import Running, set_running
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
 from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
+from mlx_manager.mlx_server.protocols.embeddings import EmbeddingEndpoints
 from mlx_manager.mlx_server.protocols.messages import Messages
-from mlx_manager.mlx_server.services.hygiene import hygiene_of
-from mlx_manager.mlx_server.services.inference import InferenceService, set_running_service
+from mlx_manager.mlx_server.protocols.responses import Responses
+from mlx_manager.mlx_server.services.backends import Backends
+from mlx_manager.mlx_server.services.embedding import EmbeddingService
+from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.prompts import prompt_rules
-from mlx_manager.mlx_server.services.routing import Routing
+from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
-from mlx_manager.mlx_server.utils.listening import listen
+from mlx_manager.mlx_server.utils.listening import addresses_of, listen, warn_of_openness, why_too_open
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 from mlx_manager.mlx_server.utils.mlx_backend import why_builds_conflict, why_mlx_cannot_run
 from mlx_manager.mlx_server.utils.terminal import terminal_watch
@@ -67,7 +75,7 @@ LAST_ERRORS_SECONDS = 2
 DRAIN_POLL_SECONDS = 0.05
 
 
-def create_app(settings: MLXServerSettings) -> FastAPI:
+def create_app(settings: MLXServerSettings, bounds: Bounds | None = None) -> FastAPI:
     """The ASGI application. It validates without a lifespan, and answers inside of one."""
     app = _App(
         title="MLX Manager",
@@ -76,103 +84,87 @@ def create_app(settings: MLXServerSettings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # it records query strings, and is dear
     )
     app.state.settings = settings
+    app.state.bounds = bounds = bounds if bounds is not None else Bounds()
     app.state.tracing = instrument(settings)
     app.state.metrics = Metrics(lambda model_id: _is_model(app, model_id))
+    app.include_router(v1_router)  # first: FastAPI asks one route after the other
+    app.include_router(embeddings_router)
     app.include_router(health_router)
     app.include_router(metrics_router)
     app.include_router(admin_router)
-    app.include_router(v1_router)
     install_error_handlers(app)
     app.state.protocols = _protocols(settings)
-    app.state.edge = edge_rules(settings)
+    app.state.guard = guard_rules(settings)
     app.state.addresses = []
-    _add_middlewares(app, settings)
+    app.add_middleware(Guard, bounds=bounds)
     return app
 
 
 def _protocols(settings: MLXServerSettings) -> Protocols:
     status = settings.validation_error_status
-    return Protocols([ChatCompletions(status), Completions(status), Messages()])
-
-
-def _add_middlewares(app: FastAPI, settings: MLXServerSettings) -> None:
-    """From the innermost to the outermost, which sees a request first."""
-    app.add_middleware(
-        BodyLimits,
-        max_bytes=int(settings.max_body_mb * BYTES_PER_MB),
-        max_json_depth=settings.max_json_depth,
-        timeout_seconds=settings.body_timeout_seconds,
-    )
-    app.add_middleware(RateLimits)
-    app.add_middleware(KeyCheck)
-    app.add_middleware(Guard)
+    chat, completions = ChatCompletions(status), Completions(status)
+    return Protocols([chat, completions, Messages(), Responses(), EmbeddingEndpoints(status)])
 
 
 class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The exchange is around FastAPI's own middlewares too: the last of them answers when all else has failed."""
         inner = super().build_middleware_stack()
-        paths = frozenset(self.openapi()["paths"])
+        routes = iter_route_contexts(self.routes)  # the schema of all of them would take 0.2 s
+        paths = frozenset(route.path_format for route in routes if route.path_format and route.include_in_schema)
         return ExchangeMiddleware(inner, self.state.metrics, paths, spans=self.state.tracing.collected)
 
 
 def _is_model(app: FastAPI, model_id: str) -> bool:
     """Whether a model of this machine or of an upstream has that id."""
     server: ServerState | None = getattr(app.state, "server", None)
-    if server is None:
-        return False
-    known = server.pool.catalog.knows(model_id) or server.pool.is_loaded(model_id)
-    return known or any(model.id == model_id for model in server.upstreams.models())
+    return server is not None and server.inference.backends.has(model_id)
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Starts the pool, and the default model's worker beside the server; ends with every worker gone."""
     _refuse_several_api_processes()
-    AppStatus.enable_automatic_graceful_drain = False  # it cuts every stream at SIGTERM; ours may finish
     settings: MLXServerSettings = app.state.settings
+    bounds: Bounds = app.state.bounds
+    for line in warnings_of_environment():
+        logger.warning("%s", line)
     if app.state.tracing.enabled:
         logger.info("LogFire instrumentation enabled")
     conflict = why_builds_conflict()
     if conflict is not None:
         logger.warning("%s", conflict)
-    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics)
-    upstreams = Upstreams(settings.upstreams, settings.upstream_poll_seconds)
-    routing = Routing(pool, upstreams, settings.fallbacks, settings.aliases)
+    pool = _make_pool(settings, await asyncio.to_thread(catalog_of, settings), app.state.metrics, bounds)
+    upstreams = Upstreams(settings.upstreams, bounds.upstream_poll_seconds)
     inference = InferenceService(
-        pool,
+        Backends(pool, upstreams, settings.fallbacks, settings.aliases, prompt_rules(settings, bounds)),
         settings.request_timeout_seconds,
-        routing,
-        hygiene=hygiene_of(settings),
-        prompt_rules=prompt_rules(settings),
-        trace_content=settings.trace_content,
+        settings.trace_content,
     )
-    app.state.server = ServerState(settings, pool, upstreams, inference, int(time.time()))
+    responses = ResponseStore(int(settings.response_store_mb * 2**20), settings.response_ttl_seconds)
+    embedding = EmbeddingService(inference)
+    app.state.server = ServerState(settings, pool, upstreams, inference, responses, embedding, int(time.time()))
     app.state.reloader = Reloader(app)
-    set_running_pool(pool)
-    set_running_service(inference)
+    set_running(Running(pool, inference.generate, lambda: app.state.settings.default_max_tokens))
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
         pool.preload(model_id)
     upstreams.start()
     try:
         yield
     finally:
-        set_running_service(None)
-        set_running_pool(None)
+        set_running(None)
         app.state.server = None
         await upstreams.aclose()
         await pool.cleanup()
 
 
-def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics) -> ModelPoolManager:
+def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics, bounds: Bounds) -> ModelPoolManager:
     return ModelPoolManager(
         catalog,
-        _engine_options(settings),
-        max_models=settings.max_models,
-        max_memory_gb=settings.max_memory_gb,
-        limits_of_device=frozenset({"max_memory_gb", "prefix_cache_gb"} - settings.model_fields_set),
+        _budget(settings),
+        WorkerOptions(settings.inter_token_latency_ms, settings.wire_memory),
         max_queue=settings.max_queue,
-        patience=Patience(settings.worker_timeout_seconds, settings.step_timeout_seconds),
+        watchdog=WatchdogLimits(bounds.worker_timeout_seconds, bounds.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
         request_timeout_seconds=settings.request_timeout_seconds,
         metrics=metrics,
@@ -188,12 +180,14 @@ def _preloaded(settings: MLXServerSettings, catalog: Catalog) -> list[str]:
     return [catalog.resolve(name).id for name in known]
 
 
-def _engine_options(settings: MLXServerSettings) -> EngineOptions:
-    return EngineOptions(
-        memory_limit_bytes=int(settings.max_memory_gb * BYTES_PER_GB),
+def _budget(settings: MLXServerSettings) -> Budget:
+    of_device = frozenset({"max_memory_gb", "prefix_cache_gb"} - settings.model_fields_set)
+    return Budget(
+        limit_bytes=int(settings.max_memory_gb * BYTES_PER_GB),
+        max_models=settings.max_models,
         prefix_cache_bytes=int(settings.prefix_cache_gb * BYTES_PER_GB),
-        inter_token_latency_ms=settings.inter_token_latency_ms,
-        wire_memory=settings.wire_memory,
+        of_device=of_device,
+        knows_device="max_memory_gb" not in of_device,
     )
 
 
@@ -222,11 +216,12 @@ if not TYPE_CHECKING:  # it would give every name a type
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def serve() -> None:
+def serve(bounds: Bounds | None = None) -> None:
     """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
     open_closed_streams()
     try:
-        settings, app = config.mlx_server_settings, _app_of_this_process()
+        settings = config.mlx_server_settings
+        app = _app_of_this_process() if bounds is None else create_app(settings, bounds)
     except InvalidSettings as exc:
         _end_start(str(exc))
     configure_logging(settings.log_level, settings.log_format)
@@ -246,23 +241,23 @@ def serve() -> None:
     served = uvicorn.Config(
         app,
         loop="uvloop",
-        http=_protocol(settings),
+        http=_protocol(app.state.bounds),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=LAST_ERRORS_SECONDS,
     )
+    gc.collect()
+    gc.freeze()  # what is imported stays: a full collection that walked it would hold every stream up
     _Server(served, app).run(listeners)
 
 
-def _protocol(settings: MLXServerSettings) -> type[GuardedProtocol]:
-    room = raise_descriptor_limit(settings.max_connections)
+def _protocol(bounds: Bounds) -> type[GuardedProtocol]:
+    room = raise_descriptor_limit(bounds.max_connections)
     if room is not None:
         logger.warning("The system lets this process have %d connections: raise `ulimit -n`", room)
-    return protocol_with(
-        ConnectionLimits(settings.max_connections, settings.header_timeout_seconds, settings.body_timeout_seconds)
-    )
+    return protocol_with(bounds)
 
 
 def _end_start(reason: str) -> NoReturn:

@@ -43,6 +43,8 @@ class GenerationRecord:
     reasoning_tokens: int = 0
     warnings: list[str] = field(default_factory=list)
     """What of the request has no effect, in sentences of ASCII, for the client to read."""
+    ignored_items: int = 0
+    """Items of the input that say nothing to a model here."""
     finish_reasons: list[str] = field(default_factory=list)
     tool_calls: list[str] = field(default_factory=list)
     """Names of the tools called."""

@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import msgspec
+
 from mlx_manager.mlx_server.records import GenerationRecord
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -116,15 +118,31 @@ class ChatTurn:
         return calls + len(self.content or "") + len(self.reasoning or "")
 
 
+CUSTOM_INPUT = "input"
+CUSTOM_PARAMETERS: Mapping[str, object] = {
+    "type": "object",
+    "properties": {CUSTOM_INPUT: {"type": "string"}},
+    "required": [CUSTOM_INPUT],
+    "additionalProperties": False,
+}
+"""Of a tool that takes text, where only functions are known."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolDefinition:
-    """A function on offer. `parameters` is the JSON schema of its arguments; `text_length` is in characters."""
+    """A function on offer. `parameters` is the JSON schema of its arguments; `text_length` is in characters.
+
+    A `custom` tool takes text: its calls have the one argument `input`, wherever arguments are JSON. A `grammar` says
+    what that text has to look like.
+    """
 
     name: str
     description: str | None
     parameters: Mapping[str, object]
     text_length: int
     strict: bool = False
+    custom: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,13 +279,15 @@ class TokenLogprob(TopLogprob):
 Logprobs = tuple[TokenLogprob, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class _Event(msgspec.Struct, frozen=True):
+    """Events are Structs, which take a sixth of the time of frozen dataclasses to make: there is one for each token."""
+
+
+class Started(_Event, frozen=True):
     """The request is admitted to the engine's queue: from here on a failure comes in mid-stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefilled:
+class Prefilled(_Event, frozen=True):
     """The prompt is read; the tokens as `Usage` has them. Once, before the first delta. Not every upstream tells it."""
 
     prompt_tokens: int
@@ -275,8 +295,7 @@ class Prefilled:
     stored_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(_Event, frozen=True):
     """`logprobs`, where they were asked for, are those of the tokens whose text is complete with this delta."""
 
     index: int
@@ -284,23 +303,20 @@ class TextDelta:
     logprobs: Logprobs = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ReasoningDelta:
+class ReasoningDelta(_Event, frozen=True):
     index: int
     text: str
     logprobs: Logprobs = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RefusalDelta:
+class RefusalDelta(_Event, frozen=True):
     """What an upstream's model says in place of an answer that it may not give."""
 
     index: int
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallStarted:
+class ToolCallStarted(_Event, frozen=True):
     """`call` counts the calls of the choice from 0; the deltas of its arguments follow under the same number."""
 
     index: int
@@ -309,15 +325,13 @@ class ToolCallStarted:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
+class ToolCallDelta(_Event, frozen=True):
     index: int
     call: int
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceFinished:
+class ChoiceFinished(_Event, frozen=True):
     """`stop` is the stop string that ended the choice, None when a stop token or the limit did."""
 
     index: int
@@ -325,8 +339,7 @@ class ChoiceFinished:
     stop: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(_Event, frozen=True):
     usage: Usage
 
 

@@ -1,8 +1,10 @@
-"""One entry of the setting `upstreams`: another server whose models this one serves too. Knows nothing of asking it."""
+"""The settings of other servers, whose models this one serves too. Knows nothing of asking them."""
 
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from mlx_manager.addresses import header_key, server_root
 
@@ -52,3 +54,31 @@ class UpstreamSettings(BaseModel):
         if self.prefix is not None:
             return self.prefix
         return "" if self.models is not None else f"{self.name}/"
+
+
+class UpstreamsSettings(BaseModel):
+    """Models of other servers, and other names for models"""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    upstreams: Annotated[list[UpstreamSettings], NoDecode] = []
+    """Other servers whose models this one serves too, as a JSON list: [providers.md](providers.md#upstreams)."""
+    aliases: Annotated[dict[str, str], NoDecode] = {}
+    """Names of models that are not there, or patterns with `*`, and the id of the model that answers for each, as a
+    JSON object. The first that fits counts."""
+    fallbacks: Annotated[dict[str, list[str]], NoDecode] = {}
+    """For a model's id, the models to try in order while it cannot be loaded or its queue is full, as a JSON object."""
+
+    @field_validator("upstreams", "fallbacks", "aliases", mode="before")
+    @classmethod
+    def _read_json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("upstreams")
+    @classmethod
+    def _names_differ(cls, upstreams: list[UpstreamSettings]) -> list[UpstreamSettings]:
+        names = [upstream.name for upstream in upstreams]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two upstreams are called {twice!r}")
+        return upstreams

@@ -15,8 +15,9 @@ import httpx
 from pydantic import ValidationError
 
 from mlx_manager import addresses
+from mlx_manager.providers.connections import Connections
 from mlx_manager.providers.settings import ProviderSettings
-from mlx_manager.proxies import UnusableProxy, client_for
+from mlx_manager.proxies import UnusableProxy
 
 if TYPE_CHECKING:
     from pydantic_ai.models.openai import OpenAIChatModel
@@ -74,14 +75,6 @@ class Provider(Generic[S]):
     empty_reply_hint: str = ""
     has_health: bool = True
     """OpenAI's API has no `/health`: what is there on such a server may be somebody else's."""
-    setting_prefix: str | None = None
-    """Before the names of settings in remedies, where the settings are not read from the environment."""
-
-    def setting(self, name: str) -> str:
-        """What remedies call a setting."""
-        if self.setting_prefix is not None:
-            return f"{self.setting_prefix}{name}"
-        return f"{self.settings.model_config['env_prefix']}{name.upper()}"
 
     def read_settings(self, given: S | None = None, /, **values: Any) -> S:
         """`given`, or else `values` over the environment's. Raises ModelError for values that cannot be used."""
@@ -171,14 +164,25 @@ def _proxy_named(root: str) -> Iterator[None]:
 class ProviderClient:
     """One server over one pool of connections, used from one event loop. Close it, or use it with `async with`."""
 
-    def __init__(self, provider: Provider[S], settings: S) -> None:
+    def __init__(
+        self, provider: Provider[S], settings: S, upstream: str | None = None, silence_seconds: float | None = None
+    ) -> None:
+        """`upstream` is the name of a server whose settings are an upstream's, not the environment's: for messages.
+
+        `connections` are for other requests too. A response on them may pause for `silence_seconds`.
+        """
         self.provider = provider
         self.settings = settings
+        self.title = provider.title if upstream is None else f"Upstream {upstream!r}"
         self.root = server_root(settings.base_url)
-        key = settings.api_key
-        headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+        self._is_upstream = upstream is not None
+        silence_seconds = silence_seconds if silence_seconds is not None else settings.timeout
+        self.connections = Connections(self.root, settings.api_key, silence_seconds)
+
+    def open(self) -> None:
+        """Raises ModelError for a proxy of the environment that cannot be used, as the first request would."""
         with _proxy_named(self.root):
-            self._http = client_for(self.root, httpx.AsyncClient, headers=headers, timeout=settings.timeout)
+            self.connections.open()
 
     async def __aenter__(self) -> Self:
         return self
@@ -189,7 +193,7 @@ class ProviderClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self.connections.aclose()
 
     async def is_running(self) -> bool:
         try:
@@ -228,7 +232,7 @@ class ProviderClient:
     async def detect(self) -> str | None:
         """The id of the model to use; None, and a warning, when the server lists none. Raises ModelError."""
         choice = self.choose(await self.fetch_models())
-        title, configured = self.provider.title, self.settings.model_name
+        title, configured = self.title, self.settings.model_name
         if choice.model_id is None:
             logger.warning("%s lists no models url=%s", title, self.root)
         elif configured is not None and choice.selected != "configured":
@@ -242,7 +246,7 @@ class ProviderClient:
             logger.warning(
                 "%s lists several models, not which is loaded: taking the first; %s chooses another model=%s listed=%d",
                 title,
-                self.provider.setting("model_name"),
+                self._setting("model_name"),
                 choice.model_id,
                 len(choice.listed),
             )
@@ -270,7 +274,7 @@ class ProviderClient:
         if not isinstance(entries, list) or (entries and not models):
             raise self.unexpected("/v1/models", "a list of models", reply)
         if len(models) < len(entries):
-            logger.debug("%s lists entries without an id url=%s", self.provider.title, self.root)
+            logger.debug("%s lists entries without an id url=%s", self.title, self.root)
         return models
 
     async def fetch_json(self, path: str) -> object:
@@ -301,21 +305,21 @@ class ProviderClient:
         return Choice(listed[0], "only one listed" if len(listed) == 1 else "first listed", listed)
 
     async def _get(self, path: str) -> httpx.Response:
-        provider, seconds = self.provider, self.settings.timeout
+        seconds = self.settings.timeout
         try:
             # httpx bounds each wait for a byte; this bounds all of them together.
             async with asyncio.timeout(seconds):
-                try:
-                    return await self._http.get(self.root + path)
-                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                    # It may have been a kept connection that the server had closed; asking twice changes nothing.
-                    return await self._http.get(self.root + path)
+                with _proxy_named(self.root):
+                    response = await self.connections.send("GET", path)
+                async with contextlib.aclosing(response):
+                    await response.aread()
+                return response
         except (TimeoutError, httpx.TimeoutException) as exc:
-            remedy = f"it may be busy, or {provider.setting('timeout')} too short"
+            remedy = f"it may be busy, or {self._setting('timeout')} too short"
             raise self._error(path, f"did not answer within {seconds:g} s: {remedy}") from exc
         except httpx.ConnectError as exc:
-            command = f" with `{provider.start}`" if provider.start else ""
-            remedy = f"start it{command}, or set {provider.setting('base_url')}"
+            command = f" with `{self.provider.start}`" if self.provider.start else ""
+            remedy = f"start it{command}, or set {self._setting('base_url')}"
             raise self._error(path, f"cannot be reached ({exc}): {remedy}") from exc
         except (httpx.RemoteProtocolError, httpx.ReadError) as exc:
             raise self._error(path, f"broke its reply off ({exc})") from exc
@@ -326,17 +330,20 @@ class ProviderClient:
         path, status = response.url.path, response.status_code
         if response.has_redirect_location:
             target = response.headers["location"]
-            remedy = f"set {self.provider.setting('base_url')} to the server itself"
+            remedy = f"set {self._setting('base_url')} to the server itself"
             raise self._error(path, f"answered {status}, a redirect to {target}: {remedy}", status)
         if not response.is_success:
-            remedy = f" (set {self.provider.setting('api_key')})" if status in (401, 403) else ""
+            remedy = f" (set {self._setting('api_key')})" if status in (401, 403) else ""
             raise self._error(path, f"answered {status}: {_reason(response)}{remedy}", status)
+
+    def _setting(self, name: str) -> str:
+        """What remedies call it."""
+        env_prefix = str(self.settings.model_config.get("env_prefix", ""))
+        return f"its {name}" if self._is_upstream else f"{env_prefix}{name.upper()}"
 
     def _error(self, path: str, what: str, status: int | None = None) -> ModelError:
         url = self.root + path
-        return ModelError(
-            f"{self.provider.title} at {url} {what}", self.settings.model_name, {"url": url, "status": status}
-        )
+        return ModelError(f"{self.title} at {url} {what}", self.settings.model_name, {"url": url, "status": status})
 
 
 @dataclass(frozen=True, slots=True)

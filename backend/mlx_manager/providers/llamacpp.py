@@ -34,6 +34,7 @@ class LlamaCppClient(ProviderClient):
     def __init__(self, base_url: str | None = None, timeout: float = 30) -> None:
         given = {"base_url": base_url} if base_url is not None else {}
         super().__init__(LLAMACPP, LLAMACPP.read_settings(**given, timeout=timeout))
+        self.open()
         self.base_url = self.root
 
     async def health_check(self) -> ProviderHealthStatus:

@@ -36,6 +36,7 @@ class MlxLmClient(ProviderClient):
 
     def __init__(self, settings: MlxLmSettings | None = None) -> None:
         super().__init__(MLXLM, MLXLM.read_settings(settings))
+        self.open()
         self.base_url = f"{self.root}/v1"
 
     async def list_models(self) -> list[ListedModel]:

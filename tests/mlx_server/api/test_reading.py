@@ -8,10 +8,10 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.testclient import TestClient
 from pydantic import AfterValidator, BaseModel
 
-from mlx_manager.mlx_server.api.edge.json_shape import SMALL_BYTES
 from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
-from mlx_manager.mlx_server.api.reading import JsonRoute, converted
+from mlx_manager.mlx_server.api.reading import SMALL_BYTES, JsonRoute, converted
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.observability import Metrics
 from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
@@ -37,8 +37,9 @@ def client() -> TestClient:
     app = FastAPI()
     app.include_router(router)
     install_error_handlers(app)
+    app.state.bounds = Bounds()
     app.state.protocols = Protocols([ChatCompletions()])
-    app.add_middleware(ExchangeMiddleware, metrics=Metrics(lambda model_id: False), paths=(), spans=False)
+    app.add_middleware(ExchangeMiddleware, metrics=Metrics(lambda model_id: False), paths=[], spans=False)
     return TestClient(app)
 
 

@@ -8,7 +8,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import (
     MAX_BATCH_ROWS,
     Admitted,
@@ -18,7 +19,6 @@ from mlx_manager.mlx_server.engine.messages import (
     Submit,
 )
 from mlx_manager.mlx_server.engine.sampling import BatchSampler, LogitsProcessor, make_processors
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.types import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, seed=0)
@@ -36,7 +36,7 @@ def submission(sequence: int, prompt: list[int], max_tokens: int = 8, sampling: 
 def run(core: EngineCore) -> dict[int, list[int]]:
     """Steps until nothing is left: the tokens of each sequence."""
     tokens: dict[int, list[int]] = {}
-    while len(core):
+    while core.has_work:
         for event in core.step():
             if isinstance(event, Step):
                 for sequence, token in zip(event.sequences, event.tokens, strict=True):
@@ -48,7 +48,7 @@ def test_sequence_is_admitted_stepped_and_finished_at_its_limit(model: nn.Module
     core = EngineCore(model)
     core.submit(submission(7, [1, 2, 3], max_tokens=4))
     events = []
-    while len(core):
+    while core.has_work:
         events += core.step()
     steps = [event for event in events if isinstance(event, Step)]
     assert events[0] == Admitted(7)
@@ -62,7 +62,7 @@ def test_stop_token_ends_the_sequence_and_is_its_last_token(model: nn.Module) ->
     third = run(core)[0][2]
     core.submit(Submit(1, [1, 2, 3], 8, [third], GREEDY))
     events = []
-    while len(core):
+    while core.has_work:
         events += core.step()
     last = [event for event in events if isinstance(event, Step)][-1]
     assert last.tokens == [third]
@@ -184,7 +184,7 @@ def test_processor_that_raises_fails_its_own_sequence_only(model: nn.Module) -> 
     for message in [*neighbours[:4], submission(99, [5], 20, SamplingParams(seed=666)), *neighbours[4:]]:
         core.submit(message)
     events = []
-    while len(core):
+    while core.has_work:
         events += core.step()
     failures = [event for event in events if isinstance(event, RequestFailed)]
     assert [(failure.sequence, "staged" in failure.message) for failure in failures] == [(99, True)]
@@ -236,8 +236,7 @@ def test_top_p_of_a_flat_distribution_draws_from_its_whole_nucleus(model: nn.Mod
     """The same tokens as from the sorted vocabulary, each of them once, whatever runs beside."""
     flat = [SamplingParams(seed=seed, temperature=3.0, top_p=0.95) for seed in range(3)]
     prompts = [[seed + 1, 2, 3] for seed in range(3)]
-    limits = EngineLimits(prefix_bytes=prefix_bytes)
-    core = EngineCore(model, limits)
+    core = EngineCore(model, prefix_bytes=prefix_bytes)
     for sequence, params in enumerate(flat):
         core.submit(submission(sequence, prompts[sequence], 12, params))
     core.submit(submission(9, [7, 8], 40))

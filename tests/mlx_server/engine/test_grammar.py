@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from mlx_manager.demo import demo_model_path
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import Admitted, RequestFailed, RequestFinished, Step, Submit
-from mlx_manager.mlx_server.engine.worker import load
 from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.verdict import Question
 from mlx_manager.mlx_server.types import GrammarKind, SamplingParams, Thinking
@@ -352,8 +352,8 @@ def test_end_token_that_the_grammar_asks_for_is_drawn(core: EngineCore) -> None:
 def test_answer_that_begins_again_for_want_of_memory_keeps_to_its_grammar(core: EngineCore, model: nn.Module) -> None:
     grammar = to_llguidance("regex", "([a-z]{3}-){150}")
     messages = [submission(n, grammar, max_tokens=300) for n in range(4)]
-    limits = EngineLimits(kv_bytes=core.memory.needed(4, 256))
-    crowded = answer(EngineCore(model, limits, tokenizer_file=TOKENIZER_FILE), *messages)
+    room = core.memory.needed(4, 256)
+    crowded = answer(EngineCore(model, kv_bytes=room, tokenizer_file=TOKENIZER_FILE), *messages)
     assert crowded.failures == {}
     assert {len(PROMPT) + len(tokens) > 256 for tokens in crowded.tokens.values()} == {True}  # where two rows fit
     assert crowded.tokens == answer(core, *messages).tokens

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.utils import _get_classes
 
+from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.model_config import UnusableConfig, complete, model_classes
-from mlx_manager.mlx_server.engine.worker import load
 from tests.mlx_server.engine.architectures import ARCHITECTURES, Config, as_transformers_5_writes_it, tiny_config
 from tests.small_models import make_random_llama
 

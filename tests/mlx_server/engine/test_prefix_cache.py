@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_manager.mlx_server.engine.core import EngineCore, EngineLimits
+from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.messages import Admitted, Prefilled, Step, Submit
 from mlx_manager.mlx_server.types import SamplingParams
 
@@ -75,7 +75,7 @@ def llama() -> nn.Module:
 
 
 def core_of(model: nn.Module, prefix_bytes: int = 2**28, **limits: Any) -> EngineCore:
-    return EngineCore(model, EngineLimits(prefix_bytes=prefix_bytes, **limits))
+    return EngineCore(model, prefix_bytes=prefix_bytes, **limits)
 
 
 def ask(core: EngineCore, *prompts: list[int], max_tokens: int = 6, seed: int = 1) -> list[tuple[list[int], int]]:
@@ -85,7 +85,7 @@ def ask(core: EngineCore, *prompts: list[int], max_tokens: int = 6, seed: int = 
         core.submit(Submit(sequence, prompt, max_tokens, [END], sampling))
     answers: list[list[int]] = [[] for _ in prompts]
     cached = [0] * len(prompts)
-    while len(core):
+    while core.has_work:
         for event in core.step():
             if isinstance(event, Step):
                 for sequence, token in zip(event.sequences, event.tokens, strict=True):
@@ -170,6 +170,7 @@ def test_ledger_is_what_mlx_holds_and_keeps_to_its_budget(model: nn.Module) -> N
         assert 0 <= mx.get_active_memory() - empty - core.prefixes.nbytes <= 0.02 * core.prefixes.nbytes
     assert core.prefixes.evictions > 0
     core.prefixes.shrink(0)
+    core.step()
     assert core.prefixes.nbytes == 0
     assert mx.get_active_memory() - empty <= 4096
 
@@ -210,7 +211,7 @@ def test_rows_that_outgrow_memory_begin_again_later_and_give_what_they_give_alon
         core.submit(Submit(sequence, prompt, 200, [END], SamplingParams(seed=1, temperature=0.8)))
     answers: list[list[int]] = [[] for _ in prompts]
     most_rows = {256: 0, 512: 0}
-    while len(core):
+    while core.has_work:
         for event in core.step():
             if isinstance(event, Step):
                 for sequence, token in zip(event.sequences, event.tokens, strict=True):

@@ -1,26 +1,101 @@
 """Worker processes: what they are started with, what ends them, and models that would."""
 
+import contextlib
 import json
-from dataclasses import replace
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
+import psutil
 import pytest
 from mlx.utils import tree_flatten
 
 from mlx_manager.mlx_server.engine.core import EngineCore
-from mlx_manager.mlx_server.engine.launch import EngineOptions, worker_command
-from mlx_manager.mlx_server.engine.messages import Submit
-from mlx_manager.mlx_server.engine.worker import load
+from mlx_manager.mlx_server.engine.generator import load
+from mlx_manager.mlx_server.engine.launch import worker_command, worker_environment
+from mlx_manager.mlx_server.engine.messages import (
+    LENGTH_BYTES,
+    Cancel,
+    Launch,
+    Limits,
+    Ready,
+    RequestFinished,
+    Shutdown,
+    Step,
+    Submit,
+    UpMessage,
+    decode_up,
+    encode_down,
+)
 from mlx_manager.mlx_server.errors import EngineFailed, InvalidRequest
+from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 from tests.architectures.tiny_models import build, config_of
 from tests.pools import GREEDY, generate, pool_of
+from tests.running_server import HANG_SECONDS
 
 
-def test_memory_is_wired_only_where_a_setting_asks_for_it() -> None:
-    options = EngineOptions(memory_limit_bytes=2**30, prefix_cache_bytes=0)
-    assert "--wire-memory" not in worker_command(0, Path("model"), options)
-    assert "--wire-memory" in worker_command(0, Path("model"), replace(options, wire_memory=True))
+def receive(connection: socket.socket) -> Iterator[UpMessage]:
+    stream = connection.makefile("rb")
+    while length := stream.read(LENGTH_BYTES):
+        yield from decode_up(stream.read(int.from_bytes(length, "big")))
+
+
+@contextlib.contextmanager
+def started(*launcher: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """A worker behind a launcher, as one would run it on another machine: only its stdin leads to it."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        command = [*launcher, *worker_command()]
+        process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, env=worker_environment())
+        theirs.close()
+        ours.settimeout(HANG_SECONDS)
+        try:
+            yield process, ours
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_worker_behind_a_launcher_loads_what_the_first_message_says(babbler: Path) -> None:
+    with started("/usr/bin/env", "UNUSED=1") as (process, connection):
+        connection.sendall(encode_down(Launch("generate", str(babbler), Limits(2**32, 2**20, 0))))
+        connection.sendall(encode_down(Submit(5, [1, 2], 3, [], GREEDY)))
+        tokens: list[int] = []
+        for message in receive(connection):
+            if isinstance(message, Ready):
+                assert message.model.vocabulary_size > 2
+            if isinstance(message, Step):
+                tokens += message.tokens
+            if isinstance(message, RequestFinished):
+                connection.sendall(encode_down(Shutdown()))
+        assert len(tokens) == 3
+        assert process.wait(HANG_SECONDS) == 0
+
+
+def test_worker_that_is_told_anything_before_what_to_load_ends(babbler: Path) -> None:
+    with started() as (process, connection):
+        connection.sendall(encode_down(Cancel(1)))
+        assert list(receive(connection)) == []
+        assert process.stderr is not None
+        assert b"Cancel before Launch" in process.stderr.read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process's stdin is")
+async def test_code_in_a_worker_that_reads_stdin_finds_it_empty(babbler: Path) -> None:
+    async with pool_of(babbler) as pool, pool.lease("babbler") as model:
+        assert os.readlink(f"/proc/{model.engine.pid}/fd/0") == os.devnull
+
+
+@pytest.mark.skipif(not list(Path("/usr/lib").glob("*/libopenblas.so.0")), reason="there is no OpenBLAS to prefer")
+@pytest.mark.skipif(not computes_on_cpu(), reason="MLX multiplies on a GPU")
+async def test_worker_on_the_cpu_multiplies_with_the_systems_openblas(babbler: Path) -> None:
+    async with pool_of(babbler) as pool, pool.lease("babbler") as model:
+        mapped = {library.path for library in psutil.Process(model.engine.pid).memory_maps()}
+        assert [path for path in mapped if path.startswith("/usr/lib/") and "openblas" in path]
 
 
 async def test_frame_that_cannot_be_decoded_ends_the_worker_and_the_next_request_gets_another(babbler: Path) -> None:

@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.hf import from_tokenizer
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.verdict import Question
-from mlx_manager.mlx_server.models.tokenization import load_tokenizer
 from mlx_manager.mlx_server.types import ENFORCED_FORMATS
 from tests.mlx_server.engine.json_schemas import SCHEMAS, Schema
 
@@ -19,7 +17,7 @@ NUMBER: Schema = {"type": "integer"}
 
 @pytest.fixture(scope="module")
 def vocabulary() -> LLTokenizer:
-    return from_tokenizer(load_tokenizer(demo_model_path())._tokenizer)
+    return LLTokenizer(str(demo_model_path() / "tokenizer.json"))
 
 
 def keys(*names: str, **more: Any) -> Schema:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mlx_manager.demo import DEMO_MODEL_ID
-from mlx_manager.mlx_server.engine.launch import EngineOptions
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.grammars.keywords import LEFT_OUT, UNENFORCED
 from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.validation import MAX_SOURCE_CHARACTERS, GrammarValidator
 from mlx_manager.mlx_server.grammars.verdict import Question, Refused
+from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.types import SCHEMA_LABEL, Grammar, GrammarKind, SamplingParams
@@ -277,8 +277,7 @@ async def test_request_that_is_given_up_ends_its_process() -> None:
 
 async def test_constrained_answer_through_pool_and_worker() -> None:
     before = checkers()
-    options = EngineOptions(memory_limit_bytes=2**32, prefix_cache_bytes=2**26)
-    pool = ModelPoolManager(Catalog(DEMO_MODEL_ID, []), options, max_models=1, max_memory_gb=4)
+    pool = ModelPoolManager(Catalog(DEMO_MODEL_ID, []), Budget(2**32, 1, 2**26))
     try:
         async with pool.lease(DEMO_MODEL_ID) as model:
             grammar = (await pool.grammars.compile(schema_grammar(SCHEMAS["object"]))).grammar

@@ -156,7 +156,7 @@ async def test_no_more_workers_are_up_at_once_than_models_may_be(folders: dict[s
         first = await pool.get_model("small")
         await pool.get_model("medium")
         assert not first.engine.alive
-        assert first.engine.complaint is not None  # gone, and not only told to go, before the next one was started
+        assert first.engine.fault is not None  # gone, and not only told to go, before the next one was started
 
 
 async def test_idle_model_is_unloaded_after_its_time_and_a_leased_one_is_not(folders: dict[str, Path]) -> None:

@@ -1,4 +1,3 @@
-import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +8,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models
 
 from mlx_manager.demo import demo_model_path
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.models.tokenization import (
-    StreamingDetokenizer,
     Tokenizer,
-    encode,
     load_tokenizer,
     make_decoder,
 )
@@ -36,11 +34,6 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(demo_model_path())
 
 
-def test_garbage_collection_does_not_walk_what_was_imported(tokenizer: Tokenizer) -> None:
-    """transformers alone has more objects than a running server makes."""
-    assert gc.get_freeze_count() > 50_000
-
-
 @pytest.fixture(scope="module")
 def byte_tokens(tokenizer: Tokenizer) -> dict[int, int]:
     """Byte -> the id of the token that is this byte alone."""
@@ -60,7 +53,7 @@ def stream(tokenizer: Tokenizer, tokens: list[int], context: list[int] | None = 
 @example(text=REPLACEMENT * 6 + "😀")
 @example(text=REPLACEMENT * 40 + "好😀 end")
 def test_any_text_comes_out_of_the_stream_as_it_went_in(tokenizer: Tokenizer, text: str) -> None:
-    pieces = stream(tokenizer, encode(tokenizer, text, add_special_tokens=False))
+    pieces = stream(tokenizer, tokenizer.encode(text, add_special_tokens=False))
     assert "".join(pieces) == text
     assert REPLACEMENT in text or not any(REPLACEMENT in piece for piece in pieces)
 
@@ -70,7 +63,7 @@ def test_any_text_comes_out_of_the_stream_as_it_went_in(tokenizer: Tokenizer, te
 def test_the_text_does_not_depend_on_how_many_tokens_come_at_once(
     tokenizer: Tokenizer, text: str, cuts: list[int]
 ) -> None:
-    tokens = encode(tokenizer, text, add_special_tokens=False)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
     detokenizer = StreamingDetokenizer(make_decoder(tokenizer))
     out = ""
     while tokens:
@@ -81,8 +74,8 @@ def test_the_text_does_not_depend_on_how_many_tokens_come_at_once(
 
 @given(prompt=TEXT, text=TEXT)
 def test_a_completion_goes_on_from_any_prompt(tokenizer: Tokenizer, prompt: str, text: str) -> None:
-    context = encode(tokenizer, prompt, add_special_tokens=True)
-    assert "".join(stream(tokenizer, encode(tokenizer, text, add_special_tokens=False), context)) == text
+    context = tokenizer.encode(prompt, add_special_tokens=True)
+    assert "".join(stream(tokenizer, tokenizer.encode(text, add_special_tokens=False), context)) == text
 
 
 @pytest.mark.parametrize("character", ["é", "好", "😀", "\U0010ffff"])
@@ -95,7 +88,10 @@ def test_a_character_of_several_tokens_comes_whole_with_its_last_token(
 
 
 def test_text_before_an_unfinished_character_is_not_lost(tokenizer: Tokenizer, byte_tokens: dict[int, int]) -> None:
-    tokens = [*encode(tokenizer, "cut off ", False), *(byte_tokens[byte] for byte in "😀".encode()[:2])]
+    tokens = [
+        *tokenizer.encode("cut off ", add_special_tokens=False),
+        *(byte_tokens[byte] for byte in "😀".encode()[:2]),
+    ]
     assert "".join(stream(tokenizer, tokens)) == "cut off " + REPLACEMENT
 
 
@@ -116,29 +112,33 @@ def test_a_stream_of_invalid_bytes_does_not_hang_back(tokenizer: Tokenizer, byte
 
 @pytest.mark.parametrize("text", SAMPLES)
 def test_encoding_without_special_tokens_is_the_text_alone(tokenizer: Tokenizer, text: str) -> None:
-    tokens = encode(tokenizer, text, add_special_tokens=False)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.bos_token_id not in tokens
     assert make_decoder(tokenizer)(tokens) == text
 
 
 @pytest.mark.parametrize("text", SAMPLES)
 def test_encoding_with_special_tokens_begins_with_the_models_bos_once(tokenizer: Tokenizer, text: str) -> None:
-    alone = encode(tokenizer, text, add_special_tokens=False)
-    assert encode(tokenizer, text, add_special_tokens=True) == [tokenizer.bos_token_id, *alone]
+    alone = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.encode(text, add_special_tokens=True) == [tokenizer.bos_token_id, *alone]
 
 
 def test_special_tokens_that_a_template_wrote_out_are_single_tokens(tokenizer: Tokenizer) -> None:
-    tokens = encode(tokenizer, "<|begin_of_text|>hi<|eot_id|>", add_special_tokens=False)
+    tokens = tokenizer.encode("<|begin_of_text|>hi<|eot_id|>", add_special_tokens=False)
     assert tokens[0] == tokenizer.bos_token_id
     assert tokens[-1] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    assert tokens[1:-1] == encode(tokenizer, "hi", add_special_tokens=False)
+    assert tokens[1:-1] == tokenizer.encode("hi", add_special_tokens=False)
 
 
 @pytest.mark.parametrize("special", ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|python_tag|>"])
 @pytest.mark.parametrize("times", [1, 20])
 def test_special_tokens_leave_no_text_and_harm_none(tokenizer: Tokenizer, special: str, times: int) -> None:
     between = [tokenizer.convert_tokens_to_ids(special)] * times
-    tokens = [*encode(tokenizer, "你好", False), *between, *encode(tokenizer, " 😀", False)]
+    tokens = [
+        *tokenizer.encode("你好", add_special_tokens=False),
+        *between,
+        *tokenizer.encode(" 😀", add_special_tokens=False),
+    ]
     assert "".join(stream(tokenizer, tokens)) == "你好 😀"
 
 
@@ -152,7 +152,7 @@ def test_the_window_stays_small_so_that_a_token_costs_the_same_late_and_early(to
 
     python_tag = tokenizer.convert_tokens_to_ids("<|python_tag|>")
     detokenizer = StreamingDetokenizer(decode)
-    for token in [*encode(tokenizer, "Once upon a time. " * 30, False), *[python_tag] * 300]:
+    for token in [*tokenizer.encode("Once upon a time. " * 30, add_special_tokens=False), *[python_tag] * 300]:
         detokenizer.feed([token])
     assert longest <= 64
 
@@ -215,18 +215,6 @@ def test_characters_that_fall_back_to_bytes_come_whole() -> None:
     detokenizer = StreamingDetokenizer(decode)
     tokens = [ids["▁Hi"], *(ids[f"<0x{byte:02X}>"] for byte in "😀好".encode())]
     assert [detokenizer.feed([token]) for token in tokens] == ["Hi", "", "", "", "😀", "", "", "好"]
-
-
-def test_a_tokenizer_that_is_only_python_works_too() -> None:
-    class PythonTokenizer:
-        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-            return [*([0] if add_special_tokens else []), *map(ord, text)]
-
-        def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
-            return "".join(chr(token) for token in tokens if token or not skip_special_tokens)
-
-    assert encode(PythonTokenizer(), "hi", add_special_tokens=True) == [0, 104, 105]
-    assert make_decoder(PythonTokenizer())([0, 104, 105]) == "hi"
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:

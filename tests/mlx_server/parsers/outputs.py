@@ -137,6 +137,53 @@ OUTPUTS: list[tuple[OutputFormat, str, list[Piece]]] = [
         call('{"city": "5", "metric": true, "tags": ["a"], "new": [1]}'),
     ),
     (
+        detect.MINIMAX,
+        'Ok.\n<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">San\n<b>José</parameter>\n'
+        '<parameter name="days">3</parameter>\n</invoke>\n<invoke name="get">\n</invoke>\n</minimax:tool_call>',
+        [Text("Ok."), *call('{"city": "San\\n<b>José", "days": 3}'), *call("{}", "get")],
+    ),
+    (
+        detect.MUSE,
+        '<atem:function_calls>\n<atem:invoke name="get_weather">\n<atem:parameter name="tags">["a"]</atem:parameter>\n'
+        "</atem:invoke>\n</atem:function_calls>",
+        call('{"tags": ["a"]}'),
+    ),
+    (
+        detect.DSML,
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">5'
+        '</｜DSML｜parameter>\n<｜DSML｜parameter name="days" string="false">5</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+        "</｜DSML｜function_calls>",
+        call('{"city": "5", "days": 5}'),
+    ),
+    (
+        detect.MINICPM,
+        '<function name="get_weather"><param name="city"><![CDATA[a < b & \n c]]></param><param name="metric">true'
+        '</param></function>\n<function name="get"></function>',
+        [*call('{"city": "a < b & \\n c", "metric": true}'), *call("{}", "get")],
+    ),
+    (
+        detect.LONGCAT,
+        "<longcat_tool_call>get_weather\n<longcat_arg_key>city</longcat_arg_key>\n<longcat_arg_value>5"
+        "</longcat_arg_value>\n<longcat_arg_key>days</longcat_arg_key>\n<longcat_arg_value>5</longcat_arg_value>\n"
+        "</longcat_tool_call><longcat_tool_call>get\n</longcat_tool_call>",
+        [*call('{"city": "5", "days": 5}'), *call("{}", "get")],
+    ),
+    (
+        detect.KIMI_K2,
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+        f"{PARIS}<|tool_call_end|><|tool_call_begin|>get:1<|tool_call_argument_begin|>{{}}<|tool_call_end|>"
+        "<|tool_calls_section_end|>",
+        [*call(PARIS), *call("{}", "get")],
+    ),
+    (
+        detect.KIMI_K3,
+        'Ok.<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>argument key="city" '
+        'type="string"<|sep|>5<|close|>argument<|sep|><|open|>argument key="days" type="number"<|sep|>5'
+        '<|close|>argument<|sep|><|close|>call<|sep|><|open|>call tool="get" index="2"<|sep|><|open|>json '
+        'type="object"<|sep|>{}<|close|>json<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+        [Text("Ok."), *call('{"city": "5", "days": 5}'), *call("{}", "get")],
+    ),
+    (
         detect.GLM,
         "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>12</arg_value>\n<arg_key>days</arg_key>\n"
         "<arg_value>12</arg_value>\n</tool_call>\n<tool_call>get</tool_call>",
@@ -272,6 +319,18 @@ BROKEN_OUTPUTS: list[tuple[OutputFormat, str, list[Piece]]] = [
         detect.QWEN_CODER,
         "<tool_call>\n<function=get>\n<parameter=a>\n1\n",
         broken("", "<tool_call>\n<function=get>\n<parameter=a>\n1\n", "get"),
+    ),
+    (
+        detect.MINIMAX,
+        "<minimax:tool_call>none</minimax:tool_call>",
+        [Text("<minimax:tool_call>none</minimax:tool_call>")],
+    ),
+    (detect.KIMI_K2, "<|tool_call_begin|>get:0<|tool_call_end|>", [Text("<|tool_call_begin|>get:0<|tool_call_end|>")]),
+    (detect.KIMI_K3, "<|open|>tools<|sep|>none", [Text("<|open|>tools<|sep|>none")]),
+    (
+        detect.KIMI_K3,
+        '<|open|>call tool="get_weather"<|sep|><|open|>argument type="x"<|sep|>',
+        broken("", '<|open|>call tool="get_weather"<|sep|><|open|>argument type="x"<|sep|>'),
     ),
     (detect.QWEN_CODER, "<tool_call>x", [Text("<tool_call>x")]),
     (detect.GLM, "<tool_call>get weather</tool_call>", [Text("<tool_call>get weather</tool_call>")]),

@@ -5,7 +5,6 @@ from typing import Any
 import jsonschema
 import pytest
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.hf import from_tokenizer
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.models.tokenization import load_tokenizer
@@ -86,6 +85,45 @@ CALLS: dict[str, tuple[OutputFormat, list[str]]] = {
             "<tool_call>now\n</tool_call>",
         ],
     ),
+    "longcat": (
+        detect.LONGCAT,
+        [
+            "<longcat_tool_call>get_weather\n<longcat_arg_key>city</longcat_arg_key>\n<longcat_arg_value>5"
+            "</longcat_arg_value>\n</longcat_tool_call>"
+        ],
+    ),
+    "minimax": (
+        detect.MINIMAX,
+        [
+            '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">a < b</parameter>\n'
+            '<parameter name="days">3</parameter>\n</invoke>\n</minimax:tool_call>'
+        ],
+    ),
+    "muse": (
+        detect.MUSE,
+        [
+            '<atem:function_calls>\n<atem:invoke name="note">\n<atem:parameter name="done">true</atem:parameter>\n'
+            "</atem:invoke>\n</atem:function_calls>"
+        ],
+    ),
+    "minicpm": (
+        detect.MINICPM,
+        ['<function name="get_weather"><param name="city">x</param></function>', '<function name="now"></function>'],
+    ),
+    "kimi_k2": (
+        detect.KIMI_K2,
+        [
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.note:0<|tool_call_argument_begin|>"
+            '{"done": true}<|tool_call_end|><|tool_calls_section_end|>'
+        ],
+    ),
+    "kimi_k3": (
+        detect.KIMI_K3,
+        [
+            '<|open|>tools<|sep|><|open|>call tool="now" index="1"<|sep|><|open|>json type="object"<|sep|>{}'
+            "<|close|>json<|sep|><|close|>call<|sep|><|close|>tools<|sep|>"
+        ],
+    ),
     "mistral_list": (
         detect.MISTRAL_LIST,
         [
@@ -135,7 +173,7 @@ EXAMPLES = [(found, text) for found, texts in CALLS.values() for text in texts]
 
 @pytest.fixture(scope="module")
 def vocabulary() -> LLTokenizer:
-    return from_tokenizer(load_tokenizer(demo_model_path())._tokenizer)
+    return LLTokenizer(str(demo_model_path() / "tokenizer.json"))
 
 
 def grammar_of(

@@ -11,8 +11,11 @@ from pydantic import ValidationError
 
 from mlx_manager.mlx_server.errors import InvalidRequest
 from mlx_manager.mlx_server.protocols import chat, completions
+from mlx_manager.mlx_server.protocols.base import ParseOptions
 from mlx_manager.mlx_server.protocols.parameters import IGNORED, REFUSED
-from mlx_manager.mlx_server.schemas import openai
+from mlx_manager.mlx_server.protocols.responses import Responses
+from mlx_manager.mlx_server.protocols.responses_parameters import RESPONSES
+from mlx_manager.mlx_server.schemas import openai, responses
 from mlx_manager.mlx_server.types import ChatRequest, CompletionRequest
 
 JSON = st.recursive(
@@ -68,3 +71,17 @@ def test_a_completion_is_made_or_refused_by_name(reject_unknown: bool, fields: d
     body = json.loads(json.dumps(fields))
     made = parsed(lambda: completions.to_request(openai.CompletionRequest.model_validate(body), reject_unknown))
     assert made is None or (isinstance(made, CompletionRequest) and made.best_of >= made.n >= 1)
+
+
+ITEM = st.fixed_dictionaries(
+    {"type": st.sampled_from(["message", "reasoning", "function_call", "custom_tool_call_output", "web_search_call"])},
+    optional={name: JSON for name in responses.Item.model_fields if name != "type"},
+)
+RESPONSE_FIELDS = sorted({*responses.ResponsesRequest.model_fields, *RESPONSES.refused, *RESPONSES.ignored} - {"input"})
+
+
+@given(items=st.lists(ITEM, max_size=3), fields=st.dictionaries(st.sampled_from(RESPONSE_FIELDS), JSON, max_size=3))
+def test_a_response_is_made_or_refused_by_name(items: list[dict[str, Any]], fields: dict[str, Any]) -> None:
+    body = json.loads(json.dumps({"model": "demo", "input": items, **fields}))
+    made = parsed(lambda: Responses().parse(responses.ResponsesRequest.model_validate(body), ParseOptions()))
+    assert made is None or made.id.startswith("resp_")

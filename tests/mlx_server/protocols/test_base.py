@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from mlx_manager.mlx_server.api.dependencies import State
 from mlx_manager.mlx_server.api.reading import JsonRoute
 from mlx_manager.mlx_server.api.respond import answer
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import UnsupportedParameter
 from mlx_manager.mlx_server.main import create_app
@@ -84,7 +85,8 @@ async def send_telegram(body: Telegram, request: Request, state: State) -> Respo
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     app = create_app(
-        MLXServerSettings(logfire_enabled=False, max_body_mb=0.001, rate_limit_requests_per_minute=20, api_keys="a-key")
+        MLXServerSettings(logfire_enabled=False, rate_limit_requests_per_minute=20, api_keys="a-key"),
+        Bounds(max_body_bytes=1000),
     )
     app.include_router(router)
     app.state.protocols.add(Telegraphy())

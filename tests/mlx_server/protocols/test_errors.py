@@ -12,6 +12,8 @@ TABLE: list[tuple[type[ServerError], int, str, str]] = [
     (errors.ChatTemplateFailed, 400, "invalid_request_error", "chat_template_failed"),
     (errors.ContextLengthExceeded, 400, "invalid_request_error", "context_length_exceeded"),
     (errors.BrokenBody, 422, "invalid_request_error", "validation_error"),
+    (errors.PreviousResponseNotFound, 400, "invalid_request_error", "previous_response_not_found"),
+    (errors.ResponseNotFound, 404, "invalid_request_error", "response_not_found"),
     (errors.UnknownPath, 404, "invalid_request_error", "not_found"),
     (errors.MethodNotAllowed, 405, "invalid_request_error", "method_not_allowed"),
     (errors.ModelNotFound, 404, "invalid_request_error", "model_not_found"),

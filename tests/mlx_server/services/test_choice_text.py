@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.engine.sequences import Score, Tokens
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.models.token_texts import TokenTexts
-from mlx_manager.mlx_server.models.tokenization import StreamingDetokenizer, encode, load_tokenizer, make_decoder
+from mlx_manager.mlx_server.models.tokenization import load_tokenizer, make_decoder
 from mlx_manager.mlx_server.parsers.detect import HERMES, PLAIN
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
 from mlx_manager.mlx_server.parsers.output import ReasoningMarkers
@@ -70,7 +71,7 @@ def joined(outputs: list[Output]) -> Said:
 
 @given(text=TEXT, cuts=CUTS)
 def test_logprobs_spell_the_text_and_never_run_ahead_of_it(text: str, cuts: list[int]) -> None:
-    tokens = encode(TOKENIZER, text, add_special_tokens=False)
+    tokens = TOKENIZER.encode(text, add_special_tokens=False)
     pieces, _ = fed(request(logprobs=1), tokens, cuts)
     sent, spelt = "", b""
     for piece in pieces:
@@ -83,7 +84,7 @@ def test_logprobs_spell_the_text_and_never_run_ahead_of_it(text: str, cuts: list
 
 @given(text=TEXT, cuts=CUTS, stop=st.text(st.sampled_from("abc ,😀"), min_size=1, max_size=3))
 def test_batches_change_nothing_and_what_a_stop_cuts_has_no_logprobs(text: str, cuts: list[int], stop: str) -> None:
-    tokens = encode(TOKENIZER, text, add_special_tokens=False)
+    tokens = TOKENIZER.encode(text, add_special_tokens=False)
     asked = request(logprobs=1, stop=stop)
     pieces, choice = fed(asked, tokens, cuts)
     whole, _ = fed(asked, tokens, [])
@@ -96,7 +97,7 @@ def test_batches_change_nothing_and_what_a_stop_cuts_has_no_logprobs(text: str, 
 
 @given(text=TEXT)
 def test_offsets_are_where_the_tokens_text_begins(text: str) -> None:
-    tokens = encode(TOKENIZER, text, add_special_tokens=False)
+    tokens = TOKENIZER.encode(text, add_special_tokens=False)
     pieces, _ = fed(request(logprobs=0), tokens, [1] * len(tokens))
     for token in joined(pieces).logprobs:
         if not token.token.startswith("bytes:"):
@@ -104,7 +105,7 @@ def test_offsets_are_where_the_tokens_text_begins(text: str) -> None:
 
 
 def test_asking_for_logprobs_changes_no_text() -> None:
-    tokens = encode(TOKENIZER, "a, b😀 c", add_special_tokens=False)
+    tokens = TOKENIZER.encode("a, b😀 c", add_special_tokens=False)
     silent, _ = fed(request(stop=" c"), tokens, [2, 1])
     asked, _ = fed(request(stop=" c", logprobs=2), tokens, [2, 1])
     assert [joined([piece]).text for piece in silent] == [joined([piece]).text for piece in asked]
@@ -112,7 +113,7 @@ def test_asking_for_logprobs_changes_no_text() -> None:
 
 
 def test_an_end_token_is_counted_and_has_neither_text_nor_logprobs() -> None:
-    tokens = encode(TOKENIZER, "ab<|eot_id|>", add_special_tokens=False)
+    tokens = TOKENIZER.encode("ab<|eot_id|>", add_special_tokens=False)
     pieces, choice = fed(request(logprobs=0), tokens, [], end="stop")
     assert joined(pieces).text == "ab"
     assert b"".join(token.bytes for token in joined(pieces).logprobs) == b"ab"
@@ -120,7 +121,7 @@ def test_an_end_token_is_counted_and_has_neither_text_nor_logprobs() -> None:
 
 
 def test_what_stopped_the_choice_is_kept_where_it_is_asked_for() -> None:
-    tokens = encode(TOKENIZER, "one, two<|eot_id|>", add_special_tokens=False)
+    tokens = TOKENIZER.encode("one, two<|eot_id|>", add_special_tokens=False)
     keeping = replace(request(), include_stop=True)
     assert joined(fed(replace(keeping, stop=(", t",)), tokens, [])[0]).text == "one, t"
     assert joined(fed(keeping, tokens, [], end="stop")[0]).text == "one, two"
@@ -129,7 +130,7 @@ def test_what_stopped_the_choice_is_kept_where_it_is_asked_for() -> None:
 
 
 def test_no_stop_string_is_looked_for_in_the_first_tokens() -> None:
-    tokens = encode(TOKENIZER, ",,,,", add_special_tokens=False) * 3
+    tokens = TOKENIZER.encode(",,,,", add_special_tokens=False) * 3
     asked = request(stop=",", min_tokens=2)
     assert fed(asked, tokens, [])[1].completion_tokens == 3
 
@@ -146,7 +147,7 @@ ANSWERS = st.lists(
     thought=st.sampled_from(["", "<think>a, b</think>", "<think>\na</think>\n\n", "<think>c"]), said=ANSWERS, cuts=CUTS
 )
 def test_logprobs_are_of_the_text_and_of_neither_reasoning_nor_calls(thought: str, said: str, cuts: list[int]) -> None:
-    tokens = encode(TOKENIZER, thought + said, add_special_tokens=False)
+    tokens = TOKENIZER.encode(thought + said, add_special_tokens=False)
     outputs, _ = fed(request(logprobs=0), tokens, list(cuts), output_format=THINKING)
     whole, _ = fed(request(logprobs=0), tokens, [], output_format=THINKING)
     assert joined(outputs) == joined(whole)
@@ -159,7 +160,7 @@ def test_logprobs_are_of_the_text_and_of_neither_reasoning_nor_calls(thought: st
 
 def test_stop_strings_are_for_the_text_and_neither_for_reasoning_nor_for_calls() -> None:
     said = '<think>a b</think>c <tool_call>{"name": "f", "arguments": {"x": "b"}}</tool_call> then b and more'
-    tokens = encode(TOKENIZER, said, add_special_tokens=False)
+    tokens = TOKENIZER.encode(said, add_special_tokens=False)
     outputs, choice = fed(request(stop="b"), tokens, [], output_format=THINKING)
     assert (joined(outputs).reasoning, joined(outputs).text) == ("a b", "cthen ")
     assert (choice.matched_stop, choice.finish_reason) == ("b", "tool_calls")
@@ -167,7 +168,7 @@ def test_stop_strings_are_for_the_text_and_neither_for_reasoning_nor_for_calls()
 
 def test_a_choice_of_one_call_ends_behind_it_and_counts_no_more() -> None:
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-    tokens = encode(TOKENIZER, call * 2, add_special_tokens=False)
+    tokens = TOKENIZER.encode(call * 2, add_special_tokens=False)
     outputs, choice = fed(request(), tokens, [], output_format=THINKING, one_call=True)
     kinds = [type(piece) for output in outputs for piece in output.pieces]
     assert (kinds.count(ToolCallStart), kinds.count(ToolCallEnd)) == (1, 1)
@@ -177,14 +178,14 @@ def test_a_choice_of_one_call_ends_behind_it_and_counts_no_more() -> None:
 
 @given(cuts=CUTS)
 def test_reasoning_tokens_are_counted_with_their_markers(cuts: list[int]) -> None:
-    thought = encode(TOKENIZER, "<think>a, b, c</think>", add_special_tokens=False)
-    answer = encode(TOKENIZER, "\n\na, b", add_special_tokens=False)
+    thought = TOKENIZER.encode("<think>a, b, c</think>", add_special_tokens=False)
+    answer = TOKENIZER.encode("\n\na, b", add_special_tokens=False)
     _, choice = fed(request(), thought + answer, cuts, output_format=THINKING)
     assert (choice.reasoning_tokens, choice.completion_tokens) == (len(thought), len(thought + answer))
 
 
 def test_a_call_that_is_cut_off_is_no_call_to_act_on() -> None:
-    tokens = encode(TOKENIZER, 'a <tool_call>{"name": "f", "arguments": {"x"', add_special_tokens=False)
+    tokens = TOKENIZER.encode('a <tool_call>{"name": "f", "arguments": {"x"', add_special_tokens=False)
     outputs, choice = fed(request(), tokens, [], output_format=THINKING)
     assert joined(outputs).text == 'a <tool_call>{"name": "f", "arguments": {"x"'
     assert (choice.finish_reason, choice.broken_calls) == ("length", 1)

@@ -2,23 +2,21 @@
 
 from typing import Any
 
-import httpx
 import pytest
 
-from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.protocols.chat import to_request
 from mlx_manager.mlx_server.schemas.openai import ChatCompletionRequest
-from mlx_manager.mlx_server.services.hygiene import hygiene_of
-from tests.running_server import HANG_SECONDS, RunningServer, running_server
+from mlx_manager.mlx_server.services import hygiene
+from tests.running_server import RunningServer
 
 BILLING = "x-anthropic-billing-header: cc_version=2.1.36.e3f; cc_entrypoint=cli; cch={};"
 COUNTER = "<total_tokens>{} tokens left</total_tokens>"
 PROMPT = "You are a helpful assistant. " * 20
 
 
-def cleaned(messages: list[dict[str, Any]], **settings: bool) -> list[tuple[str, str | None]]:
+def cleaned(messages: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
     request = to_request(ChatCompletionRequest.model_validate({"model": "demo", "messages": messages}), 10)
-    made = hygiene_of(MLXServerSettings(**settings)).cleaned(request)
+    made = hygiene.cleaned(request)
     return [(turn.role, turn.content) for turn in made.turns]
 
 
@@ -45,7 +43,6 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
 def test_the_billing_line_goes_and_nothing_else(content: str, left: str | None) -> None:
     kept = [("system", left)] if left is not None else []
     assert cleaned([system(content), USER]) == [*kept, ("user", "Hi")]
-    assert cleaned([system(content), USER], strip_billing_line=False)[0] == ("system", content)
 
 
 def test_only_the_leading_system_message_has_a_billing_line() -> None:
@@ -61,7 +58,6 @@ def test_token_counters_go_where_they_stand_last_or_before_an_answer() -> None:
         ("assistant", "Hello"),
         ("user", "Hi"),
     ]
-    assert len(cleaned([USER, counter, ASSISTANT, USER, counter], strip_token_counter=False)) == 5
 
 
 @pytest.mark.parametrize(
@@ -114,16 +110,3 @@ def test_the_next_turn_reads_its_new_tokens_alone(server: RunningServer, path: s
     whole, cached = usage_of(second.json())
     assert cached >= known - 8, "what is shared ends before the header of the first answer"
     assert whole - cached < 60
-
-
-def test_settings_keep_both_lines_in_the_prompt(tmp_path_factory: pytest.TempPathFactory) -> None:
-    def count(server: RunningServer, body: dict[str, Any]) -> int:
-        del body["max_tokens"]
-        counted = httpx.post(f"{server.url}/v1/messages/count_tokens", json=body, timeout=HANG_SECONDS).json()
-        return int(counted["input_tokens"])
-
-    with (
-        running_server(tmp_path_factory.mktemp("plain"), strip_billing_line=False, strip_token_counter=False) as plain,
-        running_server(tmp_path_factory.mktemp("clean")) as clean,
-    ):
-        assert count(plain, messages_body(0)) > count(clean, messages_body(0)) + 40

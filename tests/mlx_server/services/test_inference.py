@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from fastapi import FastAPI
 
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import InvalidRequest, ModelNotFound, RequestTimeout
 from mlx_manager.mlx_server.main import create_app, lifespan
@@ -22,17 +23,18 @@ MESSAGES = [{"role": "user", "content": "Count to 4"}]
 
 @pytest.fixture(scope="module", autouse=True)
 async def running(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FastAPI]:
-    """With `brief`, whose own limit is 7 tokens, an upstream's models, and a limit for prompts."""
+    """With `brief`, whose own limit is 7 tokens, `endless` without one, an upstream's models, and limits of its own."""
+    endless = make_random_llama(tmp_path_factory.mktemp("models") / "endless")
     brief = make_random_llama(tmp_path_factory.mktemp("models") / "brief", do_sample=False, max_new_tokens=7)
     with faulty.faulty_upstream({"well": WELL, "silent": faulty.Answer(hangs=True)}) as upstream:
         entry = UpstreamSettings(name="lab", kind="openai", base_url=upstream.url, models=["well", "silent"])
         settings = MLXServerSettings(
             logfire_enabled=False,
-            available_models=[str(brief)],
+            available_models=[str(brief), str(endless)],
+            default_max_tokens=20,
             upstreams=[entry],
-            max_prompt_characters=1000,
         )
-        app = create_app(settings)
+        app = create_app(settings, Bounds(max_prompt_characters=1000))
         async with lifespan(app):
             yield app
 
@@ -69,15 +71,19 @@ async def test_limit_that_is_not_asked_for_is_the_models_own() -> None:
     assert [tokens_of(answer) for answer in answers] == [7, 7, 16, 16]
 
 
+async def test_limit_that_neither_caller_nor_model_has_is_the_settings_own() -> None:
+    assert tokens_of(await generate_chat_completion("endless", MESSAGES, temperature=0)) == 20
+
+
 async def test_models_of_upstreams_answer() -> None:
     whole = CompletionResponse.model_validate(await generate_completion("well", "Hi"))
     assert whole.choices[0].text == "Hello you"
 
 
 async def test_limits_of_the_server_hold(running: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidRequest, match="this server takes 1000"):
+    with pytest.raises(InvalidRequest, match="a request may have 1000"):
         await generate_completion("demo", "word " * 300)
-    monkeypatch.setattr(running.state.server.inference, "timeout_seconds", 0.1)  # as a reload sets it
+    monkeypatch.setattr(running.state.server.inference, "timeout_seconds", 0.1)
     with pytest.raises(RequestTimeout):
         await generate_completion("silent", "Hi")
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlx_manager.mlx_server.engine.launch import EngineOptions
+from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
-from mlx_manager.mlx_server.models.tokenization import encode
 from mlx_manager.mlx_server.protocols import chat, completions
 from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.services.prompts import PromptRules, fill_in_the_middle_tokens, read_prompts
@@ -32,8 +31,7 @@ async def coder(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) ->
     for ours, theirs in MARKS.items():
         tokenizer = tokenizer.replace(ours, theirs)
     (folder / "tokenizer.json").write_text(tokenizer)
-    options = EngineOptions(memory_limit_bytes=2**33, prefix_cache_bytes=2**26)
-    pool = ModelPoolManager(Catalog(str(folder), []), options, max_models=1, max_memory_gb=8)
+    pool = ModelPoolManager(Catalog(str(folder), []), Budget(2**33, 1, 2**26))
     async with pool.lease("coder") as model:
         yield model
     await pool.cleanup()
@@ -50,9 +48,9 @@ async def rendered(model: LoadedModel, *messages: dict[str, Any], **fields: Any)
 async def test_a_suffix_is_written_with_the_models_own_marks(coder: LoadedModel, prompt: Any) -> None:
     body = openai.CompletionRequest.model_validate({"model": "coder", "prompt": prompt, "suffix": "return 1"})
     (read,) = await read_prompts(coder, completions.to_request(body), PromptRules())
-    begin = encode(coder.tokenizer, "", add_special_tokens=True)
+    begin = coder.tokenizer.encode("", add_special_tokens=True)
     before, after = (
-        text if isinstance(text, list) else encode(coder.tokenizer, text, add_special_tokens=False)
+        text if isinstance(text, list) else coder.tokenizer.encode(text, add_special_tokens=False)
         for text in (prompt, "return 1")
     )
     prefix, suffix, middle = fill_in_the_middle_tokens(coder.tokenizer) or (0, 0, 0)

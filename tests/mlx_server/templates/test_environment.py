@@ -1,16 +1,19 @@
 """Prompts rendered apart are those that transformers renders, to the letter."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
+from mlx_lm.chat_templates import deepseek_v32
+from transformers import PreTrainedTokenizerFast
 
 from mlx_manager.demo import demo_model_path
-from mlx_manager.mlx_server.models.adapters import get_adapter
-from mlx_manager.mlx_server.models.templating import render_apart
-from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer, template_owner
+from mlx_manager.mlx_server.models.adapters import get_adapter, get_output_format
+from mlx_manager.mlx_server.models.tokenization import load_tokenizer
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 
 TEMPLATES = {
@@ -46,7 +49,6 @@ FEATURES = {
     "includes": "{% include '/etc/passwd' %}",
     "reasoning": LOOP + "{{ message.reasoning_content }}{{ message.thinking }}{% endfor %}",
     "named": {"default": "default {{ messages }}", "tool_use": "tools {{ tools }}"},  # the way transformers has several
-    "named without a default": {"rag": "{{ messages }}"},
 }
 
 QUESTION = {"role": "user", "content": "Wie wird's in Zürich? 😀 <b>&amp;</b> "}
@@ -92,14 +94,15 @@ CALLS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[Tokenizer, Tokenizer]]:
-    """The same tokenizer twice: one that renders here, and one that renders apart."""
+def pair() -> Iterator[tuple[Any, Any]]:
+    """The demo's tokenizer twice: transformers', which renders here, and ours, which renders apart."""
     templates = TemplateRenderer()
-    yield load_tokenizer(demo_model_path()), render_apart(load_tokenizer(demo_model_path()), templates)
+    here = PreTrainedTokenizerFast.from_pretrained(demo_model_path())
+    yield here, load_tokenizer(demo_model_path(), render=templates.render)
     templates.close()
 
 
-def outcome(tokenizer: Tokenizer, template: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+def outcome(tokenizer: Any, template: Any, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
     """The prompt, or what is wrong with it; a chat that transformers quotes whole in its complaint is left out."""
     tokenizer.chat_template = template
     try:
@@ -111,48 +114,75 @@ def outcome(tokenizer: Tokenizer, template: Any, messages: list[dict[str, Any]],
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("template", [*TEMPLATES, *FEATURES])
-def test_a_prompt_is_the_same_here_and_apart(pair: tuple[Tokenizer, Tokenizer], template: str, call: str) -> None:
+def test_a_prompt_is_the_same_here_and_apart(pair: tuple[Any, Any], template: str, call: str) -> None:
     text = {**TEMPLATES, **FEATURES}[template]
     here, apart = (outcome(tokenizer, text, *CALLS[call]) for tokenizer in pair)
     assert apart == here
 
 
-def test_a_template_sees_that_a_content_is_null(pair: tuple[Tokenizer, Tokenizer]) -> None:
+def test_a_template_sees_that_a_content_is_null(pair: tuple[Any, Any]) -> None:
     template = "{% for m in messages %}{{ m.content is none }} {{ m.name is defined }} {% endfor %}"
     messages: list[dict[str, Any]] = [{**CALL, "content": None, "name": None}, CALL]
     assert outcome(pair[1], template, messages, {}) == "True False False False "
 
 
-def test_what_is_compared_are_prompts(pair: tuple[Tokenizer, Tokenizer]) -> None:
+def test_what_is_compared_are_prompts(pair: tuple[Any, Any]) -> None:
     prompts = [outcome(pair[1], text, *CALLS["an answer"]) for text in TEMPLATES.values()]
     assert [prompt for prompt in prompts if "It is grey." not in prompt] == []
 
 
-def test_tokens_are_the_same_here_and_apart(pair: tuple[Tokenizer, Tokenizer]) -> None:
+def test_tokens_are_the_same_here_and_apart(pair: tuple[Any, Any]) -> None:
     for tokenizer in pair:
         tokenizer.chat_template = TEMPLATES["demo"]
-    here, apart = (tokenizer.apply_chat_template([QUESTION], add_generation_prompt=True) for tokenizer in pair)
-    assert here == apart
-    owners = [template_owner(tokenizer) for tokenizer in pair]
-    here, apart = (owner.apply_chat_template([QUESTION]) for owner in owners)
-    assert here["input_ids"] == apart["input_ids"]
-
-
-def test_it_is_the_tokenizer_in_all_else(pair: tuple[Tokenizer, Tokenizer]) -> None:
-    here, apart = pair
-    assert len(here) == len(apart)
-    owners = [template_owner(tokenizer) for tokenizer in pair]
-    assert len(owners[0]) == len(owners[1])
-    assert owners[0]("Hi") == owners[1]("Hi")
-    assert here.eos_token_ids == apart.eos_token_ids
-    assert here.decode(apart.encode("Hi")) == apart.decode(here.encode("Hi"))
-
-
-def test_python_code_that_mlx_lm_brings_for_a_model_writes_its_prompts_here() -> None:
-    templates = TemplateRenderer()
-    templates.close()
-    tokenizer = load_tokenizer(demo_model_path())
-    tokenizer._chat_template = lambda messages, **options: json.dumps(messages)
-    assert get_adapter("demo").apply_chat_template(render_apart(tokenizer, templates), [QUESTION]) == json.dumps(
-        [QUESTION]
+    for options in ({}, {"add_generation_prompt": True}, {"bos_token": "<mine>"}):
+        here, apart = (tokenizer.apply_chat_template([QUESTION], return_dict=True, **options) for tokenizer in pair)
+        assert dict(here) == apart
+    assert pair[1].apply_chat_template([QUESTION], add_generation_prompt=True) == pair[0].apply_chat_template(
+        [QUESTION], add_generation_prompt=True, return_dict=False
     )
+
+
+def test_a_template_is_chosen_by_its_name_or_given(pair: tuple[Any, Any]) -> None:
+    for template in ("rag", "{{ messages[0].role }}"):
+        for tokenizer in pair:
+            tokenizer.chat_template = {"default": "default", "rag": "rag {{ tools }}"}
+        here, apart = (t.apply_chat_template([QUESTION], chat_template=template, tokenize=False) for t in pair)
+        assert apart == here
+
+
+def test_without_a_default_template_the_error_names_those_there_are(pair: tuple[Any, Any]) -> None:
+    for tokenizer in pair:
+        tokenizer.chat_template = {"rag": "{{ messages }}"}
+        with pytest.raises(ValueError, match=r"default.*\['rag'\]"):
+            tokenizer.apply_chat_template([QUESTION])
+
+
+@pytest.fixture
+def in_python(tmp_path: Path) -> Iterator[Any]:
+    """A tokenizer of DeepSeek V3.2's kind, for which mlx-lm brings the chat template as Python code."""
+    shutil.copy(demo_model_path() / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template_type": "deepseek_v32"}))
+    templates = TemplateRenderer()
+    yield load_tokenizer(tmp_path, render=templates.render)
+    templates.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}, {"tools": TOOLS}])
+def test_a_template_in_python_that_mlx_lm_brings_is_rendered_apart(in_python: Any, options: dict[str, Any]) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    messages: list[dict[str, Any]] = [system, QUESTION, {**CALL, "content": None}, RESULT]
+    text = get_adapter("demo").apply_chat_template(in_python, messages, **options)
+    assert text == deepseek_v32.apply_chat_template(messages, add_generation_prompt=True, **options)
+    assert 'invoke name="weather"' in text
+
+
+def test_a_format_is_known_for_a_template_in_python(in_python: Any) -> None:
+    assert get_output_format(get_adapter("demo"), in_python).name == "dsml"
+    assert in_python.has_chat_template
+
+
+@pytest.mark.parametrize("name", ["no_such", "../utils", "muse_spark"])
+def test_a_template_in_python_that_there_is_not_is_refused(in_python: Any, name: str) -> None:
+    in_python.python_template = name
+    with pytest.raises(TemplateError, match=name):
+        get_adapter("demo").apply_chat_template(in_python, [QUESTION])

@@ -7,12 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
-from mlx_manager.mlx_server.api.edge.keys import require_admin
+from mlx_manager.mlx_server.api.guard import require_admin
 from mlx_manager.mlx_server.api.reload import Reloader
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import read_facts
-from mlx_manager.mlx_server.models.loading import LoadedModel
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
+from mlx_manager.mlx_server.models.resident import Resident
 from mlx_manager.mlx_server.schemas.admin import (
     Budget,
     LoadProgress,
@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.schemas.admin import (
     PoolStatus,
     PrefixCacheFigures,
     ReloadReport,
+    WorkerDevice,
 )
 from mlx_manager.mlx_server.schemas.openai import ErrorResponse
 
@@ -69,7 +70,7 @@ async def reload(request: Request, state: State) -> ReloadReport:
 async def load(model_id: str, state: State) -> PoolModel:
     """Loads the model, and answers when it is there. A client that leaves before does not stop the load."""
     server = require(state)
-    model = await server.pool.get_model(model_id)
+    model = await server.pool.load(model_id)
     return await _by_id(server, model.model_id)
 
 
@@ -106,10 +107,11 @@ async def _by_id(server: ServerState, model_id: str) -> PoolModel:
 
 
 async def _pool_model(pool: ModelPoolManager, entry: ModelEntry) -> PoolModel:
-    facts = await asyncio.to_thread(read_facts, entry)
+    facts, kind = await asyncio.to_thread(lambda: (read_facts(entry), entry.kind))
     model, found = pool.loaded(entry.id), pool.state(entry.id)
     row = PoolModel(
         id=entry.id,
+        kind=kind,
         state=_status(pool, entry.id),
         error=found.error,
         progress=LoadProgress(**asdict(found.progress)) if found.progress is not None else None,
@@ -129,7 +131,7 @@ def sequences_of(pool: ModelPoolManager, model_id: str) -> ModelSequences:
     return ModelSequences(running=running, waiting=admitted - running)
 
 
-def _of_worker(model: LoadedModel) -> dict[str, object]:
+def _of_worker(model: Resident) -> dict[str, object]:
     stats = model.engine.stats
     return {
         "size_bytes": model.weights_bytes,
@@ -147,6 +149,8 @@ def _of_worker(model: LoadedModel) -> dict[str, object]:
         "loaded_at": model.loaded_at,
         "last_used": model.last_used,
         "pid": model.engine.pid,
+        "device": WorkerDevice.model_validate(model.engine.device, from_attributes=True),
+        "dtype": model.engine.dtype,
     }
 
 

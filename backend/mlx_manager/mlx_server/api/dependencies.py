@@ -8,8 +8,9 @@ from fastapi import Depends, Request
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
-from mlx_manager.mlx_server.protocols.sizes import SizeLimits
+from mlx_manager.mlx_server.services.embedding import EmbeddingService
 from mlx_manager.mlx_server.services.inference import InferenceService
+from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 
 
@@ -21,12 +22,9 @@ class ServerState:
     pool: ModelPoolManager
     upstreams: Upstreams
     inference: InferenceService
+    responses: ResponseStore
+    embedding: EmbeddingService
     started_at: int
-
-    @property
-    def size_limits(self) -> SizeLimits:
-        settings = self.settings
-        return SizeLimits(settings.max_messages, settings.max_tools, settings.max_prompt_characters)
 
 
 async def server_state(request: Request) -> ServerState | None:

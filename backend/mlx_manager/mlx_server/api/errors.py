@@ -7,12 +7,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mlx_manager.mlx_server.api.edge.rules import protocol_of
 from mlx_manager.mlx_server.api.exchange import exchange_of
+from mlx_manager.mlx_server.api.reading import NO_JSON
+from mlx_manager.mlx_server.api.scopes import protocol_of
 from mlx_manager.mlx_server.errors import BrokenBody, MethodNotAllowed, ServerError, UnknownPath
 
 _MAX_FAULTS_NAMED = 3
-_NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
 
 _WHERE_ENDPOINTS_ARE = (
     "The base URL of OpenAI's clients ends with /v1, as in http://127.0.0.1:8000/v1, and that of Anthropic's does not; "
@@ -42,25 +42,25 @@ async def _broken_body(request: Request, exc: Exception) -> JSONResponse:
 
 
 async def _http_error(request: Request, exc: Exception) -> JSONResponse:
-    """Unknown paths and methods; and bodies that FastAPI cannot parse."""
+    """Unknown paths and methods."""
     assert isinstance(exc, HTTPException)
     message = f"{exc.detail}: {request.method} {request.url.path}"
-    errors = {400: BrokenBody(_NO_JSON), 405: MethodNotAllowed(message)}
-    response = await _error(request, errors.get(exc.status_code, UnknownPath(f"{message}. {_WHERE_ENDPOINTS_ARE}")))
+    unknown = UnknownPath(f"{message}. {_WHERE_ENDPOINTS_ARE}")
+    response = await _error(request, MethodNotAllowed(message) if exc.status_code == 405 else unknown)
     response.headers.update(exc.headers or {})
     return response
 
 
 def _message(fault: dict[str, Any]) -> str:
     if fault["loc"] == ("body",):
-        return _NO_JSON
+        return NO_JSON
     return str(fault["msg"])
 
 
 def _field(fault: dict[str, Any]) -> str:
     """("body", "messages", 0, "role") is messages[0].role. pydantic's names for a union's variants are left out."""
     field = ""
-    for part in fault["loc"][1:] if fault["type"] != "json_invalid" else ():
+    for part in fault["loc"][1:]:
         if isinstance(part, int):
             field += f"[{part}]"
         elif part.isidentifier() and part not in ("str", "int", "list", "dict"):

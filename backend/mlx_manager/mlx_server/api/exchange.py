@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlx_manager.mlx_server.api.edge.rules import protocol_of
+from mlx_manager.mlx_server.api.scopes import protocol_of
 from mlx_manager.mlx_server.observability import AttributeValue, Metrics, lines_of, log_access, request_span
 from mlx_manager.mlx_server.records import Exchange
 from mlx_manager.mlx_server.types import GenerationRequest
@@ -27,7 +27,10 @@ _MAX_WARNING = 1000
 
 
 class ExchangeMiddleware:
-    """Around all else, what answers a crash of the app among it. The exchange is `scope["state"]["exchange"]`."""
+    """Around all else, what answers a crash of the app among it. The exchange is `scope["state"]["exchange"]`.
+
+    `scope["state"]["send"]` is the HTTP server's own: what looks at headers alone need not see each chunk of a stream.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], *, spans: bool) -> None:
         """`paths` are those of the routes. `spans` is off where nobody collects them."""
@@ -41,7 +44,7 @@ class ExchangeMiddleware:
             return await self._app(scope, receive, send)
         headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first of several counts
         exchange = Exchange(_request_id(headers), scope["method"], _shown_path(scope))
-        scope.setdefault("state", {})["exchange"] = exchange
+        scope.setdefault("state", {}).update(exchange=exchange, send=send)
         scope = _as_routed(scope)
         with lines_of(exchange), self._span(exchange, scope, headers):
             try:
@@ -96,10 +99,7 @@ def note_generation(request: Request, generation: GenerationRequest, streamed: b
 
 
 def _noting(exchange: Exchange, id_headers: Collection[bytes], send: Send) -> Callable[[Message], Awaitable[None]]:
-    """`send`, with the request's id and its warnings among the headers.
-
-    No coroutine of its own: it is called for each chunk.
-    """
+    """`send`, with the request's id and its warnings among the headers."""
 
     def noting(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.api.dependencies import ServerState, State
-from mlx_manager.mlx_server.api.edge.keys import Access, access_of
+from mlx_manager.mlx_server.api.guard import Access, access_of
 
 router = APIRouter(tags=["health"])
 

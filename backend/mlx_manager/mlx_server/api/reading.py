@@ -1,89 +1,136 @@
-"""How the routes read a JSON body: parsed, bounded and validated, away from the event loop where it is large.
+"""How the routes read a JSON body: decoded once and validated once, away from the event loop where it is large.
 
-A key that an object has twice is refused, where Python's parser drops the first.
+The bounds are counted before a decoder makes objects: its time and memory go by the value, not by the byte.
 """
 
+import asyncio
+import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from mlx_manager.mlx_server.api.dependencies import server_state
-from mlx_manager.mlx_server.api.edge.json_shape import off_loop
-from mlx_manager.mlx_server.api.edge.refusals import is_json
-from mlx_manager.mlx_server.protocols.sizes import SizeLimits, check_sizes
+from mlx_manager.mlx_server.api.scopes import is_json
+from mlx_manager.mlx_server.bounds import Bounds
+from mlx_manager.mlx_server.errors import BrokenBody
+from mlx_manager.mlx_server.protocols.sizes import check_sizes
 
 T = TypeVar("T")
+SMALL_BYTES = 100_000
+"""What is made of so much JSON takes a few milliseconds."""
+MAX_COMMAS = 1_200_000
+"""A prompt of a million token ids, and some more, so that the prompt's own limit is what names the field."""
+MAX_OPENED = 600_000
+"""Lists and objects, 230 bytes each. Brackets in texts count too; no prompt of a model's context has so many."""
+MAX_DEPTH = 256
+"""Our own code and the model's template go through a tool's schema by recursion."""
 SHOWN_CHARACTERS = 100
-_JSON_HEADER = (b"content-type", b"application/json")
+NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
 
 
 class JsonRoute(APIRoute):
-    """`APIRouter(route_class=JsonRoute)`. FastAPI gets the body as the model that it would make of it."""
+    """`APIRouter(route_class=JsonRoute)`: for endpoints of a `body`, the `request` and the server's `state`.
+
+    FastAPI describes them; it would decode, validate and inject in ways of its own, which take as long as all else.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        original = super().get_route_handler()
-        model = self.body_field.field_info.annotation if self.body_field is not None else None
+        if self.body_field is None:
+            return super().get_route_handler()
+        model, endpoint = self.body_field.field_info.annotation, self.endpoint
         assert isinstance(model, type)
         assert issubclass(model, BaseModel)
+        names = inspect.signature(endpoint).parameters.keys()
+        assert names <= {"body", "request", "state"}, names
 
         async def handler(request: Request) -> Response:
-            body = await request.body()
-            if not body or not is_json(request.scope):
-                return await original(request)
-            state = await server_state(request)
-            limits = state.size_limits if state is not None else None
-            return await original(_ReadRequest(request, body, await off_loop(len(body), _read, body, model, limits)))
+            body = await _read(request, model)
+            given = {"body": body, "request": request, "state": await server_state(request)}
+            answer = await endpoint(**{name: given[name] for name in names})
+            if isinstance(answer, Response):
+                return answer
+            return Response(to_json(answer), media_type="application/json")
 
         return handler
 
 
 async def converted(request: Request, convert: Callable[..., T], *arguments: object) -> T:
     """What `convert` makes of the request's body, away from the event loop where that is large."""
-    return await off_loop(len(await request.body()), convert, *arguments)
+    return await _off_loop(len(await request.body()), convert, *arguments)
 
 
-class _ReadRequest(Request):
-    """`request`, whose body has been read."""
-
-    def __init__(self, request: Request, body: bytes, model: BaseModel) -> None:
-        headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
-        super().__init__({**request.scope, "headers": [*headers, _JSON_HEADER]}, request.receive)
-        self._body = body
-        self._json = model
+async def _off_loop(size_bytes: int, work: Callable[..., T], *arguments: object) -> T:
+    """What `work` makes of a JSON text of that size: in a thread, unless it is small."""
+    if size_bytes <= SMALL_BYTES:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
-def _read(body: bytes, model: type[BaseModel], limits: SizeLimits | None) -> BaseModel:
-    """Raises RequestValidationError, and InvalidRequest for a body that holds too much. Pure."""
+async def _read(request: Request, model: type[BaseModel]) -> BaseModel:
+    body = await request.body()
+    if not body or not is_json(request.scope):
+        raise BrokenBody(NO_JSON)
+    return await _off_loop(len(body), _validated, body, model, request.app.state.bounds)
+
+
+def _validated(body: bytes, model: type[BaseModel], bounds: Bounds) -> BaseModel:
+    """Raises RequestValidationError, BrokenBody, and InvalidRequest for a body that holds too much. Pure."""
+    values = _decoded(body)
+    check_sizes(values, bounds)
     try:
-        values = json.loads(body, object_pairs_hook=_unique)
-        if limits is not None:
-            check_sizes(values, limits)
         return model.model_validate(values)
     except ValidationError as exc:
         faults = exc.errors(include_url=False)
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults]) from exc
+
+
+def _decoded(body: bytes) -> object:
+    """Raises BrokenBody."""
+    opened = body.count(b"[") + body.count(b"{")
+    if opened > MAX_OPENED or body.count(b",") > MAX_COMMAS:
+        most = f"{MAX_OPENED:,} lists and objects, or {MAX_COMMAS:,} values"
+        raise BrokenBody(f"The body has more than {most}: send less.")
+    try:
+        values = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_unique)
+        is_deep = opened > MAX_DEPTH and _is_deep(values)
     except json.JSONDecodeError as exc:
-        raise _fault("json_invalid", exc.pos, f"The body is not valid JSON: {exc.msg} at character {exc.pos}.") from exc
-    except (ValueError, RecursionError) as exc:
-        raise _fault("json_invalid") from exc
+        raise BrokenBody(f"The body is not valid JSON: {exc.msg} at character {exc.pos}.") from exc
+    except ValueError as exc:  # a number of thousands of digits, or no UTF-8
+        raise BrokenBody(NO_JSON) from exc
+    except RecursionError:
+        is_deep = True
+    if is_deep:
+        raise BrokenBody(f"The body is nested more than {MAX_DEPTH} deep: flatten it.")
+    return values
 
 
-def _fault(kind: str, place: int | str | None = None, message: str = "") -> RequestValidationError:
-    loc = ("body", place) if place is not None else ("body",)
-    return RequestValidationError([{"type": kind, "loc": loc, "msg": message}])
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent) if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _children(value: Any) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python's decoder drops the first of two values of one key."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = Counter(key for key, _ in pairs)
-        twice = keys.most_common(1)[0][0]
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         shown = ascii(twice[:SHOWN_CHARACTERS])  # a lone surrogate could not be sent
-        raise _fault("duplicate_key", twice, f"duplicate key {shown} in a JSON object")
+        param = twice if twice.isidentifier() else None
+        place = f"{param}: " if param is not None else ""
+        raise BrokenBody(f"{place}duplicate key {shown} in a JSON object", param=param)
     return made

@@ -16,10 +16,8 @@ Cache = list[Any]
 KeysAndValues = tuple[mx.array, mx.array]
 """Of one layer, each (1, H, T, D)."""
 
-STEP_TOKENS: int = KVCache.step
+GROWTH_TOKENS: int = KVCache.step
 """Caches grow by as many tokens at once."""
-SAFETY_FACTOR = 1.25
-"""Growing and joining caches are copied, a layer or two at a time."""
 
 
 class RowsKVCache(BatchKVCache):  # type: ignore[misc]
@@ -78,34 +76,19 @@ def _owned(part: Any) -> Any:
     return owned_copy(part) if isinstance(part, mx.array) else part
 
 
-@dataclass(frozen=True, slots=True)
-class KvMemory:
-    """A batch holds every row at the length of the longest: mlx-lm pads the others."""
+def bytes_per_token(cache: Cache) -> int:
+    """Of the layers that grow, from a model's cache that has seen one token."""
+    return sum(map(_token_bytes, cache))
 
-    bytes_per_token: int
-    bytes_per_row: int
-    limit_bytes: int
 
-    @classmethod
-    def measure(cls, cache: Cache, limit_bytes: int) -> "KvMemory":
-        """From the figures of a model's cache that has seen one token."""
-        return cls(sum(map(_token_bytes, cache)), sum(map(_row_bytes, cache)), limit_bytes)
+def bytes_per_row(cache: Cache) -> int:
+    """Of the layers that do not grow, from a model's cache that has seen one token."""
+    return sum(map(_row_bytes, cache))
 
-    def needed(self, rows: int, longest: int) -> int:
-        """Bytes for so many rows, of which the longest has so many tokens."""
-        padded = -(-longest // STEP_TOKENS) * STEP_TOKENS
-        return int(SAFETY_FACTOR * rows * (self.bytes_per_row + padded * self.bytes_per_token))
 
-    @property
-    def largest_sequence_tokens(self) -> int:
-        """The most tokens, prompt and answer, of one sequence that runs alone."""
-        if not self.bytes_per_token:
-            return 2**31
-        tokens = (self.limit_bytes / SAFETY_FACTOR - self.bytes_per_row) / self.bytes_per_token
-        return max(0, int(tokens) // STEP_TOKENS * STEP_TOKENS)
-
-    def fits(self, rows: int, longest: int) -> bool:
-        return self.needed(rows, longest) <= self.limit_bytes
+def cut_bytes_per_token(cache: Cache) -> int:
+    """Of the layers that can be cut at any token, from a model's cache that has seen one token."""
+    return sum(_token_bytes(layer) for layer in cache if type(layer) is KVCache)
 
 
 def _token_bytes(layer: Any) -> int:
@@ -129,6 +112,6 @@ def _row_bytes(layer: Any) -> int:
         case RotatingKVCache():
             return int(layer.nbytes // layer.keys.shape[2] * layer.max_size)
         case ChunkedKVCache():
-            return int(layer.nbytes // layer.keys.shape[2] * (layer.chunk_size + STEP_TOKENS))
+            return int(layer.nbytes // layer.keys.shape[2] * (layer.chunk_size + GROWTH_TOKENS))
         case _:
             return 0

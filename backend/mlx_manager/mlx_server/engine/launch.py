@@ -4,10 +4,11 @@ import asyncio
 import os
 import socket
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx_manager
+from mlx_manager.mlx_server.engine.messages import Launch, encode_down
 from mlx_manager.mlx_server.errors import ModelLoadFailed
 from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu, why_mlx_cannot_run
 
@@ -19,22 +20,6 @@ _OPENBLAS_PLACES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """What a worker is told: its share of the machine, and how to load its model. The prefix cache is off at 0 bytes.
-
-    `buffer_limit_bytes` is freed memory that MLX may keep for reuse.
-    """
-
-    memory_limit_bytes: int
-    prefix_cache_bytes: int
-    buffer_limit_bytes: int = 2**29
-    inter_token_latency_ms: int = 100
-    wire_memory: bool = False
-    adapter: Path | None = None
-    trust_remote_code: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Worker:
     """A started worker process and the API's end of its socket."""
@@ -44,10 +29,11 @@ class Worker:
     writer: asyncio.StreamWriter
 
 
-async def launch_worker(model_path: Path, options: EngineOptions) -> Worker:
+async def launch_worker(launch: Launch) -> Worker:
     """Starts a worker in a session of its own, so that Ctrl-C in a terminal reaches the API process alone.
 
-    Raises ModelLoadFailed where MLX has no backend.
+    The worker's end of the socket is its stdin: uvloop starts such a process with posix_spawn on macOS, and would fork
+    one that inherits any other descriptor. Raises ModelLoadFailed where MLX has no backend.
     """
     fault = why_mlx_cannot_run()
     if fault is not None:
@@ -55,10 +41,9 @@ async def launch_worker(model_path: Path, options: EngineOptions) -> Worker:
     ours, theirs = socket.socketpair()
     try:
         process = await asyncio.create_subprocess_exec(
-            *worker_command(theirs.fileno(), model_path, options),
+            *worker_command(),
             env=worker_environment(),
-            pass_fds=(theirs.fileno(),),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=theirs.fileno(),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -69,20 +54,13 @@ async def launch_worker(model_path: Path, options: EngineOptions) -> Worker:
     finally:
         theirs.close()
     reader, writer = await asyncio.open_connection(sock=ours)
+    writer.write(encode_down(launch))
     return Worker(process, reader, writer)
 
 
-def worker_command(socket_fd: int, model_path: Path, options: EngineOptions) -> list[str]:
-    """The one place that knows how a worker is started."""
-    command = [sys.executable, "-m", "mlx_manager.mlx_server.engine.worker"]
-    command += ["--socket-fd", str(socket_fd), "--model", str(model_path)]
-    for option in fields(options):
-        value, name = getattr(options, option.name), f"--{option.name.replace('_', '-')}"
-        if value is True:
-            command.append(name)
-        elif value is not None and value is not False:
-            command += [name, str(value)]
-    return command
+def worker_command() -> list[str]:
+    """How a worker is started; the socket that it gets as its stdin says everything else."""
+    return [sys.executable, "-m", "mlx_manager.mlx_server.engine.worker"]
 
 
 def worker_environment() -> dict[str, str]:

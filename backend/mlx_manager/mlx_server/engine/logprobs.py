@@ -5,9 +5,10 @@ Taken in one operation for all the rows that ask, and for no others. Runs in the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import mlx.core as mx
+import msgspec
 
 from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs
 from mlx_manager.mlx_server.engine.sampling import likeliest
@@ -24,30 +25,22 @@ class Asking(Protocol):
     def logprobs(self) -> int | None: ...
 
 
-Row = TypeVar("Row", bound=Asking)
-
-
 @dataclass(frozen=True, slots=True)
-class TakenLogprobs(Generic[Row]):
-    """What a step took for `rows`, to be read with the tokens that it drew for them."""
+class TakenLogprobs:
+    """What a step took for the sequences of `rows`, to be read with the tokens that it drew for them."""
 
-    rows: list[Row]
+    rows: list[Asking]
     arrays: tuple[mx.array, ...]
     """The chosen tokens' logprobs (R,) and, where any is asked for, the likeliest tokens (R, K) and theirs (R, K)."""
 
     def read(self, places: dict[int, int]) -> Logprobs:
-        """The columns of the rows that `places` knows by their id()."""
+        """The columns of the sequences that have a place."""
         columns = _columns(range(len(self.rows)), [row.logprobs or 0 for row in self.rows], self.arrays)
-        kept = [i for i, row in enumerate(self.rows) if id(row) in places]
-        return Logprobs(
-            [places[id(self.rows[i])] for i in kept],
-            [columns.chosen[i] for i in kept],
-            [columns.top_tokens[i] for i in kept],
-            [columns.top[i] for i in kept],
-        )
+        kept = [i for i, row in enumerate(self.rows) if row.sequence in places]
+        return msgspec.structs.replace(columns.at(kept), places=[places[self.rows[i].sequence] for i in kept])
 
 
-def take_logprobs(rows: Sequence[Row], logits: mx.array, tokens: mx.array) -> TakenLogprobs[Row] | None:
+def take_logprobs(rows: Sequence[Asking], logits: mx.array, tokens: mx.array) -> TakenLogprobs | None:
     """Of the token ids (B,) drawn for `rows`, from their logits (B, V); None when no row asks."""
     asking = [i for i, row in enumerate(rows) if row.logprobs is not None]
     if not asking:
@@ -58,11 +51,11 @@ def take_logprobs(rows: Sequence[Row], logits: mx.array, tokens: mx.array) -> Ta
     return TakenLogprobs([rows[i] for i in asking], _take(logits, tokens, count))
 
 
-def score_prompt(row: Asking, prompt: list[int], begin: int, logits: mx.array) -> PromptLogprobs:
+def score_prompt(row: Asking, begin: int, targets: list[int], logits: mx.array) -> PromptLogprobs:
     """Of the T prompt tokens behind place `begin`, from the logits (T, V) that the model gave from there on."""
-    places = range(begin + 1, begin + 1 + logits.shape[0])
+    places = range(begin + 1, begin + 1 + len(targets))
     count = row.logprobs or 0
-    taken = _take(logits, mx.array([prompt[place] for place in places]), count)
+    taken = _take(logits, mx.array(targets), count)
     return PromptLogprobs(row.sequence, _columns(places, [count] * len(places), taken))
 
 

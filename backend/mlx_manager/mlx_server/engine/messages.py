@@ -1,13 +1,15 @@
 """What the API process and a worker say to each other: msgpack frames over a stream socket, no pickle.
 
 A frame is a 4-byte big-endian length and that many bytes of msgpack: one message going down, a list of messages (all
-that one engine step has to say) going up. A sequence is one generation; its number is the client's to choose.
+that one engine step has to say) going up. The first frame down is a `Launch`; the worker answers with `Device`, then
+`Ready` or `LoadFailed`. A sequence is one generation, or the texts of one Encode; its number is the client's to choose.
 """
 
 from typing import Literal
 
 import msgspec
 
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.types import FinishReason, SamplingParams, Thinking
 
 LENGTH_BYTES = 4
@@ -17,6 +19,40 @@ MAX_BATCH_ROWS = 64
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pass
+
+
+class Limits(_Message, frozen=True):
+    """The worker's share of the machine from now on; `prefix_cache_bytes` are a part of `memory_bytes`.
+
+    A `Capacity` answers it. Sequences that do not fit any more begin again later, but for one that runs alone.
+    """
+
+    memory_bytes: int
+    buffer_bytes: int
+    """Freed memory that MLX may keep for reuse."""
+    prefix_cache_bytes: int
+
+
+class WorkerOptions(_Message, frozen=True):
+    """What the settings say to every worker of the server."""
+
+    inter_token_latency_ms: int = 100
+    wire_memory: bool = False
+    """Whether the model stays wired in a Mac's memory."""
+
+
+class Launch(_Message, frozen=True):
+    """The first message: what the worker loads, and with which share of the machine. `folder` holds the model's files.
+
+    `adapter` is the folder of a LoRA adapter. Code that the model's folder brings runs with `trust_remote_code` alone.
+    """
+
+    kind: ModelKind
+    folder: str
+    limits: Limits
+    options: WorkerOptions = WorkerOptions()
+    adapter: str | None = None
+    trust_remote_code: bool = False
 
 
 class Submit(_Message, frozen=True):
@@ -38,22 +74,24 @@ class Submit(_Message, frozen=True):
     """Whether to tell them of the prompt, too."""
 
 
+class Encode(_Message, frozen=True):
+    """Make a vector or a score of each text; `tokens` are the texts' ids, one text behind the other, as int32.
+
+    The second text of a pair begins at its place of `second_at`, which is empty where there are no pairs. The vectors
+    have `dimensions`: longer ones are cut and normalised again.
+    """
+
+    sequence: int
+    lengths: list[int]
+    tokens: bytes
+    second_at: list[int]
+    dimensions: int
+
+
 class Cancel(_Message, frozen=True):
     """Stop the sequence wherever it is; nothing more is said of it. Unknown and finished ones are ignored."""
 
     sequence: int
-
-
-class Limits(_Message, frozen=True):
-    """The worker's share of the machine from now on; `prefix_cache_bytes` are a part of `memory_bytes`.
-
-    A `Capacity` answers it. Sequences that do not fit any more begin again later, but for one that runs alone.
-    """
-
-    memory_bytes: int
-    buffer_bytes: int
-    """Freed memory that MLX may keep for reuse."""
-    prefix_cache_bytes: int
 
 
 class Shutdown(_Message, frozen=True):
@@ -61,25 +99,46 @@ class Shutdown(_Message, frozen=True):
 
 
 class Device(_Message, frozen=True):
-    """What the worker computes on, told before it loads the model.
+    """What the worker computes on. It is sent before the model is loaded: on a GPU the budget of all models follows it.
 
-    `memory_bytes` is what a CUDA device has, or what Metal recommends to take at most; None for a CPU.
+    `memory_bytes` is what a CUDA device has, or what Metal recommends to take at most; None for a CPU. `generation` is
+    the chip's, such as "applegpu_g15s" or "sm_90", where MLX knows it.
     """
 
-    kind: Literal["cpu", "metal", "cuda"]
+    backend: Literal["cpu", "metal", "cuda"]
     memory_bytes: int | None
+    name: str = ""
+    generation: str = ""
 
 
-class Ready(_Message, frozen=True):
-    """The model is loaded and warm. `vocabulary_size` is the number of rows of its logits.
+class GeneratorFacts(_Message, frozen=True):
+    """Of a model that generates. `vocabulary_size` is the number of rows of its logits.
 
     A sequence of `largest_sequence_tokens`, prompt and answer, fits into the worker's memory when it runs alone.
     """
 
     vocabulary_size: int
-    active_bytes: int
     kv_bytes_per_token: int
     largest_sequence_tokens: int
+
+
+class EncoderFacts(_Message, frozen=True):
+    """Of a model that embeds or scores. `dimensions` is the length of its vectors, 1 for scores."""
+
+    vocabulary_size: int
+    dimensions: int
+
+
+ModelFacts = GeneratorFacts | EncoderFacts
+"""One type for each kind of engine."""
+
+
+class Ready(_Message, frozen=True):
+    """The model is loaded and warm. `dtype` is the one that it computes in, such as "bfloat16"."""
+
+    active_bytes: int
+    dtype: str
+    model: ModelFacts
 
 
 class Capacity(_Message, frozen=True):
@@ -118,6 +177,15 @@ class Logprobs(_Message, frozen=True):
     top_tokens: list[list[int]]
     top: list[list[float]]
 
+    def at(self, kept: list[int]) -> "Logprobs":
+        """Of the tokens at the indices `kept` alone."""
+        return Logprobs(
+            [self.places[i] for i in kept],
+            [self.chosen[i] for i in kept],
+            [self.top_tokens[i] for i in kept],
+            [self.top[i] for i in kept],
+        )
+
 
 class Step(_Message, frozen=True):
     """The tokens of one decode step: `tokens[i]` belongs to `sequences[i]`. `logprobs` are of those that asked."""
@@ -132,6 +200,18 @@ class PromptLogprobs(_Message, frozen=True):
 
     sequence: int
     logprobs: Logprobs
+
+
+class Encoded(_Message, frozen=True):
+    """The results for the texts at `places` of an Encode, one behind the other, as float32.
+
+    The first of a sequence says how long it waited for its first batch.
+    """
+
+    sequence: int
+    places: list[int]
+    vectors: bytes
+    queue_seconds: float
 
 
 class RequestFinished(_Message, frozen=True):
@@ -179,7 +259,7 @@ class Stats(_Message, frozen=True):
     running: int = 0
 
 
-DownMessage = Submit | Cancel | Limits | Shutdown
+DownMessage = Launch | Submit | Encode | Cancel | Limits | Shutdown
 UpMessage = (
     Device
     | Ready
@@ -189,6 +269,7 @@ UpMessage = (
     | Prefilled
     | PromptLogprobs
     | Step
+    | Encoded
     | RequestFinished
     | RequestFailed
     | Heartbeat

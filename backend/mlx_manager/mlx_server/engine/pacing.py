@@ -1,6 +1,6 @@
 """How long prompts may hold up the running streams: chunks sized from what prompt tokens were measured to cost.
 
-Runs in the worker, on the engine's thread. Knows seconds and counts of tokens alone.
+Knows seconds and counts of tokens alone.
 """
 
 SMALLEST_CHUNK = 32

@@ -7,8 +7,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.types import FinishReason
@@ -22,12 +23,12 @@ class Score(NamedTuple):
     top: list[float]
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True):
     """Tokens of one sequence that came since the last look; `finish_reason` is set on its last ones.
 
     `scores` has one for each token where logprobs were asked for. `prompt_scores`, of the prompt's tokens from its
-    second on, come with the first tokens.
+    second on, come with the first tokens. A Struct, for it is made for each token and takes a sixth of a dataclass's
+    time.
     """
 
     token_ids: list[int]
@@ -36,10 +37,29 @@ class Tokens:
     prompt_scores: list[Score]
 
 
-class Sequence:
-    """One generation in the engine. `news` is set whenever something of it has come."""
+_NO_SCORES: list[Score] = []
 
-    def __init__(self, news: asyncio.Event) -> None:
+
+class Sequence:
+    """One generation in the engine. Its group's consumer is woken when something of it has come."""
+
+    __slots__ = (
+        "_failure",
+        "_finish_reason",
+        "_group",
+        "_has_news",
+        "_prompt_scores",
+        "_scores",
+        "_tokens",
+        "admitted_at",
+        "cached_tokens",
+        "index",
+        "prefilled_at",
+        "queue_seconds",
+    )
+
+    def __init__(self, group: "SequenceGroup", index: int) -> None:
+        self.index = index
         self.admitted_at: float | None = None
         """To the engine's queue; this time and the next are those of `time.perf_counter`."""
         self.prefilled_at: float | None = None
@@ -52,11 +72,12 @@ class Sequence:
         self._prompt_scores: list[Score] = []
         self._finish_reason: FinishReason | None = None
         self._failure: ServerError | None = None
-        self._news = news
+        self._group = group
+        self._has_news = False
 
     def admit(self) -> None:
         self.admitted_at = time.perf_counter()
-        self._news.set()
+        self._group.wake()
 
     def prefill(self, cached_tokens: int, queue_seconds: float) -> None:
         self.prefilled_at = time.perf_counter()
@@ -64,7 +85,8 @@ class Sequence:
 
     def push_token(self, token: int) -> None:
         self._tokens.append(token)
-        self._news.set()
+        if not self._has_news:
+            self._announce()
 
     def push_score(self, score: Score) -> None:
         self._scores.append(score)
@@ -74,35 +96,52 @@ class Sequence:
 
     def finish(self, reason: FinishReason) -> None:
         self._finish_reason = reason
-        self._news.set()
+        self._announce()
 
     def fail(self, failure: ServerError) -> None:
         self._failure = failure
-        self._news.set()
+        self._announce()
 
-    def take(self) -> Tokens | None:
-        """What came since the last look, None when nothing did. Raises what the sequence failed with."""
-        if not self._tokens and self._finish_reason is None:
-            self.check()
-            return None
-        taken = Tokens(self._tokens, self._finish_reason, self._scores, self._prompt_scores)
-        self._tokens, self._scores, self._prompt_scores = [], [], []
-        return taken
+    def take(self) -> Tokens:
+        """What came since the last look. Raises what the sequence failed with when there is nothing else left."""
+        self._has_news = False
+        scores = prompt_scores = _NO_SCORES
+        if self._failure is not None:
+            self._fail_behind_tokens(self._failure)
+        if self._scores or self._prompt_scores:
+            scores, self._scores = self._scores, []
+            prompt_scores, self._prompt_scores = self._prompt_scores, []
+        token_ids, self._tokens = self._tokens, []
+        return Tokens(token_ids, self._finish_reason, scores, prompt_scores)
 
     def check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
+    def _fail_behind_tokens(self, failure: ServerError) -> None:
+        if not self._tokens and self._finish_reason is None:
+            raise failure
+        self._announce()
+
+    def _announce(self) -> None:
+        if not self._has_news:
+            self._has_news = True
+            self._group.announce(self)
+
 
 class SequenceGroup:
-    """Sequences that were submitted together: an async iterator of (index, Tokens), in turns as the tokens come."""
+    """Sequences that were submitted together: an async iterator of (index, Tokens), in turns as the tokens come.
+
+    One task waits for them.
+    """
 
     def __init__(self, count: int, cancel: Callable[[int], None]) -> None:
-        self._news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._cancel = cancel
-        self._members = [Sequence(self._news) for _ in range(count)]
-        self._running = dict(enumerate(self._members))
-        self._turn: deque[int] = deque()
+        self._members = [Sequence(self, index) for index in range(count)]
+        self._running = set(range(count))
+        self._with_news: deque[Sequence] = deque()
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def members(self) -> list[Sequence]:
@@ -111,32 +150,41 @@ class SequenceGroup:
     async def wait_until_admitted(self) -> None:
         """Raises what the engine refused one of the sequences with."""
         while True:
-            self._news.clear()
             for member in self._members:
                 member.check()
             if all(member.admitted_at is not None for member in self._members):
                 return
-            await self._news.wait()
-
-    def cancel(self, index: int) -> None:
-        """Stops one of the sequences; nothing more comes of it."""
-        if self._running.pop(index, None) is not None:
-            self._cancel(index)
+            self._waiter = self._loop.create_future()
+            await self._waiter
 
     def __aiter__(self) -> AsyncIterator[tuple[int, Tokens]]:
         return self
 
     async def __anext__(self) -> tuple[int, Tokens]:
+        """Raises what a sequence failed with."""
         while self._running:
-            if not self._turn:
-                self._news.clear()
-                self._turn.extend(self._running)
-            while self._turn:
-                index = self._turn.popleft()
-                tokens = self._running[index].take() if index in self._running else None
-                if tokens is not None:
+            while self._with_news:
+                member = self._with_news.popleft()
+                if member.index in self._running:
+                    tokens = member.take()
                     if tokens.finish_reason is not None:
-                        del self._running[index]
-                    return index, tokens
-            await self._news.wait()
+                        self._running.remove(member.index)
+                    return member.index, tokens
+            self._waiter = self._loop.create_future()
+            await self._waiter
         raise StopAsyncIteration
+
+    def cancel(self, index: int) -> None:
+        """Stops one of the sequences; nothing more comes of it."""
+        if index in self._running:
+            self._running.remove(index)
+            self._cancel(index)
+
+    def announce(self, member: Sequence) -> None:
+        self._with_news.append(member)
+        self.wake()
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 TICK_SECONDS = 0.5
 QUIET_SECONDS = 5.0
-"""A worker that sends a heartbeat every second and is not heard for so long cannot be counted on."""
+"""A worker sends a heartbeat every second. After so long without a message from it, it counts as unresponsive."""
 START_SECONDS = 90.0
-"""What a worker may need for its imports, which come before its first heartbeat."""
+"""What a worker may need to import MLX, which comes before its first heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class WatchdogLimits:
     """How long a worker may say nothing, and how long a step of its engine may take, before it is killed."""
 
     silence_seconds: float = 30.0
@@ -19,10 +19,10 @@ class Patience:
 
 
 class Watchdog:
-    """Listens to one worker, on the event loop. What it slept through itself it holds against nobody."""
+    """Watches one worker, on the event loop. Time in which this process itself did not run does not count."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, limits: WatchdogLimits) -> None:
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._loop.time() + START_SECONDS
         self._step_seconds = 0.0
@@ -34,24 +34,24 @@ class Watchdog:
         self._step_seconds = step_seconds
 
     @property
-    def complaint(self) -> str | None:
-        """What is wrong with the worker, if anything is: "has said nothing for 7 s"."""
-        limits = self._patience
+    def fault(self) -> str | None:
+        """Why the worker counts as unresponsive, such as "has said nothing for 7 s"; None where it does not."""
+        limits = self._limits
         quiet_seconds = min(QUIET_SECONDS, limits.silence_seconds / 2)
-        return self._complaint(quiet_seconds, min(limits.silence_seconds, limits.step_seconds))
+        return self._fault(quiet_seconds, min(limits.silence_seconds, limits.step_seconds))
 
-    async def lose_patience(self) -> str:
+    async def wait_until_unresponsive(self) -> str:
         """Waits until the worker must be killed, and says why."""
         while True:
             slept_at = self._loop.time()
             await asyncio.sleep(TICK_SECONDS)
             if self._loop.time() - slept_at > 2 * TICK_SECONDS:  # the machine slept, or this process was held up
                 self.heard()
-            complaint = self._complaint(self._patience.silence_seconds, self._patience.step_seconds)
-            if complaint is not None:
-                return complaint
+            fault = self._fault(self._limits.silence_seconds, self._limits.step_seconds)
+            if fault is not None:
+                return fault
 
-    def _complaint(self, silence_limit: float, step_limit: float) -> str | None:
+    def _fault(self, silence_limit: float, step_limit: float) -> str | None:
         silence_seconds = self._loop.time() - self._heard_at
         if silence_seconds > silence_limit:
             return f"has said nothing for {silence_seconds:.0f} s"

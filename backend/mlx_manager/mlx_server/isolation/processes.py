@@ -23,7 +23,10 @@ Ending = Literal["time", "memory", "size", "crash"]
 MAX_THREADS = 64
 PATIENCE_SECONDS = 0.1
 """About what it takes to start a process: most answers come sooner."""
-_ENVIRONMENT = ("PATH", "HOME", "TZ", "LANG", "LC_", "PYTHON", "LD_", "DYLD_", "VIRTUAL_ENV")
+_ENVIRONMENT = (
+    *("PATH", "HOME", "TZ", "LANG", "LC_", "PYTHON", "LD_", "DYLD_", "VIRTUAL_ENV"),
+    *("HF_HOME", "HF_MODULES_CACHE", "XDG_CACHE_HOME", "PYDANTIC_DISABLE_PLUGINS"),
+)
 """What names of variables begin with that a process gets: no key of the server's is among them."""
 
 

@@ -52,8 +52,8 @@ class Budget:
         limit_bytes, prefix_bytes = self.limit_bytes, self.prefix_cache_bytes
         if device.memory_bytes is not None and "max_memory_gb" in self.of_device:
             cuda_bytes = int(device.memory_bytes * CUDA_SHARE)
-            limit_bytes = cuda_bytes if device.kind == "cuda" else min(limit_bytes, device.memory_bytes)
-        if device.memory_bytes is not None and device.kind == "cuda":
+            limit_bytes = cuda_bytes if device.backend == "cuda" else min(limit_bytes, device.memory_bytes)
+        if device.memory_bytes is not None and device.backend == "cuda":
             limit_bytes = min(limit_bytes, device.memory_bytes)
             if "prefix_cache_gb" in self.of_device:
                 prefix_bytes = int(device.memory_bytes * CUDA_PREFIX_SHARE)

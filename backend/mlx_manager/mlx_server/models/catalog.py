@@ -15,9 +15,11 @@ from pathlib import Path
 from mlx_manager.demo import DEMO_MODEL_ID, demo_model_path
 from mlx_manager.mlx_server.config import MLXServerSettings, ModelSettings, why_no_folder
 from mlx_manager.mlx_server.errors import ModelNotFound
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress, cache_folder, cached_folder, cached_repos, download, is_repo_id
+from mlx_manager.mlx_server.models.kinds import kind_of
 from mlx_manager.utf8 import is_utf8, shown
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,19 @@ class ModelEntry:
     def adapter(self) -> Path | None:
         return self.settings.adapter if self.settings is not None else None
 
+    @property
+    def kind(self) -> ModelKind | None:
+        """None for a model that is not on this machine, where the settings do not tell it. Reads files."""
+        folder = self.local_folder()
+        if folder is None:
+            return self.settings.kind if self.settings is not None else None
+        return self.kind_in(folder)
+
+    def kind_in(self, folder: Path) -> ModelKind:
+        """As the settings say, else as the files in the folder tell."""
+        told = self.settings.kind if self.settings is not None else None
+        return told if told is not None else kind_of(folder, self.repo_id)
+
     def local_folder(self) -> Path | None:
         """Where it lies on this machine; None for one that has to be downloaded first."""
         return self.folder if self.folder is not None else cached_folder(self.repo_id, self.revision)
@@ -95,37 +110,44 @@ class Catalog:
             if name.strip():
                 self._add(name)
         self.refresh()
-        self.default_id = self._must_be_there(default_model).id
+        default = self.find(default_model)
+        if default is None:
+            raise self._not_found(default_model, ())
+        self.default_id = default.id
 
     def __iter__(self) -> Iterator[ModelEntry]:
         return iter([*self._named.values(), *self._found.values()])
 
-    def knows(self, model_id: str) -> bool:
+    def knows(self, name: str) -> bool:
         """Whether it is an id or alias of what the last `refresh` found."""
-        return self._look_up(model_id) is not None
+        return self.find(name) is not None
 
-    def resolve(self, model_id: str) -> ModelEntry:
-        """The entry with that id or alias; raises ModelNotFound."""
-        entry = self._look_up(model_id)
-        if entry is None and self._allow_downloads and is_repo_id(model_id):
-            return ModelEntry(model_id, None)
-        if entry is None and self._default_for_unknown:
-            return self._named[self.default_id]
-        return entry if entry is not None else self._must_be_there(model_id)
+    def find(self, name: str) -> ModelEntry | None:
+        """The entry with that id or alias."""
+        model_id = self._aliases.get(name, name)
+        return self._named.get(model_id, self._found.get(model_id))
+
+    def resolve(self, name: str, other_ids: Iterable[str] = ()) -> ModelEntry:
+        """The entry with that id or alias, else what `allow_downloads` and `default_for_unknown` make of the name.
+
+        Raises ModelNotFound, which suggests ids; `other_ids` are those of models that other servers have.
+        """
+        entry = self._entry_for(name)
+        if entry is None:
+            raise self._not_found(name, other_ids)
+        return entry
 
     def has(self, model_id: str) -> bool:
         """Whether a request for the id gets the model of that id."""
-        try:
-            return self.resolve(model_id).id == model_id
-        except ModelNotFound:
-            return False
+        entry = self._entry_for(model_id)
+        return entry is not None and entry.id == model_id
 
     def pinned(self) -> set[str]:
         """Ids of those that the settings pin."""
         return {entry.id for entry in self if entry.settings is not None and entry.settings.pin}
 
     def ttl_seconds(self, model_id: str, otherwise: float) -> float:
-        entry = self._look_up(model_id)
+        entry = self.find(model_id)
         return entry.ttl_seconds(otherwise) if entry is not None else otherwise
 
     def refresh(self) -> None:
@@ -139,22 +161,21 @@ class Catalog:
                 found.setdefault(entry.id, entry)
         self._found = found  # at once, for the event loop reads it
 
-    def _look_up(self, model_id: str) -> ModelEntry | None:
-        model_id = self._aliases.get(model_id, model_id)
-        return self._named.get(model_id, self._found.get(model_id))
+    def _entry_for(self, name: str) -> ModelEntry | None:
+        entry = self.find(name)
+        if entry is None and self._allow_downloads and is_repo_id(name):
+            return ModelEntry(name, None)
+        return self._named[self.default_id] if entry is None and self._default_for_unknown else entry
 
-    def _must_be_there(self, model_id: str) -> ModelEntry:
-        entry = self._look_up(model_id)
-        if entry is None:
-            known = [entry.id for entry in self]
-            near = difflib.get_close_matches(model_id[:200], [*known, *self._aliases], n=3, cutoff=0.5) or known
-            raise ModelNotFound(
-                f"The model {model_id[:200]!r} does not exist or may not be loaded. Did you mean: {', '.join(near)}? "
-                "Add it to MLX_SERVER_AVAILABLE_MODELS or to mlx-manager.toml to make it loadable, or map "
-                "the name to a model under [aliases] there.",
-                param="model",
-            )
-        return entry
+    def _not_found(self, name: str, other_ids: Iterable[str]) -> ModelNotFound:
+        known = [*(entry.id for entry in self), *other_ids]
+        near = difflib.get_close_matches(name[:200], [*known, *self._aliases], n=3, cutoff=0.5) or known
+        return ModelNotFound(
+            f"The model {name[:200]!r} does not exist or may not be loaded. Did you mean: {', '.join(near)}? "
+            "Add it to MLX_SERVER_AVAILABLE_MODELS or to mlx-manager.toml to make it loadable, or map "
+            "the name to a model under [aliases] there.",
+            param="model",
+        )
 
     def _add(self, name: str) -> None:
         """A folder is named after itself, and the path as typed is an alias for it. The first of equal ids stays."""
@@ -216,7 +237,7 @@ class Catalog:
     def _can_load(self, snapshot: Path) -> bool:
         """Of a snapshot that is whole, which does not change any more."""
         if snapshot not in self._judged:
-            self._judged[snapshot] = why_it_cannot_load(snapshot) is None
+            self._judged[snapshot] = why_it_cannot_load(snapshot, kind=kind_of(snapshot)) is None
         return self._judged[snapshot]
 
     def _is_utf8(self, folder: Path) -> bool:

@@ -77,6 +77,14 @@ def read_json(file: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
+def changed_at(file: Path | None) -> int:
+    """In Unix nanoseconds; 0 where there is no such file."""
+    try:
+        return file.stat().st_mtime_ns if file is not None else 0
+    except OSError:
+        return 0
+
+
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from mlx_manager.mlx_server.engine.embedding.recipe import max_input_tokens
+from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.models.adapters.output import PYTHON_TEMPLATES
 from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import TEMPLATE_FILES, read_chat_templates
-from mlx_manager.mlx_server.models.defaults import context_length, read_json
+from mlx_manager.mlx_server.models.defaults import changed_at, context_length, read_json
 from mlx_manager.mlx_server.models.fitness import quantization_name
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import detect_format
@@ -33,6 +36,9 @@ class Capabilities:
         return self if is_on or self.tools != "prompted" else replace(self, tools=False)
 
 
+_NONE = Capabilities(chat=False, tools=False, reasoning=False, structured_output=False)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """`size_bytes` are its weights in memory."""
@@ -52,37 +58,34 @@ def read_facts(entry: ModelEntry) -> ModelFacts | None:
     settings = entry.settings
     template = settings.chat_template if settings is not None else None
     files = [folder / name for name in ("config.json", "tokenizer.json", *TEMPLATE_FILES)]
-    changed_at = tuple(map(_changed_at, (*files, template)))
-    facts = _read_facts(entry.id, folder, template, changed_at)
+    times = tuple(map(changed_at, (*files, template)))
+    facts = _read_facts(entry.id, entry.kind_in(folder), folder, template, times)
     if settings is not None and settings.context_length is not None:
         return replace(facts, context_length=settings.context_length)
     return facts
 
 
-def _changed_at(file: Path | None) -> int:
-    try:
-        return file.stat().st_mtime_ns if file is not None else 0
-    except OSError:
-        return 0
-
-
 @functools.lru_cache(maxsize=1000)
-def _read_facts(model_id: str, folder: Path, template: Path | None, changed_at: tuple[int, ...]) -> ModelFacts:
+def _read_facts(
+    model_id: str, kind: ModelKind, folder: Path, template: Path | None, changed_at: tuple[int, ...]
+) -> ModelFacts:
     config = read_json(folder / "config.json")
-    family = detect_model_family(model_id, folder)
+    family = detect_model_family(model_id, folder) if kind == "generate" else str(config.get("model_type"))
     return ModelFacts(
         size_bytes=weights_size(folder).memory_bytes,
-        context_length=context_length(config),
+        context_length=context_length(config) if kind == "generate" else max_input_tokens(folder, config),
         quantization=quantization_name(config),
         family=family,
-        capabilities=_capabilities(family, folder, template),
+        capabilities=_capabilities(family, folder, template) if kind == "generate" else _NONE,
     )
 
 
 def _capabilities(family: str, folder: Path, template: Path | None) -> Capabilities:
-    text = "\n".join(read_chat_templates(folder, template).values())
-    output = detect_format(family, text, _added_tokens(folder))
-    can_chat = bool(text) or "chat_template_type" in read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
+    in_python = str(config.get("chat_template_type", ""))
+    text = PYTHON_TEMPLATES.get(in_python, "\n".join(read_chat_templates(folder, template).values()))
+    output = detect_format(family, text, _added_tokens(folder), str(config.get("tool_parser_type")))
+    can_chat = bool(text or in_python)
     return Capabilities(
         chat=can_chat,
         tools=_tools(text, output.name) if can_chat else False,

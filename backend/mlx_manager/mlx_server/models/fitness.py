@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlx_manager.mlx_server.engine.embedding.recipe import UnusableModel, read_recipe
+from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.models.conversion import NotConvertible
 from mlx_manager.mlx_server.models.defaults import read_json, text_config
 from mlx_manager.mlx_server.models.weights import BrokenWeights, check_weights, tensor_names, weight_files
 
@@ -34,9 +37,11 @@ _OTHER_VERSION = "Use the original model, or a version of it that mlx-lm has qua
 _NAMED = 3
 
 
-def why_it_cannot_load(folder: Path, trust_remote_code: bool = False, adapter: Path | None = None) -> str | None:
+def why_it_cannot_load(
+    folder: Path, trust_remote_code: bool = False, adapter: Path | None = None, kind: ModelKind = "generate"
+) -> str | None:
     """What is wrong with the model and the remedy; None when nothing is found to be wrong."""
-    return next(_faults(folder, trust_remote_code, adapter), None)
+    return next(_faults(folder, trust_remote_code, adapter, kind), None)
 
 
 def explain(failure: str) -> str:
@@ -45,6 +50,8 @@ def explain(failure: str) -> str:
     count, names = _weights_named(message)
     if kind == "UnusableConfig":
         return message
+    if kind == "UnusableModel":
+        return f"{message}."
     if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
             "its files have no lm_head.weight, and its config.json has no tie_word_embeddings = true. Set that if the "
@@ -68,6 +75,8 @@ def explain(failure: str) -> str:
 
 def explain_tokenizer(exc: Exception) -> str:
     """The same for what loading its tokenizer raised."""
+    if isinstance(exc, NotConvertible):
+        return str(exc)
     reason = str(exc).strip().partition("\n")[0].rstrip(".:")
     return f"its tokenizer cannot be read: {type(exc).__name__}: {reason}. Copy tokenizer.json from the original model."
 
@@ -86,7 +95,7 @@ def quantization_name(config: dict[str, object]) -> str | None:
     return str(method) if method is not None else None
 
 
-def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None) -> Iterator[str]:
+def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None, kind: ModelKind) -> Iterator[str]:
     config = read_json(folder / "config.json")
     if not config:
         yield _why_no_config(folder)
@@ -96,8 +105,12 @@ def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None) -> Iter
             f"it brings code of its own ({config['model_file']!r}). If you trust it, set trust_remote_code = true in "
             "its [[models]] entry."
         )
-    if not brings_code:
-        yield from _unknown_architecture(config)
+    if not brings_code and kind == "generate":
+        yield from _unknown_generator(config)
+    if kind != "generate":
+        yield from _recipe_faults(folder, kind)
+        if adapter is not None:
+            yield "adapters are for models that generate. Remove adapter from its [[models]] entry."
     yield from _foreign_quantization_faults(folder, _foreign_quantization(config))
     yield from _weights_faults(folder)
     if not has_tokenizer(folder):
@@ -120,7 +133,7 @@ def _why_no_config(folder: Path) -> str:
     return f"there is no readable config.json in {folder}. {_AGAIN}"
 
 
-def _unknown_architecture(config: dict[str, object]) -> Iterator[str]:
+def _unknown_generator(config: dict[str, object]) -> Iterator[str]:
     known = _known_types()
     name = _module_name(config)
     if not known or (name in known and re.fullmatch(r"[\w-]+", name)):
@@ -131,6 +144,14 @@ def _unknown_architecture(config: dict[str, object]) -> Iterator[str]:
         f"mlx-lm does not have its architecture, model_type {config.get('model_type')!r}.{hint} Update mlx-lm, or use "
         "another model."
     )
+
+
+def _recipe_faults(folder: Path, kind: ModelKind) -> Iterator[str]:
+    """Of a model that embeds or scores."""
+    try:
+        read_recipe(folder, kind)
+    except UnusableModel as exc:
+        yield f"{exc}."
 
 
 def _foreign_quantization(config: dict[str, object]) -> dict[str, object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
 from mlx_manager.mlx_server.errors import ModelLoadFailed
+from mlx_manager.mlx_server.models.defaults import changed_at
 from mlx_manager.mlx_server.models.fitness import has_tokenizer
 from mlx_manager.mlx_server.models.weights import missing_weight_files, weight_files
 from mlx_manager.proxies import unusable
@@ -17,7 +18,7 @@ from mlx_manager.proxies import unusable
 T = TypeVar("T")
 
 HUB_PATTERNS = [
-    *("*.json", "model*.safetensors", "*.py", "*.txt", "*.jsonl", "*.jinja"),
+    *("*.json", "model*.safetensors", "*_Dense/model.safetensors", "*.py", "*.txt", "*.jsonl", "*.jinja"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "*.tiktoken", "*.spm"),
 ]
 _EXAMPLE_REPO = "mlx-community/Llama-3.2-3B-Instruct-4bit"
@@ -31,6 +32,9 @@ class Progress:
     stage: Literal["waiting", "downloading", "loading"] = "waiting"
     done_bytes: int = 0
     total_bytes: int = 0
+
+    def loaded(self, nbytes: int) -> None:
+        self.done_bytes = min(nbytes, self.total_bytes)
 
 
 def is_repo_id(name: str) -> bool:
@@ -55,7 +59,7 @@ def cached_folder(repo_id: str, revision: str | None = None) -> Path | None:
         return None
     repo = cache_folder() / f"models--{repo_id.replace('/', '--')}"
     named = [repo / "snapshots" / commit for commit in _commits(repo, revision if revision is not None else "main")]
-    others = sorted(repo.glob("snapshots/*"), key=_changed_at, reverse=True) if revision is None else []
+    others = sorted(repo.glob("snapshots/*"), key=changed_at, reverse=True) if revision is None else []
     return next((folder for folder in (*named, *others) if _is_whole(folder)), None)
 
 
@@ -144,13 +148,6 @@ def cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
-
-
-def _changed_at(folder: Path) -> int:
-    try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def _is_whole(folder: Path) -> bool:

@@ -14,8 +14,8 @@ class IdleTimers:
 
     def start(self, model_id: str, seconds: float) -> None:
         self.cancel(model_id)
-        loop, nobodys = asyncio.get_running_loop(), contextvars.Context()  # not the last request's: that is over
-        self._timers[model_id] = loop.call_later(seconds, self._expire, model_id, context=nobodys)
+        loop, detached = asyncio.get_running_loop(), contextvars.Context()  # not the last request's: that is over
+        self._timers[model_id] = loop.call_later(seconds, self._expire, model_id, context=detached)
 
     def cancel(self, model_id: str) -> None:
         timer = self._timers.pop(model_id, None)

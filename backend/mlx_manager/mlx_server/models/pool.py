@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from mlx_manager.mlx_server.config import KEEP_FOREVER
-from mlx_manager.mlx_server.engine.client import EngineClient
-from mlx_manager.mlx_server.engine.launch import EngineOptions
-from mlx_manager.mlx_server.engine.watchdog import Patience
+from mlx_manager.mlx_server.engine.messages import Device, WorkerOptions
+from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
+from mlx_manager.mlx_server.engine.worker_client import WorkerClient
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.grammars.validation import GrammarValidator
 from mlx_manager.mlx_server.models.admission import Admission
@@ -23,19 +24,18 @@ from mlx_manager.mlx_server.models.budget import Budget, Holding, least_bytes
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.line import Line
-from mlx_manager.mlx_server.models.loading import LoadedModel, estimate_bytes, load_model, told, worker_options
+from mlx_manager.mlx_server.models.loaders import ModelLoader, estimate_bytes, logging_progress
+from mlx_manager.mlx_server.models.loading import LoadedModel
 from mlx_manager.mlx_server.models.places import Places, Seat
 from mlx_manager.mlx_server.models.reports import LoadReport, PoolReports
+from mlx_manager.mlx_server.models.resident import R, Resident, as_kind
 from mlx_manager.mlx_server.models.residents import Residents
 from mlx_manager.mlx_server.models.restarts import Restarts
-from mlx_manager.mlx_server.models.running_pool import get_model_pool, set_running_pool
+from mlx_manager.mlx_server.models.running import get_model_pool
 from mlx_manager.mlx_server.models.state import ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
-from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
-from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
-from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 
-__all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool", "set_running_pool"]
+__all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,37 +47,28 @@ _UNLOADED = "Model %r was unloaded while it was being loaded. Send the request a
 class _Load:
     """One that goes on."""
 
-    task: "asyncio.Task[LoadedModel]"
+    task: "asyncio.Task[Resident]"
     progress: Progress
 
 
 class ModelPoolManager:
-    """Loads each model once, however many ask, and keeps as many as the limits allow.
-
-    `options` and the limits are those of all workers together, which get their shares of them.
-    """
+    """Loads each model once, however many ask, and keeps as many as the budget of all workers together allows."""
 
     def __init__(
         self,
         catalog: Catalog,
-        options: EngineOptions,
+        budget: Budget,
+        options: WorkerOptions = WorkerOptions(),  # noqa: B008  it is frozen
         *,
-        max_models: int,
-        max_memory_gb: float,
         max_queue: int = 256,
-        patience: Patience = Patience(),  # noqa: B008  it is frozen
+        watchdog: WatchdogLimits = WatchdogLimits(),  # noqa: B008  it is frozen
         keep_alive_seconds: float = KEEP_FOREVER,
         request_timeout_seconds: float = 0,
-        limits_of_device: frozenset[str] = frozenset(),
         metrics: Metrics | None = None,
     ) -> None:
-        """`limits_of_device` names those of `max_memory_gb` and `prefix_cache_gb` that follow the memory of a GPU, once
-        a worker has told it. A request waits for a place for half of `request_timeout_seconds` at most; 0 for no limit.
-        """
+        """A request waits for a place for half of `request_timeout_seconds` at most; 0 for no limit."""
         self.catalog = catalog
-        limit_bytes, prefix_bytes = int(max_memory_gb * BYTES_PER_GB), options.prefix_cache_bytes
-        knows_device = computes_on_cpu() or "max_memory_gb" not in limits_of_device
-        self._places = Places(Budget(limit_bytes, max_models, prefix_bytes, limits_of_device, knows_device))
+        self._places = Places(budget)
         self.admission = Admission(max_queue)
         self._reports = PoolReports(metrics if metrics is not None else Metrics(self.catalog.knows))
         self._residents = Residents(
@@ -85,10 +76,8 @@ class ModelPoolManager:
         )
         self.line = Line(self._places, self._residents.holdings, self._evict, request_timeout_seconds)
         self.grammars = GrammarValidator()
-        self._templates = TemplateRenderer()
         self.draining = False
-        self._options = options
-        self._patience = patience
+        self._loader = ModelLoader(options, watchdog)
         self._keep_alive_seconds = keep_alive_seconds
         self._restarts = Restarts(self._restart)
         self._kept: set[str] = set()
@@ -96,17 +85,20 @@ class ModelPoolManager:
         self._closed = False
 
     async def get_model(self, model_id: str) -> LoadedModel:
-        """The model, loaded first if it has to be; only a `lease` keeps it from being evicted.
+        """`load`, for a model that generates. Raises InvalidRequest for another kind."""
+        return as_kind(LoadedModel, await self.load(model_id))
+
+    async def load(self, model_id: str) -> Resident:
+        """The model, loaded first if it has to be; only a lease keeps it from being evicted.
 
         Raises ModelNotFound, InsufficientMemory, ModelLoadFailed, and NotReady while its worker keeps crashing.
         A failed load reaches all who wait for it, and the next call tries again.
         """
-        entry = await self.find(model_id)
-        model, seat = await self._sit_down(entry)
+        model, seat = await self._sit_down(await self.find(model_id))
         self._stand_up(seat)
         return model
 
-    async def _sit_down(self, entry: ModelEntry) -> tuple[LoadedModel, Seat]:
+    async def _sit_down(self, entry: ModelEntry) -> tuple[Resident, Seat]:
         """The model with a lease that has begun. There is no await between its end and the end of this call."""
         with self.line.standing(entry.id):
             while (model := self._serving(entry.id)) is None:
@@ -118,7 +110,7 @@ class ModelPoolManager:
         self._places.end(seat, asyncio.get_running_loop().time())
         self.line.settle()
 
-    def _serving(self, model_id: str) -> LoadedModel | None:
+    def _serving(self, model_id: str) -> Resident | None:
         """The model, if it takes requests now."""
         model = self._residents.get(model_id)
         return model if model is not None and model.engine.alive and not self._places.is_closed(model_id) else None
@@ -127,7 +119,7 @@ class ModelPoolManager:
         """Waits for what keeps the model from serving: its last worker, its place, or its load."""
         model = self._residents.get(entry.id)
         if model is not None and not model.engine.alive:
-            await model.engine.wait_until_buried()
+            await model.engine.wait_until_gone()
         elif model is not None:
             await self.line.until(
                 entry.id, lambda: self._residents.get(entry.id) is not model or self._serving(entry.id) is not None
@@ -146,24 +138,31 @@ class ModelPoolManager:
                 raise NotReady(_SHUTTING_DOWN if self.draining or self._closed else _UNLOADED % entry.id) from None
             raise
 
-    @contextlib.asynccontextmanager
-    async def lease(
-        self, model_id: str, sequences: int = 1, keep_alive_seconds: float | None = None
-    ) -> AsyncIterator[LoadedModel]:
-        """Lends the model out for the block, to generate so many sequences: while it is leased it is not evicted.
+    def lease(
+        self, model_id: str | ModelEntry, sequences: int = 1, keep_alive_seconds: float | None = None
+    ) -> AbstractAsyncContextManager[LoadedModel]:
+        """`lease_as` for a model that generates."""
+        return self.lease_as(LoadedModel, model_id, sequences, keep_alive_seconds)
 
-        `keep_alive_seconds` says how long it stays when it is idle, from now on. Raises ServerBusy when too many wait
-        already, and NotReady when the server drains; else as `get_model` does.
+    @contextlib.asynccontextmanager
+    async def lease_as(
+        self, wanted: type[R], model_id: str | ModelEntry, sequences: int = 1, keep_alive_seconds: float | None = None
+    ) -> AsyncIterator[R]:
+        """Lends the model out for the block, for so many sequences: while it is leased it is not evicted.
+
+        `keep_alive_seconds` says how long it stays when it is idle, from now on. Raises InvalidRequest for a model of
+        another kind, ServerBusy when too many wait already, and NotReady when the server drains; else as `load` does.
         """
         if self.draining:
             raise NotReady(_SHUTTING_DOWN)
-        entry = await self.find(model_id)
+        entry = await self.find(model_id) if isinstance(model_id, str) else model_id
+        await self._residents.check_kind(entry, wanted.kind)
         try:
             with self.admission.admit(entry.id, sequences):
                 self._residents.is_used(entry.id)
                 model, seat = await self._sit_down(entry)
                 try:
-                    yield model
+                    yield as_kind(wanted, model)  # its files may have been downloaded meanwhile
                 finally:
                     model.touch()
                     self._stand_up(seat)
@@ -177,7 +176,7 @@ class ModelPoolManager:
         model_id = self.catalog.resolve(model_id).id
         model, load = self._residents.get(model_id), self._loads.get(model_id)
         if model is not None:
-            model.engine.abandon_sequences(NotReady(f"Model {model_id!r} was unloaded while it was at work."))
+            model.engine.abandon(NotReady(f"Model {model_id!r} was unloaded while it was at work."))
             leaving = self._let_go(model, "asked")
             self.line.settle()
             await asyncio.shield(leaving)
@@ -190,14 +189,14 @@ class ModelPoolManager:
         await asyncio.wait({load.task})
         return True
 
-    async def find(self, model_id: str) -> ModelEntry:
+    async def find(self, model_id: str, other_ids: Iterable[str] = ()) -> ModelEntry:
         """The model's entry, looked for once more where it is not known: its files may have come since.
 
-        Raises ModelNotFound.
+        Raises ModelNotFound, as `Catalog.resolve` does.
         """
         if not self.catalog.knows(model_id):
             await asyncio.to_thread(self.catalog.refresh)
-        return self.catalog.resolve(model_id)
+        return self.catalog.resolve(model_id, other_ids)
 
     def pin(self, model_id: str, pinned: bool = True) -> None:
         """A pinned model is not let go to make room, nor for being idle."""
@@ -236,7 +235,7 @@ class ModelPoolManager:
         """Whether its last worker is ending."""
         return model_id in self._residents.leaving
 
-    def loaded(self, model_id: str) -> LoadedModel | None:
+    def loaded(self, model_id: str) -> Resident | None:
         return self._residents.get(model_id)
 
     def keep_alive_seconds(self, entry: ModelEntry) -> float:
@@ -262,8 +261,8 @@ class ModelPoolManager:
         """Of the model with that id of the catalogue."""
         model, crash = self._residents.get(model_id), self._restarts.last_crash(model_id)
         if model is not None:
-            complaint = model.engine.complaint
-            return ModelState("ready") if complaint is None else ModelState("not_responding", complaint)
+            fault = model.engine.fault
+            return ModelState("ready") if fault is None else ModelState("not_responding", fault)
         if crash is not None and model_id in self._kept:
             return ModelState("restarting", crash.reason, crash)
         if model_id in self._loads:
@@ -291,7 +290,7 @@ class ModelPoolManager:
         for load in self._loads.values():
             load.task.cancel()
         for model in self._residents:
-            model.engine.abandon_sequences(NotReady(_SHUTTING_DOWN))
+            model.engine.abandon(NotReady(_SHUTTING_DOWN))
 
     async def cleanup(self) -> None:
         """Ends all workers; nothing can be loaded afterwards."""
@@ -307,7 +306,7 @@ class ModelPoolManager:
         await asyncio.gather(*self._residents.leaving.values())
         self.line.close()
         self._residents.close()
-        await asyncio.gather(self.grammars.close(), asyncio.to_thread(self._templates.close))
+        await asyncio.gather(self.grammars.close(), asyncio.to_thread(self._loader.close))
 
     def _load_once(self, entry: ModelEntry) -> _Load:
         if self._closed:
@@ -320,7 +319,7 @@ class ModelPoolManager:
             load.task.add_done_callback(lambda done: self._load_ended(entry.id, done))
         return load
 
-    def _load_ended(self, model_id: str, task: "asyncio.Task[LoadedModel]") -> None:
+    def _load_ended(self, model_id: str, task: "asyncio.Task[Resident]") -> None:
         del self._loads[model_id]
         if model_id not in self._residents:
             self._places.vacate(model_id)
@@ -331,16 +330,16 @@ class ModelPoolManager:
         self.line.announce()
         self._watch_idleness(model_id)
 
-    async def _load(self, entry: ModelEntry, progress: Progress) -> LoadedModel:
+    async def _load(self, entry: ModelEntry, progress: Progress) -> Resident:
         with self._reports.load(entry.id) as report:
-            async with told(entry.id, progress):
+            async with logging_progress(entry.id, progress):
                 model = await self._load_now(entry, progress, report)
         model.keep_alive_seconds = self.catalog.ttl_seconds(entry.id, self._keep_alive_seconds)  # as it is by now
         self._residents.add(model)
         self._kept.add(entry.id)
         return model
 
-    async def _load_now(self, entry: ModelEntry, progress: Progress, report: LoadReport) -> LoadedModel:
+    async def _load_now(self, entry: ModelEntry, progress: Progress, report: LoadReport) -> Resident:
         folder = await locate(entry, progress)
         progress.stage, progress.done_bytes = "waiting", 0
         progress.total_bytes = await asyncio.to_thread(estimate_bytes, entry, folder)
@@ -349,28 +348,28 @@ class ModelPoolManager:
         while self._residents.leaving:  # a worker that ends still has its memory
             await asyncio.wait(self._residents.leaving.values())
         self._residents.share_out()
-        options = worker_options(self._options, self.budget.shares(self.holdings())[entry.id], entry)
-        keep = self.keep_alive_seconds(entry)
-        return await load_model(
+        return await self._loader.load(
             entry,
             folder,
-            options,
-            self._patience,
-            keep,
+            self.budget.shares(self.holdings())[entry.id],
             progress,
-            self._templates,
-            self._on_death,
-            lambda device: self._residents.use_device(entry.id, device),
+            self.keep_alive_seconds(entry),
+            on_death=self._on_death,
+            on_device=lambda device: self._use_device(entry.id, device),
         )
 
-    def _on_death(self, engine: EngineClient) -> None:
+    def _use_device(self, model_id: str, device: Device) -> None:
+        self._residents.use_device(model_id, device)
+        self.line.settle()
+
+    def _on_death(self, engine: WorkerClient) -> None:
         """A worker died at work: its model gets a new one unasked, so that the next request does not wait for it."""
         model = self._residents.get(engine.model_id)
         if model is not None and model.engine is engine:
             self._residents.remove(model)
             self._residents.share_out()
-            self._reports.died(model.model_id, engine.epitaph)
-            self._restarts.crashed(model.model_id, engine.epitaph, time.time() - model.loaded_at, restart=True)
+            self._reports.died(model.model_id, engine.exit_reason)
+            self._restarts.crashed(model.model_id, engine.exit_reason, time.time() - model.loaded_at, restart=True)
             self.line.settle()
 
     def _restart(self, model_id: str) -> None:
@@ -382,7 +381,7 @@ class ModelPoolManager:
         if model is not None:
             self._let_go(model, "room", for_model)
 
-    def _let_go(self, model: LoadedModel, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
+    def _let_go(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
         self._kept.discard(model.model_id)
         self._restarts.forget(model.model_id)
         return self._residents.let_go(model, reason, for_model)

@@ -73,7 +73,7 @@ class PoolReports:
         attributes = {"mlx_manager.evicted_model": model_id, "mlx_manager.eviction_reason": reason}
         tell_event("model_evicted", attributes | ({"gen_ai.request.model": for_model} if for_model else {}))
 
-    def died(self, model_id: str, epitaph: str) -> None:
+    def died(self, model_id: str, exit_reason: str) -> None:
         """A model's worker ended unasked."""
         self._metrics.worker_died(model_id)
-        tell_event("worker_died", {"gen_ai.request.model": model_id, "mlx_manager.reason": epitaph})
+        tell_event("worker_died", {"gen_ai.request.model": model_id, "mlx_manager.reason": exit_reason})

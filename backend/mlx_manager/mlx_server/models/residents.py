@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 
 from mlx_manager.mlx_server.engine.messages import Device
 from mlx_manager.mlx_server.errors import InsufficientMemory
+from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.admission import Admission
 from mlx_manager.mlx_server.models.budget import Holding, least_bytes
-from mlx_manager.mlx_server.models.catalog import Catalog
+from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry
 from mlx_manager.mlx_server.models.idleness import IdleTimers
-from mlx_manager.mlx_server.models.loading import LoadedModel
+from mlx_manager.mlx_server.models.kinds import check_kind
 from mlx_manager.mlx_server.models.places import Places
 from mlx_manager.mlx_server.models.reports import PoolReports
+from mlx_manager.mlx_server.models.resident import Resident
 from mlx_manager.mlx_server.observability import EvictionReason
 from mlx_manager.mlx_server.utils.memory import bytes_text
 
@@ -36,20 +38,27 @@ class Residents:
         self.pinned = pinned
         self.leaving: dict[str, asyncio.Task[None]] = {}
         """The ends of workers, by their models."""
-        self._loaded: dict[str, LoadedModel] = {}
+        self._loaded: dict[str, Resident] = {}
         self._places = places
         self._admission = admission
         self._reports = reports
         self._idle = IdleTimers(expired)
 
-    def __iter__(self) -> Iterator[LoadedModel]:
+    def __iter__(self) -> Iterator[Resident]:
         return iter(list(self._loaded.values()))
 
     def __contains__(self, model_id: str) -> bool:
         return model_id in self._loaded
 
-    def get(self, model_id: str) -> LoadedModel | None:
+    def get(self, model_id: str) -> Resident | None:
         return self._loaded.get(model_id)
+
+    async def check_kind(self, entry: ModelEntry, wanted: ModelKind) -> None:
+        """Raises InvalidRequest for a model that is known to be of another kind, before it is loaded."""
+        model = self.get(entry.id)
+        kind = model.kind if model is not None else await asyncio.to_thread(lambda: entry.kind)
+        if kind is not None:
+            check_kind(entry.id, kind, wanted)
 
     def ids(self) -> list[str]:
         return list(self._loaded)
@@ -72,7 +81,7 @@ class Residents:
         """A worker that loads the model has told its device. Raises InsufficientMemory where the model does not fit."""
         budget = self._places.budget.on_device(device)
         if budget != self._places.budget:
-            logger.info("Workers compute on %s: models may take %s", device.kind, bytes_text(budget.limit_bytes))
+            logger.info("Workers compute on %s: models may take %s", device.backend, bytes_text(budget.limit_bytes))
             self._places.budget = budget
             self.share_out()
         others = [one for one in [*self.holdings(), *self._places.reserved()] if one.model_id != model_id]
@@ -94,18 +103,18 @@ class Residents:
                 watched.append(model.model_id)
         return watched
 
-    def add(self, model: LoadedModel) -> None:
+    def add(self, model: Resident) -> None:
         """A model whose load had a place."""
         self._places.sit(model.model_id, asyncio.get_running_loop().time())
         self._loaded[model.model_id] = model
 
-    def remove(self, model: LoadedModel) -> None:
+    def remove(self, model: Resident) -> None:
         """A model whose worker has died."""
         del self._loaded[model.model_id]
         self._places.vacate(model.model_id)
         self._idle.cancel(model.model_id)
 
-    def let_go(self, model: LoadedModel, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
+    def let_go(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
         """Takes the model out at once, and ends its worker in a task. Its memory is free when that is done."""
         self._reports.leaves(model.model_id, reason, for_model)
         self.remove(model)
@@ -137,7 +146,7 @@ class Residents:
         logger.info("Model unloaded: %s", model_id)
         self.share_out()
 
-    def _holding(self, model: LoadedModel) -> Holding:
+    def _holding(self, model: Resident) -> Holding:
         in_use = self._admission.admitted(model.model_id) > 0
         stats = model.engine.stats
         kv_bytes = stats.active_bytes - stats.prefix_bytes - model.weights_bytes if in_use else 0

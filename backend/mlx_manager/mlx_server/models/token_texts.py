@@ -7,6 +7,7 @@ from typing import Any
 
 from mlx_manager.mlx_server.models.tokenization import Tokenizer
 
+REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _WORD_START = "\u2581"
 
@@ -17,7 +18,7 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._tokenizer = tokenizer
-        self._decoders = _decoder_types(self._backend)
+        self._decoders = {step["type"] for step in _decoder_steps(self._backend)}
         self._added: dict[int, Any] = self._backend.get_added_tokens_decoder() if self._backend is not None else {}
         self._known: dict[int, tuple[str, bytes]] = {}
 
@@ -43,6 +44,47 @@ class TokenTexts:
         return str(self._backend.decode([token], skip_special_tokens=False)).encode()
 
 
+class PlainTexts(dict[int, str | None]):
+    """The text of each token that adds the same text behind any complete one; None for all other tokens.
+
+    Those are added tokens, parts of characters, and all tokens of a decoder that is not known here.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self._added = self._backend.get_added_tokens_decoder() if self._backend is not None else {}
+        steps = _decoder_steps(self._backend)
+        self.begin_texts = [step["type"] for step in steps] == ["ByteLevel"]
+        """Whether they have that text at the beginning, too."""
+        self._writes_spaces = _writes_spaces(steps)
+
+    def __missing__(self, token: int) -> str | None:
+        text = self._text(token)
+        self[token] = text if text and REPLACEMENT not in text else None
+        return self[token]
+
+    def _text(self, token: int) -> str | None:
+        piece = self._backend.id_to_token(token) if self._backend is not None else None
+        if piece is None or token in self._added:
+            return None
+        if self.begin_texts:
+            return _byte_level(piece).decode(errors="replace")
+        return (
+            str(piece).replace(_WORD_START, " ") if self._writes_spaces and not _BYTE_TOKEN.fullmatch(piece) else None
+        )
+
+
+def _writes_spaces(steps: list[dict[str, Any]]) -> bool:
+    """Whether the decoder does no more than to write spaces, put bytes together, and drop the text's first space."""
+    match steps:
+        case [{"type": "Metaspace"}]:
+            return True
+        case [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, *others]:
+            return [step["type"] for step in others] in (["Fuse"], ["Fuse", "Strip"]) and not others[-1].get("stop", 0)
+    return False
+
+
 def _name(content: bytes) -> str:
     try:
         return content.decode()
@@ -50,12 +92,13 @@ def _name(content: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
 
-def _decoder_types(backend: Any) -> set[str]:
-    """Names of the tokenizer's decoding steps, read from how it would be saved."""
+def _decoder_steps(backend: Any) -> list[dict[str, Any]]:
+    """The tokenizer's decoding steps, read from how it would be saved."""
     if backend is None or backend.decoder is None:
-        return set()
-    decoder = json.loads(backend.decoder.__getstate__())
-    return {step["type"] for step in decoder.get("decoders", [decoder])}
+        return []
+    decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    steps: list[dict[str, Any]] = decoder.get("decoders", [decoder])
+    return steps
 
 
 def _byte_level(piece: str) -> bytes:

@@ -1,100 +1,251 @@
-"""Text to token ids and back, in the API process. Knows tokenizers; knows no weights, no requests.
+"""Text to token ids and back, in the API process: tokenizer.json, and what stands in the files beside it.
 
-The tokenizer is mlx-lm's `TokenizerWrapper` over a transformers one. `transformers` is slow to import: it is imported
-when the first tokenizer is loaded.
+Knows tokenizers and chat templates; knows no weights, no requests. tokenizer.json decides how text is split, as in
+transformers 4 and TGI: classes of transformers 5 that build their own pipeline in its place are not consulted.
 """
 
-import gc
-import importlib
-import os
-import threading
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_manager.mlx_server.utils.descriptors import own_descriptor_limit
-from mlx_manager.mlx_server.utils.memory import keep_off_the_gpu
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
 
-Tokenizer = Any
-"""mlx-lm's TokenizerWrapper: an untyped edge."""
+from mlx_manager.mlx_server.models.chat_templates import DEFAULT, read_chat_templates
+from mlx_manager.mlx_server.models.tokenizer_files import NAMES, TokenizerFiles, read_tokenizer_files
+from mlx_manager.mlx_server.templates.environment import render as render_here
 
-CONTEXT_TOKENS = 8
-MAX_HELD_TOKENS = 16
-REPLACEMENT = "\ufffd"
+Render = Callable[..., str]
+"""`environment.render`, or a `TemplateRenderer`'s, which has the same arguments."""
+Message = dict[str, Any]
+Text = str | tuple[str, str]
+"""One text, or a pair of texts as encoders read them."""
+
+TOKENIZER_FILE = "tokenizer.json"
+_TOOL_USE = "tool_use"
+_UNSPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 def load_tokenizer(
-    folder: Path, *, chat_templates: Mapping[str, str] | None = None, trust_remote_code: bool = False
-) -> Tokenizer:
-    """Blocks for the import and the file: call it in a thread. `chat_templates` stand for those that are found else.
+    folder: Path, *, chat_templates: Mapping[str, str] | None = None, render: Render = render_here
+) -> "Tokenizer":
+    """Blocks for the files: call it in a thread. `chat_templates` are those of the folder unless they are given.
 
-    Code that the folder brings runs with `trust_remote_code` alone.
+    `render` is called with a template and its arguments; a template from a stranger wants `TemplateRenderer.render`.
+    Raises OSError for a folder without tokenizer.json, and ValueError for one that cannot be read.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    _import_mlx_lm()
-    from mlx_lm.tokenizer_utils import load
+    file = folder / TOKENIZER_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no {TOKENIZER_FILE} in {folder}")
+    try:
+        backend = Backend.from_file(str(file))
+    except Exception as exc:  # the library raises nothing more exact
+        raise ValueError(f"{TOKENIZER_FILE}: {exc}") from exc
+    templates = read_chat_templates(folder) if chat_templates is None else chat_templates
+    return Tokenizer(backend, read_tokenizer_files(folder), templates, render)
 
-    own: dict[str, object] = {"trust_remote_code": trust_remote_code}
-    if chat_templates:
-        templates = list(chat_templates.values())
-        own["chat_template"] = templates[0] if len(set(templates)) == 1 else dict(chat_templates)
-    return load(folder, own)
 
+class Tokenizer:
+    """A model's tokenizer, with the members of transformers' that chat templates and adapters use.
 
-@cache
-def _import_mlx_lm() -> None:
-    """The import makes MLX streams, which belong to its thread, and MLX aborts the process when that thread ends first.
-
-    So it is done in a thread that does not end.
+    bos_token, bos_token_id, and so on for eos, unk, sep, pad, cls, mask and names of the model's own, are attributes;
+    each is None where the tokenizer has no such token. Calls are safe from several threads.
     """
-    done = threading.Event()
 
-    def import_and_stay() -> None:
-        try:
-            keep_off_the_gpu()
-            with own_descriptor_limit():
-                importlib.import_module("mlx_lm.tokenizer_utils")
-            gc.collect()
-            gc.freeze()  # what is imported stays: a full collection that walked it would hold every stream up
-        finally:
-            done.set()
-        threading.Event().wait()
+    def __init__(
+        self,
+        backend: Any,
+        files: TokenizerFiles,
+        chat_templates: Mapping[str, str] | None = None,
+        render: Render = render_here,
+    ) -> None:
+        """`backend` is a `tokenizers.Tokenizer`, and is changed."""
+        self.backend_tokenizer = backend
+        self.init_kwargs = dict(files.config)
+        self.chat_template: str | dict[str, str] | None = _as_transformers_has_it(chat_templates or {})
+        python_template = files.config.get("chat_template_type")
+        self.python_template: str | None = python_template if isinstance(python_template, str) else None
+        self._render = render
+        self._special = _prepare(backend, files)
+        self._extra = [str(token) for token in files.extra]
+        self.eos_token_ids = {self.eos_token_id} - {None}
 
-    threading.Thread(target=import_and_stay, name="mlx-lm-import", daemon=True).start()
-    done.wait()
+    def __getattr__(self, name: str) -> Any:
+        """`eos_token`, `eos_token_id` and the like."""
+        special = self.__dict__.get("_special", {})
+        text = name.removesuffix("_id")
+        if text not in special and text not in NAMES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        token = special.get(text)
+        return token if text == name or token is None else self.convert_tokens_to_ids(token)
 
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
 
-def template_owner(tokenizer: Tokenizer) -> Any:
-    """Who renders chat prompts as the model's own template says: the transformers tokenizer inside of mlx-lm's wrapper.
+    def __bool__(self) -> bool:
+        return True
 
-    The wrapper sets `enable_thinking` where the caller did not; where mlx-lm brings the template, it renders itself.
-    """
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    # text to ids and back
 
-    if isinstance(tokenizer, TokenizerWrapper) and tokenizer._chat_template is None:
-        return tokenizer._tokenizer
-    return tokenizer
+    def encode(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of `text`; with `add_special_tokens`, those that the model expects around a text, such as its BOS.
 
+        In a thread it does not hold the event loop up.
+        """
+        (ids,) = self.encode_batch([text if pair is None else (text, pair)], add_special_tokens=add_special_tokens)
+        return ids
 
-def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    """The ids of `text`; with `add_special_tokens`, those that the model expects around a text, such as its BOS.
+    def encode_batch(self, texts: Sequence[Text], *, add_special_tokens: bool = True) -> list[list[int]]:
+        return [encoding.ids for encoding in self.encodings(texts, add_special_tokens=add_special_tokens)]
 
-    In a thread it does not hold the event loop up: the batch call works without Python's lock, the single one with it.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
-    (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-    return list(encoding.ids)
+    def encodings(self, texts: Sequence[Text], *, add_special_tokens: bool = True) -> list[Any]:
+        """A `tokenizers.Encoding` of each, with `ids`, `type_ids`, `tokens` and `truncate(length)`.
+
+        The batch call works without Python's lock; the call for a single text holds it.
+        """
+        found: list[Any] = self.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return found
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        return int(self.backend_tokenizer.num_special_tokens_to_add(pair))
+
+    def __call__(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = self.encode(text, pair, add_special_tokens=add_special_tokens)
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = False) -> list[str]:
+        tokens: list[str] = self.convert_ids_to_tokens(self.encode(text, add_special_tokens=add_special_tokens))
+        return tokens
+
+    def decode(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+        listed = [ids] if isinstance(ids, int) else list(ids)
+        text = str(self.backend_tokenizer.decode(listed, skip_special_tokens=skip_special_tokens))
+        if not self.init_kwargs.get("clean_up_tokenization_spaces") or self._is_bpe:
+            return text
+        for spaced in _UNSPACED:
+            text = text.replace(spaced, spaced.strip())
+        return text
+
+    def batch_decode(self, sequences: Iterable[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
+        return [self.decode(ids, skip_special_tokens) for ids in sequences]
+
+    @property
+    def _is_bpe(self) -> bool:
+        """transformers does not clean the text of a BPE tokenizer up, whose spaces are the text's own."""
+        return type(self.backend_tokenizer.model).__name__ == "BPE"
+
+    # the vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """Without added tokens."""
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=False))
+
+    def get_vocab(self) -> dict[str, int]:
+        vocabulary: dict[str, int] = self.backend_tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        return self.get_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """A `tokenizers.AddedToken` by its id."""
+        found: dict[int, Any] = self.backend_tokenizer.get_added_tokens_decoder()
+        return found
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {token.content: number for number, token in sorted(self.added_tokens_decoder.items())}
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        return dict(self._special)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return list(dict.fromkeys([*self._special.values(), *self._extra]))
+
+    @property
+    def all_special_ids(self) -> list[int | None]:
+        return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a token, or those of several; that of the unknown token, or None, for one that is not there."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        number = self.backend_tokenizer.token_to_id(tokens)
+        if number is None and tokens != self._special.get("unk_token"):
+            return self.unk_token_id
+        return number
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        if isinstance(ids, int):
+            return self.backend_tokenizer.id_to_token(ids)
+        return [self.backend_tokenizer.id_to_token(number) for number in ids]
+
+    def add_tokens(self, tokens: str | Sequence[Any], special_tokens: bool = False) -> int:
+        """How many were new."""
+        listed = [tokens] if isinstance(tokens, str) else list(tokens)
+        add = self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
+        return int(add(listed))
+
+    # chat templates
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None or self.python_template is not None
+
+    def get_chat_template(self, chat_template: str | None = None, tools: list[Any] | None = None) -> str:
+        """Jinja's text: `chat_template` is one itself, or the name of one."""
+        known = self.chat_template
+        if not isinstance(known, dict):
+            found = chat_template if chat_template is not None else known
+            if found is None:
+                raise ValueError("The tokenizer has no chat template: pass chat_template.")
+            return found
+        if chat_template is not None:
+            return known.get(chat_template, chat_template)
+        if tools is not None and _TOOL_USE in known:
+            return known[_TOOL_USE]
+        if DEFAULT not in known:
+            raise ValueError(f"The tokenizer has no default chat template: name one of {sorted(known)}.")
+        return known[DEFAULT]
+
+    def apply_chat_template(
+        self,
+        conversation: list[Message],
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        return_dict: bool = False,
+        **variables: Any,
+    ) -> Any:
+        """The prompt of one conversation: its ids, with `return_dict` as `__call__` has them, or its text."""
+        arguments: dict[str, Any] = {
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        if self.python_template is not None and chat_template is None:
+            template, arguments["python_template"] = "", self.python_template
+        else:
+            template, variables = self.get_chat_template(chat_template, tools), {**self._special, **variables}
+        text = self._render(template, conversation, **arguments, variables=variables)
+        if not tokenize:
+            return text
+        encoding = self(text, add_special_tokens=False)
+        return encoding if return_dict else encoding["input_ids"]
 
 
 def make_decoder(tokenizer: Tokenizer, skip_special_tokens: bool = True) -> Callable[[list[int]], str]:
     """A function from ids to text that leaves special tokens out, or writes them out."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
-    return lambda ids: str(backend.decode(ids, skip_special_tokens=skip_special_tokens))
+    decode = tokenizer.backend_tokenizer.decode
+    return lambda ids: str(decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 def make_filtering_decoder(tokenizer: Tokenizer, hidden: frozenset[int]) -> Callable[[list[int]], str]:
@@ -103,39 +254,58 @@ def make_filtering_decoder(tokenizer: Tokenizer, hidden: frozenset[int]) -> Call
     return lambda ids: decode(ids if hidden.isdisjoint(ids) else [token for token in ids if token not in hidden])
 
 
-class StreamingDetokenizer:
-    """Text from tokens as they come: `feed(tokens) -> text`, `flush() -> text`. A character is never split.
+def _as_transformers_has_it(templates: Mapping[str, str]) -> str | dict[str, str] | None:
+    """None, the only one, or all by their names."""
+    texts = list(templates.values())
+    return dict(templates) if len(set(texts)) > 1 else texts[0] if texts else None
 
-    A token's text depends on its neighbours, so each piece is decoded behind the tokens of the piece before it.
-    `context` are the prompt's last tokens where the text goes on from the prompt's own; a chat answer begins anew.
-    """
 
-    def __init__(self, decode: Callable[[list[int]], str], context: list[int] | None = None) -> None:
-        self._decode = decode
-        self._window = (context or [])[-CONTEXT_TOKENS:]
-        self._context_tokens = len(self._window)
-        self._sent = len(decode(self._window)) if self._window else 0
+def _prepare(backend: Any, files: TokenizerFiles) -> dict[str, str]:
+    """Adds what tokenizer.json lacks, and gives the special tokens by their names."""
+    pad = (backend.padding or {}).get("pad_token")
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = bool(files.config.get("split_special_tokens", False))
+    defaults = {name: text for name, text in files.defaults.items() if backend.token_to_id(text) is not None}
+    special = {**defaults, **({"pad_token": pad} if pad is not None else {}), **files.special}
+    special = {name: special[name] for name in dict.fromkeys([*NAMES, *special]) if name in special}
+    _add_tokens(backend, files, special)
+    _follow_config(backend, files.config)
+    if backend.post_processor is None:
+        backend.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+    return {name: str(token) for name, token in special.items()}
 
-    def feed(self, tokens: list[int]) -> str:
-        self._window += tokens
-        text = self._decode(self._window)
-        unfinished = text.endswith(REPLACEMENT)
-        if unfinished and len(self._window) - self._context_tokens <= MAX_HELD_TOKENS:
-            return ""  # a character whose last bytes are still to come
-        return self._advance(text, int(unfinished))
 
-    def flush(self) -> str:
-        return self._advance(self._decode(self._window), 0)
+def _add_tokens(backend: Any, files: TokenizerFiles, special: Mapping[str, Any]) -> None:
+    own = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    known = own.keys() | {token.content for token in files.added.values()}
+    names = {str(token) for token in special.values()}
+    missing = [token for token in (*special.values(), *files.extra) if str(token) not in known]
+    tokens = [*files.added.values(), *(AddedToken(t, special=True) if isinstance(t, str) else t for t in missing)]
+    if "added_tokens_decoder" not in files.config:
+        tokens = [token for token in own.values() if token.content in names and not token.special] + tokens
+    for token in tokens:
+        token.special = token.special or token.content in names
+    backend.add_tokens(tokens)
 
-    def _advance(self, text: str, unfinished: int) -> str:
-        """Gives the new text but its last `unfinished` characters, which more bytes may still change."""
-        piece = text[self._sent : len(text) - unfinished]
-        if piece:
-            self._window = self._window[-CONTEXT_TOKENS:] if unfinished else self._window[self._context_tokens :]
-            self._context_tokens = len(self._window)
-            self._sent = max(0, len(self._decode(self._window)) - unfinished)
-        elif not unfinished and self._sent:
-            del self._window[self._context_tokens :]  # special tokens leave no text
-        elif not unfinished:  # the text's first space may be its tokenizer's own, and then the next one is not
-            self._window, self._context_tokens = self._window[-CONTEXT_TOKENS:], 0
-        return piece
+
+def _follow_config(backend: Any, config: Mapping[str, Any]) -> None:
+    """Settings of tokenizer_config.json that change how a BERT or a GPT-2 tokenizer reads text."""
+    normalizer = backend.normalizer
+    if isinstance(normalizer, normalizers.BertNormalizer):
+        for name, attribute in _OF_BERT.items():
+            if name in config:
+                setattr(normalizer, attribute, config[name])
+        backend.normalizer = normalizer
+    splitter, prefix = backend.pre_tokenizer, config.get("add_prefix_space")
+    if isinstance(splitter, pre_tokenizers.ByteLevel) and isinstance(prefix, bool):
+        splitter.add_prefix_space = prefix
+        backend.pre_tokenizer = splitter
+
+
+_OF_BERT = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+"""Settings by the normalizer's attributes that they are."""

@@ -14,7 +14,7 @@ from opentelemetry import trace
 
 from mlx_manager.mlx_server.records import Exchange
 
-_NOISY = ("httpx", "sse_starlette", "asyncio")
+_NOISY = ("httpx", "asyncio")
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 

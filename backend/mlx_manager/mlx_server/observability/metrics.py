@@ -50,6 +50,7 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, the cached ones among them.")
         self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were in the prefix cache.")
         self._completion_tokens = self._counter("completion_tokens", "Tokens generated.")
+        self._ignored_items = self._counter("ignored_input_items", "Items of input that hosted tools left behind.")
         self._loads = self._histogram("model_load_seconds", "Loads of a model that succeeded.", _LONG)
         self._place_waits = self._histogram(
             "model_wait_seconds", "Waits of a load for a place among the models.", _LONG
@@ -90,6 +91,7 @@ class Metrics:
         self._prompt_tokens.labels(model).inc(generation.prompt_tokens)
         self._cached_tokens.labels(model).inc(generation.cached_tokens)
         self._completion_tokens.labels(model).inc(generation.completion_tokens)
+        self._ignored_items.labels(model).inc(generation.ignored_items)
         self._gaps.observe((model,), generation.output_gaps)
         if generation.prefilled is not None:
             self._queue.observe((model,), (generation.queue_seconds,))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from opentelemetry import propagate, trace
@@ -36,9 +37,11 @@ class Tracing:
 
 
 def instrument(settings: MLXServerSettings) -> Tracing:
-    """Sets LogFire up, if it can. Nothing is sent, and nobody asked, without a token or a collector."""
+    """Sets LogFire up, if it can. Nothing is sent without a token or a collector."""
     if not settings.logfire_enabled:
         return Tracing(enabled=False, collected=False)
+    if settings.logfire_token is None and not _may_be_configured():
+        return Tracing(enabled=True, collected=False)
     os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds that a dead collector may hold up the exit
     try:
         collected = _configure_logfire(settings) or _has_collector()
@@ -66,6 +69,17 @@ def _configure_logfire(settings: MLXServerSettings, *, for_nobody: bool = False)
         metrics=False if for_nobody else None,
     )
     return configured.config.token is not None
+
+
+def _may_be_configured() -> bool:
+    """Whether anything is there of what LogFire and OpenTelemetry read: without it, the import is left out."""
+    credentials, project = Path(".logfire/logfire_credentials.json"), Path("pyproject.toml")
+    try:
+        is_in_project = b"tool.logfire" in project.read_bytes()
+    except OSError:
+        is_in_project = False
+    named = any(name.startswith(("LOGFIRE_", "OTEL_")) for name in os.environ)
+    return named or is_in_project or credentials.is_file()
 
 
 def _has_collector() -> bool:

@@ -3,8 +3,8 @@
 from collections.abc import Container
 from dataclasses import replace
 
-from mlx_manager.mlx_server.parsers import deepseek, syntax
-from mlx_manager.mlx_server.parsers.deepseek import DeepSeekCalls
+from mlx_manager.mlx_server.parsers import syntax
+from mlx_manager.mlx_server.parsers.deepseek import DEEPSEEK_CALLS, KIMI_K2_CALLS
 from mlx_manager.mlx_server.parsers.formats import HarmonyFormat, OutputFormat, TaggedFormat
 from mlx_manager.mlx_server.parsers.gemma import GemmaCalls, ToolCodeCalls
 from mlx_manager.mlx_server.parsers.glm import GlmCalls
@@ -14,8 +14,16 @@ from mlx_manager.mlx_server.parsers.mistral import MistralCalls
 from mlx_manager.mlx_server.parsers.output import ReasoningMarkers
 from mlx_manager.mlx_server.parsers.phi import PhiCalls
 from mlx_manager.mlx_server.parsers.pythonic import BracketedPythonicCalls
-from mlx_manager.mlx_server.parsers.qwen_coder import QwenCoderCalls
-from mlx_manager.mlx_server.parsers.whole_call import WholeCalls
+from mlx_manager.mlx_server.parsers.qwen_coder import (
+    DSML_CALLS,
+    MINICPM_CALLS,
+    MINIMAX_CALLS,
+    MUSE_CALLS,
+    QWEN_CODER_CALLS,
+    FunctionCalls,
+)
+from mlx_manager.mlx_server.parsers.syntax import CallSyntax
+from mlx_manager.mlx_server.parsers.xtml import CLOSE, OPEN, SEPARATOR, XtmlCalls
 
 TOOL_CALL_TAGS = frozenset({"<tool_call>", "</tool_call>"})
 
@@ -31,25 +39,28 @@ BRACKETED_PYTHONIC = TaggedFormat(
     syntax.BRACKETED_PYTHONIC,
     frozenset({"<|tool_call_start|>", "<|tool_call_end|>"}),
 )
-QWEN_CODER = TaggedFormat("qwen_coder", (QwenCoderCalls(),), syntax.QWEN_CODER, TOOL_CALL_TAGS)
-GLM = TaggedFormat(
-    "glm",
-    (GlmCalls(),),
-    syntax.GLM,
-    TOOL_CALL_TAGS | {"<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"},
-)
+
+
+def _of_functions(name: str, calls: FunctionCalls, written: CallSyntax | None) -> TaggedFormat:
+    return TaggedFormat(name, (calls,), written, frozenset(filter(None, (calls.call, calls.call_end))))
+
+
+QWEN_CODER = _of_functions("qwen_coder", QWEN_CODER_CALLS, syntax.QWEN_CODER)
+MINIMAX = _of_functions("minimax", MINIMAX_CALLS, syntax.MINIMAX)
+MUSE = _of_functions("muse", MUSE_CALLS, syntax.MUSE)
+MINICPM = _of_functions("minicpm", MINICPM_CALLS, syntax.MINICPM)
+DSML = replace(_of_functions("dsml", DSML_CALLS, None), call_tokens=frozenset({"｜DSML｜"}))
+GLM = TaggedFormat("glm", (GlmCalls(),), syntax.GLM, GlmCalls().tags)
+LONGCAT = TaggedFormat("longcat", (GlmCalls("longcat_"),), syntax.LONGCAT, GlmCalls("longcat_").tags)
 MISTRAL_LIST = TaggedFormat(
     "mistral_list", (MistralCalls(),), syntax.MISTRAL_LIST, frozenset({"[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"})
 )
 MISTRAL = replace(MISTRAL_LIST, name="mistral", syntax=syntax.MISTRAL)
 PHI = TaggedFormat("phi", (PhiCalls(),), syntax.PHI, frozenset({"<|tool_call|>", "<|/tool_call|>"}))
-DEEPSEEK = TaggedFormat(
-    "deepseek",
-    (DeepSeekCalls(),),
-    syntax.DEEPSEEK,
-    frozenset({deepseek.CALLS_BEGIN, deepseek.CALLS_END, deepseek.CALL_BEGIN, deepseek.CALL_END, deepseek.SEPARATOR}),
-)
+DEEPSEEK = TaggedFormat("deepseek", (DEEPSEEK_CALLS,), syntax.DEEPSEEK, DEEPSEEK_CALLS.tokens)
 DEEPSEEK_FENCED = replace(DEEPSEEK, name="deepseek_fenced", syntax=syntax.DEEPSEEK_FENCED)
+KIMI_K2 = TaggedFormat("kimi_k2", (KIMI_K2_CALLS,), syntax.KIMI_K2, KIMI_K2_CALLS.tokens)
+KIMI_K3 = TaggedFormat("kimi_k3", (XtmlCalls(),), syntax.KIMI_K3, frozenset({OPEN, CLOSE, SEPARATOR}))
 FUNCTION_GEMMA = TaggedFormat(
     "function_gemma",
     (GemmaCalls("<start_function_call>", "<end_function_call>", "<escape>"),),
@@ -67,10 +78,17 @@ TOOL_CODE = TaggedFormat("tool_code", (ToolCodeCalls(),), syntax.PYTHONIC)
 _BY_TEMPLATE: tuple[tuple[tuple[str, ...], TaggedFormat], ...] = (
     (("<|tool_call>", "<tool_call|>"), GEMMA_4),
     (("<start_function_call>",), FUNCTION_GEMMA),
+    (("<minimax:tool_call>",), MINIMAX),
+    (("<atem:function_calls>",), MUSE),
+    (("｜DSML｜",), DSML),
+    (("<longcat_tool_call>",), LONGCAT),
     (("<arg_key>",), GLM),
     (("<tool_call>", "<function="), QWEN_CODER),
-    ((deepseek.CALL_BEGIN, "```json"), DEEPSEEK_FENCED),
-    ((deepseek.CALL_BEGIN,), DEEPSEEK),
+    (('<function name="', '<param name="'), MINICPM),
+    ((DEEPSEEK_CALLS.call_begin, "```json"), DEEPSEEK_FENCED),
+    ((DEEPSEEK_CALLS.call_begin,), DEEPSEEK),
+    ((KIMI_K2_CALLS.calls_begin,), KIMI_K2),
+    ((f"{OPEN}tools{SEPARATOR}",), KIMI_K3),
     (("[TOOL_CALLS]", "[ARGS]"), MISTRAL),
     (("[TOOL_CALLS]",), MISTRAL_LIST),
     (("<tool_call>",), HERMES),
@@ -83,6 +101,30 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], TaggedFormat], ...] = (
     (("<|python_start|>",), LLAMA),
 )
 """Formats with the strings that all stand in their templates; the first that fits is it."""
+
+_BY_VOCABULARY = (
+    ((OPEN, CLOSE, SEPARATOR, "<|end_of_msg|>"), KIMI_K3),
+    (("<|tool_call_start|>", "<|tool_call_end|>"), BRACKETED_PYTHONIC),
+)
+"""Formats with tokens that all are in their vocabularies, for templates that do not name them."""
+
+_BY_MLX_LM = {
+    "function_gemma": FUNCTION_GEMMA,
+    "gemma4": GEMMA_4,
+    "glm47": GLM,
+    "json_tools": HERMES,
+    "kimi_k2": KIMI_K2,
+    "kimi_k3": KIMI_K3,
+    "laguna": GLM,
+    "longcat": LONGCAT,
+    "minicpm5": MINICPM,
+    "minimax_m2": MINIMAX,
+    "mistral": MISTRAL_LIST,
+    "muse_spark": MUSE,
+    "pythonic": BRACKETED_PYTHONIC,
+    "qwen3_coder": QWEN_CODER,
+}
+"""Formats by the name of mlx-lm's parser, which a tokenizer_config.json may have as its `tool_parser_type`."""
 
 _BY_FAMILY = {
     "llama": LLAMA,
@@ -101,19 +143,22 @@ _REASONING = (
     ReasoningMarkers("<longcat_think>", "</longcat_think>"),
     ReasoningMarkers("<seed:think>", "</seed:think>"),
     ReasoningMarkers("<|think:start|>", "<|think:end|>"),
+    ReasoningMarkers(f"{OPEN}think{SEPARATOR}", f"{CLOSE}think{SEPARATOR}", (OPEN, CLOSE, SEPARATOR)),
 )
 
 
 def detect_format(
-    family: str, template: str, vocabulary: Container[str] = (), other_calls: WholeCalls | None = None
+    family: str, template: str, vocabulary: Container[str] = (), mlx_lm_parser: str | None = None
 ) -> OutputFormat:
-    """The format that the template shows, else `other_calls`, which mlx-lm found for it, else the family's.
+    """The format that the template shows, else that of the parser that the model's files name for mlx-lm, else that of
+    the vocabulary's tokens, else the family's.
 
     Reasoning is there when the template or the vocabulary has its markers.
     """
     if all(marker in template for marker in ("<|start|>", "<|channel|>", "<|message|>")):
         return HarmonyFormat()
-    return replace(_tagged(family, template, other_calls), reasoning=_reasoning(template, vocabulary))
+    found = _tagged(family, template, vocabulary, mlx_lm_parser)
+    return replace(found, reasoning=_reasoning(template, vocabulary))
 
 
 def prompted_format(shown: OutputFormat) -> OutputFormat:
@@ -127,12 +172,15 @@ def prompted_format(shown: OutputFormat) -> OutputFormat:
     return replace(HERMES, calls=calls, call_tokens=HERMES.call_tokens | shown.call_tokens, reasoning=shown.reasoning)
 
 
-def _tagged(family: str, template: str, other_calls: WholeCalls | None) -> TaggedFormat:
+def _tagged(family: str, template: str, vocabulary: Container[str], mlx_lm_parser: str | None) -> TaggedFormat:
     for markers, found in _BY_TEMPLATE:
         if all(marker in template for marker in markers):
             return found
-    if other_calls is not None:
-        return TaggedFormat("mlx_lm", (other_calls,), call_tokens=other_calls.tokens)
+    if mlx_lm_parser in _BY_MLX_LM:
+        return _BY_MLX_LM[mlx_lm_parser]
+    for tokens, found in _BY_VOCABULARY:
+        if all(token in vocabulary for token in tokens):
+            return found
     return _BY_FAMILY.get(family, PLAIN)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mlx_manager.mlx_server.parsers.call_grammar import CallGrammar
+from mlx_manager.mlx_server.parsers.custom import CustomCalls
 from mlx_manager.mlx_server.parsers.harmony import HARMONY_TOKENS, parse_harmony
 from mlx_manager.mlx_server.parsers.output import CallFormat, OutputParser, ReasoningMarkers, parse_output
 from mlx_manager.mlx_server.parsers.pieces import Tool, ToolGrammar
@@ -20,6 +21,11 @@ class OutputFormat(Protocol):
     @property
     def reasoning(self) -> ReasoningMarkers | None:
         """What reasoning stands between; None when the model does not reason."""
+        ...
+
+    @property
+    def has_custom_calls(self) -> bool:
+        """Whether the text for a custom tool is written as it is; else as a function's argument."""
         ...
 
     def visible_special_tokens(self, *, with_tools: bool) -> frozenset[str]:
@@ -54,6 +60,7 @@ class TaggedFormat:
     syntax: CallSyntax | None = None
     call_tokens: frozenset[str] = frozenset()
     reasoning: ReasoningMarkers | None = None
+    has_custom_calls: bool = True
 
     def visible_special_tokens(self, *, with_tools: bool) -> frozenset[str]:
         reasoning = self.reasoning.special_tokens if self.reasoning is not None else frozenset()
@@ -63,8 +70,9 @@ class TaggedFormat:
         return self.reasoning is not None and prompt.rstrip().endswith(self.reasoning.start)
 
     def make_parser(self, tools: Sequence[Tool], *, opened_reasoning: bool) -> OutputParser:
+        calls = (*self.calls, CustomCalls()) if any(tool.custom for tool in tools) else self.calls
         return OutputParser(
-            lambda source: parse_output(source, self.calls, tuple(tools), self.reasoning, opened_reasoning),
+            lambda source: parse_output(source, calls, tuple(tools), self.reasoning, opened_reasoning),
             tools,
             opened_reasoning,
         )
@@ -86,6 +94,7 @@ class HarmonyFormat:
 
     name: str = "harmony"
     reasoning: ReasoningMarkers = HARMONY_REASONING
+    has_custom_calls: bool = False
 
     def visible_special_tokens(self, *, with_tools: bool) -> frozenset[str]:
         return HARMONY_TOKENS

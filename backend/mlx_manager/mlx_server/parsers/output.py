@@ -80,7 +80,14 @@ class OutputParser:
         """Calls that did not parse; their text was sent as text."""
         return self._source.broken_calls
 
+    def pass_on(self, text: str) -> Text | Reasoning | None:
+        """The one piece that `feed` would give, at once, where that is sure to be the text; else None."""
+        return self._source.pass_on(text)
+
     def feed(self, text: str) -> list[Piece]:
+        passed = self.pass_on(text)
+        if passed is not None:
+            return [passed]
         self._source.feed(text)
         next(self._parsing, None)
         return self._source.drain()
@@ -103,7 +110,7 @@ def parse_output(
     if formats:
         yield from _parse_content(source, formats, tools)
     else:
-        yield from source.rest(lambda text: source.emit(Text(text)))
+        yield from source.rest(source.says(Text))
 
 
 def _parse_reasoning(
@@ -127,10 +134,7 @@ def _parse_reasoning(
 def _read_thoughts(source: Source, markers: ReasoningMarkers, formats: Formats, tools: Tools) -> Parse[None]:
     """Calls at the end of thoughts behind which the output ends are calls; all others are thoughts."""
     begins = tuple(begin for begin, call in formats.items() if begin not in call.unmarked)
-
-    def think(text: str) -> None:
-        source.emit(Reasoning(text))
-
+    think = source.says(Reasoning)
     while True:
         found = yield from source.until((markers.end, *begins), think, trim=True)
         if found is None or found == markers.end:
@@ -165,7 +169,7 @@ def _ends_with_calls(
 
 def _parse_content(source: Source, formats: Formats, tools: Tools) -> Parse[None]:
     begins = tuple(formats)
-    while (begin := (yield from source.until(begins, lambda text: source.emit(Text(text)), trim=True))) is not None:
+    while (begin := (yield from source.until(begins, source.says(Text), trim=True))) is not None:
         call = formats[begin]
         try:
             yield from call.read(source, begin, tools)

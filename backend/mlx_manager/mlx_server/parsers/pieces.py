@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import msgspec
+
 from mlx_manager.mlx_server.errors import InvalidRequest
 
 JsonSchema = Mapping[str, Any]
@@ -15,12 +17,14 @@ JsonSchema = Mapping[str, Any]
 class Tool:
     """A function that the model may call; `parameters` is the JSON schema of its arguments.
 
-    A `strict` one is refused where a keyword of its schema cannot be enforced.
+    A `strict` one is refused where a keyword of its schema cannot be enforced. A `custom` one takes text, which may be
+    written as it is.
     """
 
     name: str
     parameters: JsonSchema
     strict: bool = False
+    custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +46,33 @@ def find_tool(name: str, tools: Iterable[Tool]) -> Tool | None:
     return by_name.get(known_name(name, by_name))
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class _Piece(msgspec.Struct, frozen=True):
+    """Structs for speed, as events are."""
+
+
+class Text(_Piece, frozen=True):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reasoning:
+class Reasoning(_Piece, frozen=True):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallStart:
+class ToolCallStart(_Piece, frozen=True):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallArguments:
+class ToolCallArguments(_Piece, frozen=True):
     """A piece of the open call's arguments: all pieces together are one valid JSON object, once the call has ended."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallEnd:
+class ToolCallEnd(_Piece, frozen=True):
     """The open call is complete."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallBroken:
+class ToolCallBroken(_Piece, frozen=True):
     """The open call did not parse on, and its arguments are no JSON; all of its text comes next, as `Text`."""
 
 

@@ -48,6 +48,15 @@ class _Held:
     pieces: list[Piece] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Saying:
+    source: "Source"
+    kind: type[Text] | type[Reasoning]
+
+    def __call__(self, text: str) -> None:
+        self.source.emit(self.kind(text))
+
+
 class Source:
     """Unread text, the pieces made of what was read, and the raw text of a call so that it can be given back.
 
@@ -72,10 +81,29 @@ class Source:
         self._held: _Held | None = None
         self._pieces: list[Piece] = []
         self._call_is_open = False
+        self._passing: tuple[type[Text] | type[Reasoning], Callable[[str], object]] | None = None
+        """While the parser waits for a marker: what text before it is, and which text is surely before it."""
 
     def feed(self, text: str) -> None:
+        self._passing = None
         self._unread = self._unread[self._at :] + text
         self._at = 0
+
+    def pass_on(self, text: str) -> Text | Reasoning | None:
+        """The piece that the text is by itself, where nothing can begin in it that the parser waits for: no `feed`."""
+        if self._passing is None or self._at < len(self._unread) or self._raw is not None:
+            return None
+        kind, is_plain = self._passing
+        if not is_plain(text):
+            return None
+        begin = self._taken
+        self._taken += len(text)
+        self._add_span(begin if kind is Text else self._taken)
+        return kind(text)
+
+    def says(self, kind: type[Text] | type[Reasoning]) -> Sink:
+        """Emits text as pieces of that kind."""
+        return _Saying(self, kind)
 
     def drain(self) -> list[Piece]:
         pieces, self._pieces = joined(self._pieces), []
@@ -217,8 +245,10 @@ class Source:
 
     def rest(self, sink: Sink) -> Parse[None]:
         """Passes on all text to the end of the output as it comes."""
+        self._wait_in(sink, bool)
         while (yield from self.available()):
             sink(self.take(len(self._unread) - self._at))
+            self._wait_in(sink, bool)
 
     def until(self, markers: tuple[str, ...], sink: Sink, *, trim: bool = False) -> Parse[str | None]:
         """Passes on the text before the first of `markers` as it comes, and consumes and returns the marker.
@@ -241,6 +271,7 @@ class Source:
                 return None
             ready = len(unread) - possible_beginning(unread, markers)
             self._pass(len(unread[:ready].rstrip(SPACE)) if trim else ready, sink)
+            self._wait_in(sink, _none_of(markers, trim))
             yield
 
     def text_until(self, *markers: str) -> Parse[str]:
@@ -249,6 +280,9 @@ class Source:
         if (yield from self.until(markers, parts.append)) is None:
             raise Malformed(f"the output ended before {markers[-1]!r}")
         return "".join(parts)
+
+    def _wait_in(self, sink: Sink, is_plain: Callable[[str], object]) -> None:
+        self._passing = (sink.kind, is_plain) if isinstance(sink, _Saying) else None
 
     def _records(self) -> list[list[str]]:
         held = [self._held.unsettled] if self._held is not None else []
@@ -267,6 +301,14 @@ class Source:
     def _pass(self, length: int, sink: Sink) -> None:
         if length:
             sink(self.take(length))
+
+
+@lru_cache
+def _none_of(markers: tuple[str, ...], trim: bool) -> Callable[[str], re.Match[str] | None]:
+    """Matches text that one of `markers` cannot begin in; with `trim`, nor whitespace before one at its end."""
+    beginnings = re.escape("".join(marker[0] for marker in markers))
+    other = f"[^{beginnings}]" if beginnings else r"[\s\S]"
+    return re.compile(f"{other}*[^{beginnings}{SPACE}]" if trim else f"{other}+").fullmatch
 
 
 _SPACES = re.compile(f"[{SPACE}]+")

@@ -55,6 +55,48 @@ GLM = CallSyntax(
     between="\n",
     parameters=ParameterSyntax("<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n"),
 )
+LONGCAT = CallSyntax(
+    "<longcat_tool_call>{name}\n",
+    "</longcat_tool_call>",
+    between="\n",
+    parameters=ParameterSyntax(
+        "<longcat_arg_key>{key}</longcat_arg_key>\n<longcat_arg_value>", "</longcat_arg_value>\n"
+    ),
+)
+MINIMAX = CallSyntax(
+    '<invoke name="{name}">\n',
+    "</invoke>",
+    between="\n",
+    begin="<minimax:tool_call>\n",
+    end="\n</minimax:tool_call>",
+    parameters=ParameterSyntax('<parameter name="{key}">', "</parameter>\n"),
+)
+MUSE = CallSyntax(
+    '<atem:invoke name="{name}">\n',
+    "</atem:invoke>",
+    between="\n",
+    begin="<atem:function_calls>\n",
+    end="\n</atem:function_calls>",
+    parameters=ParameterSyntax('<atem:parameter name="{key}">', "</atem:parameter>\n"),
+)
+MINICPM = CallSyntax(
+    '<function name="{name}">',
+    "</function>",
+    between="\n",
+    parameters=ParameterSyntax('<param name="{key}">', "</param>"),
+)
+KIMI_K2 = CallSyntax(
+    "<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>",
+    "<|tool_call_end|>",
+    begin="<|tool_calls_section_begin|>",
+    end="<|tool_calls_section_end|>",
+)
+KIMI_K3 = CallSyntax(
+    '<|open|>call tool="{name}" index="1"<|sep|><|open|>json type="object"<|sep|>',
+    "<|close|>json<|sep|><|close|>call<|sep|>",
+    begin="<|open|>tools<|sep|>",
+    end="<|close|>tools<|sep|>",
+)
 MISTRAL_LIST = CallSyntax('{"name": "{name}", "arguments": ', "}", between=", ", begin="[TOOL_CALLS][", end="]")
 MISTRAL = CallSyntax("[TOOL_CALLS]{name}[ARGS]", between="")
 PHI = CallSyntax('{"name": "{name}", "arguments": ', "}", between=", ", begin="<|tool_call|>[", end="]<|/tool_call|>")

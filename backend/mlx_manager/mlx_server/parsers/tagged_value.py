@@ -11,6 +11,7 @@ from mlx_manager.mlx_server.parsers.source import SPACE, Malformed, Parse, Sourc
 
 _SPACES = re.compile(f"[{SPACE}]+")
 _KEY = re.compile(r"[^<>\n]+")
+_QUOTED = re.compile(r"""\s*(["'])(.*?)\1""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +104,6 @@ def _may_end(value: str) -> bool:
 
 
 def _bare(key: str) -> str:
-    return key.strip(" \t\r\"'")
+    """Without quotes, and without attributes that follow a key in quotes."""
+    quoted = _QUOTED.match(key)
+    return quoted[2] if quoted is not None else key.strip(" \t\r\"'")

@@ -65,7 +65,7 @@ def _response_format(asked: openai.ResponseFormat, reject_unknown: bool) -> Iter
 def _json_object(schema: dict[str, object] | None) -> Grammar:
     """Clients of llama.cpp put a schema beside the type."""
     if schema is None:
-        return Grammar("json_object", "", "response_format")
+        return json_object_grammar("response_format")
     where = "response_format.schema"
     return Grammar("json_schema", json_text(schema, where), where)
 
@@ -77,7 +77,15 @@ def _json_schema(asked: openai.JsonSchemaFormat | None, reject_unknown: bool) ->
             param="response_format.json_schema",
         )
     check_unused(asked.model_extra, reject_unknown, "response_format.json_schema.")
-    where = "response_format.json_schema.schema"
+    return json_schema_grammar(asked, "response_format.json_schema.schema")
+
+
+def json_object_grammar(where: str) -> Grammar:
+    return Grammar("json_object", "", where)
+
+
+def json_schema_grammar(asked: openai.JsonSchemaFormat, where: str) -> Grammar:
+    """`where` is the schema's place."""
     if asked.schema_ is None:
-        return Grammar("json_object", "", where)
+        return json_object_grammar(where)
     return Grammar("json_schema", json_text(asked.schema_, where), where, asked.strict is True)

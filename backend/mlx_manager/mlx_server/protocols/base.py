@@ -56,13 +56,21 @@ class Writer(ABC):
         return b": ping\n\n"
 
 
-class Protocol(ABC, Generic[BodyT, RequestT]):
-    """`paths` are the endpoints that read a body of this protocol; rate limits count their requests."""
+class Endpoint(ABC):
+    """`paths` are those of the endpoints, whose requests rate limits count, and whose errors have its envelope."""
 
     paths: ClassVar[tuple[str, ...]]
     request_id_headers: ClassVar[tuple[bytes, ...]] = (b"x-request-id",)
     client_header: ClassVar[bytes | None] = None
     """A header that only clients of this protocol send: they read its errors on every path."""
+
+    @abstractmethod
+    def error(self, error: Exception, request_id: str) -> ErrorReply:
+        """Also of a body that breaks the schema (BrokenBody), and of unknown paths and methods."""
+
+
+class Protocol(Endpoint, Generic[BodyT, RequestT]):
+    """Of endpoints that generate."""
 
     @abstractmethod
     def parse(self, body: BodyT, options: ParseOptions) -> RequestT:
@@ -71,10 +79,6 @@ class Protocol(ABC, Generic[BodyT, RequestT]):
     @abstractmethod
     def writer(self, request: RequestT) -> Writer: ...
 
-    @abstractmethod
-    def error(self, error: Exception, request_id: str) -> ErrorReply:
-        """Also of a body that breaks the schema (BrokenBody), and of unknown paths and methods."""
-
 
 AnyProtocol = Protocol[Any, Any]
 
@@ -82,23 +86,28 @@ AnyProtocol = Protocol[Any, Any]
 class Protocols:
     """All protocols of a server. The first is the one of requests that belong to no other."""
 
-    def __init__(self, protocols: Sequence[AnyProtocol]) -> None:
+    def __init__(self, protocols: Sequence[Endpoint]) -> None:
         self._protocols = list(protocols)
 
-    def add(self, protocol: AnyProtocol) -> None:
+    def add(self, protocol: Endpoint) -> None:
         self._protocols.append(protocol)
 
-    def at(self, path: str) -> AnyProtocol | None:
+    def at(self, path: str) -> Endpoint | None:
         """The protocol whose endpoint has that path."""
         return next((protocol for protocol in self._protocols if path in protocol.paths), None)
 
-    def of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> AnyProtocol:
+    def of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Endpoint:
         """The protocol that the sender of the request speaks, as far as path and headers show it."""
-        found = self.at(path)
+        found = self.at(path) or next((protocol for protocol in self._protocols if _is_below(path, protocol)), None)
         if found is not None:
             return found
         sent = {name for name, _ in headers}
         return next((protocol for protocol in self._protocols if protocol.client_header in sent), self._protocols[0])
+
+
+def _is_below(path: str, protocol: Endpoint) -> bool:
+    """Whether the path is that of something that an endpoint of the protocol has made."""
+    return any(path.startswith(f"{endpoint}/") for endpoint in protocol.paths)
 
 
 def retry_after(wait_seconds: int | None) -> dict[str, str]:

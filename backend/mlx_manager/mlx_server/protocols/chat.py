@@ -9,12 +9,13 @@ from mlx_manager.mlx_server.protocols.answer_format import chat_grammar
 from mlx_manager.mlx_server.protocols.base import ParseOptions
 from mlx_manager.mlx_server.protocols.chat_turns import chat_turns
 from mlx_manager.mlx_server.protocols.logprobs import chat_logprobs
-from mlx_manager.mlx_server.protocols.openai import OpenAIProtocol, OpenAIWriter
+from mlx_manager.mlx_server.protocols.openai import ChunkProtocol, OpenAIWriter
 from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.tools import tool_use
 from mlx_manager.mlx_server.protocols.wire import (
     JsonObject,
     min_tokens,
+    reasoning_kwargs,
     sampling_overrides,
     stop_strings,
     system_fingerprint,
@@ -64,7 +65,7 @@ OURS_IN_TEMPLATES = frozenset(
 """What rendering a template is told by the server, so that `chat_template_kwargs` cannot tell it otherwise."""
 
 
-class ChatCompletions(OpenAIProtocol[openai.ChatCompletionRequest, ChatRequest]):
+class ChatCompletions(ChunkProtocol[openai.ChatCompletionRequest, ChatRequest]):
     paths = ("/v1/chat/completions",)
 
     def parse(self, body: openai.ChatCompletionRequest, options: ParseOptions) -> ChatRequest:
@@ -130,18 +131,13 @@ def _add_generation_prompt(body: openai.ChatCompletionRequest) -> bool:
 
 
 def _template_kwargs(body: openai.ChatCompletionRequest) -> dict[str, object]:
-    """What `reasoning_effort` says goes under its own name and as the switch that most templates have instead.
-
-    What the client says to the template itself comes before both.
-    """
+    """What the client says to the template itself comes before what `reasoning_effort` means to it."""
     given = body.chat_template_kwargs if body.chat_template_kwargs is not None else {}
     for name in sorted(OURS_IN_TEMPLATES & given.keys()):
         raise UnsupportedParameter(
             f"chat_template_kwargs cannot set {name!r}: leave it out.", param=f"chat_template_kwargs.{name}"
         )
-    asked: dict[str, object] = {}
-    if body.reasoning_effort is not None:
-        asked = {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
+    asked = reasoning_kwargs(body.reasoning_effort)
     if body.enable_thinking is not None:
         if asked.get("enable_thinking", body.enable_thinking) != body.enable_thinking:
             raise InvalidRequest(
@@ -155,6 +151,7 @@ def _template_kwargs(body: openai.ChatCompletionRequest) -> dict[str, object]:
 
 class ChatBuilder(OpenAIWriter):
     def __init__(self, request: ChatRequest) -> None:
+        super().__init__()
         self._request = request
 
     def event(self, event: GenerationEvent) -> list[JsonObject]:

@@ -8,7 +8,7 @@ from mlx_manager.mlx_server.errors import InvalidRequest
 from mlx_manager.mlx_server.protocols.answer_format import completion_grammar
 from mlx_manager.mlx_server.protocols.base import ParseOptions
 from mlx_manager.mlx_server.protocols.logprobs import completion_logprobs
-from mlx_manager.mlx_server.protocols.openai import OpenAIProtocol, OpenAIWriter
+from mlx_manager.mlx_server.protocols.openai import ChunkProtocol, OpenAIWriter
 from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.wire import (
     JsonObject,
@@ -43,7 +43,7 @@ MAX_CHOICES_IN_ALL = 1024
 """Of all prompts of a request together."""
 
 
-class Completions(OpenAIProtocol[openai.CompletionRequest, CompletionRequest]):
+class Completions(ChunkProtocol[openai.CompletionRequest, CompletionRequest]):
     paths = ("/v1/completions",)
 
     def parse(self, body: openai.CompletionRequest, options: ParseOptions) -> CompletionRequest:
@@ -124,6 +124,7 @@ def _best_of(body: openai.CompletionRequest, n: int) -> int:
 
 class CompletionBuilder(OpenAIWriter):
     def __init__(self, request: CompletionRequest) -> None:
+        super().__init__()
         self._request = request
 
     def event(self, event: GenerationEvent) -> list[JsonObject]:

@@ -1,12 +1,15 @@
-"""Logprobs on the wire: Chat Completions' shape and the one of Completions. Pure."""
+"""Logprobs on the wire: Chat Completions' shape, which Responses share, and the one of Completions. Pure."""
 
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.types import Logprobs, TokenLogprob, TopLogprob
 
 
 def chat_logprobs(logprobs: Logprobs) -> JsonObject:
-    content = [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in logprobs]
-    return {"content": content, "refusal": None}
+    return {"content": token_logprobs(logprobs), "refusal": None}
+
+
+def token_logprobs(logprobs: Logprobs) -> list[JsonObject]:
+    return [{**_token(entry), "top_logprobs": [_token(top) for top in entry.top]} for entry in logprobs]
 
 
 def completion_logprobs(logprobs: Logprobs) -> JsonObject:

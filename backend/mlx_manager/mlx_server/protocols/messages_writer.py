@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
-import msgspec
 import pydantic_core
 
 from mlx_manager.mlx_server.protocols.base import Writer
+from mlx_manager.mlx_server.protocols.blocks import Blocks, PassageKind, joined_parts
 from mlx_manager.mlx_server.protocols.messages_errors import anthropic_error
 from mlx_manager.mlx_server.protocols.messages_turns import signature
-from mlx_manager.mlx_server.protocols.wire import JsonObject
+from mlx_manager.mlx_server.protocols.text_frames import TextFrame
+from mlx_manager.mlx_server.protocols.wire import JsonObject, event_frame
 from mlx_manager.mlx_server.types import (
     ChatRequest,
     Choice,
@@ -50,7 +51,9 @@ class MessagesWriter(Writer):
         self._finished: ChoiceFinished | None = None
 
     def frames(self, event: GenerationEvent) -> list[bytes]:
-        return [_frame(message) for message in self._messages(event)]
+        if type(event) is TextDelta and (frame := self._blocks.text_frame(event.text)):
+            return [frame]
+        return [event_frame(message) for message in self._messages(event)]
 
     def response(self, generation: Generation) -> JsonObject:
         (choice,) = generation.choices
@@ -59,13 +62,13 @@ class MessagesWriter(Writer):
 
     def error_frame(self, error: Exception, request_id: str) -> bytes:
         self._has_ended = True
-        return _frame(anthropic_error(error, request_id).body)
+        return event_frame(anthropic_error(error, request_id).body)
 
     def end(self) -> bytes:
         return b""
 
     def keep_alive(self) -> bytes:
-        return b"" if self._has_ended else _frame({"type": "ping"})
+        return b"" if self._has_ended else event_frame({"type": "ping"})
 
     def _messages(self, event: GenerationEvent) -> Iterator[JsonObject]:
         match event:
@@ -145,61 +148,41 @@ class MessagesWriter(Writer):
         }
 
 
-class _Blocks:
-    """The content blocks of a stream, as events.
-
-    Text and thoughts open a block with their first character that is no space: clients show empty blocks, and
-    Anthropic's servers refuse them in the next turn. Only an answer with nothing else has a text block without any.
-    """
+class _Blocks(Blocks):
+    """The content blocks of a stream, as events."""
 
     def __init__(self, shows_thoughts: bool) -> None:
+        super().__init__()
         self._shows_thoughts = shows_thoughts
-        self._index = -1
-        self._open: type[GenerationEvent] | None = None
-        self._held: dict[type[GenerationEvent], str] = {}
         self._thoughts: list[str] = []
-        self._call = -1
+        self._text_frame: TextFrame | None = None
 
-    def write(self, kind: type[TextDelta | ReasoningDelta], text: str) -> Iterator[JsonObject]:
-        if self._open is not kind:
-            text = self._held.get(kind, "") + text
-            if not text.strip():
-                self._held = {kind: text}
-                return
-            yield from self._begin(kind, _empty(kind))
+    def text_frame(self, text: str) -> bytes | None:
+        """The frame of a text that goes on in an open block of text, where only the text is new; None elsewhere."""
+        if self.open is not TextDelta:
+            return None
         self._held = {}
-        yield from self._delta(kind, text)
+        if self._text_frame is None:
+            self._text_frame = TextFrame(lambda text: b"".join(map(event_frame, self._add_text(TextDelta, text))))
+        return self._text_frame(text)
 
-    def call(self, call: ToolCallStarted) -> Iterator[JsonObject]:
-        self._call, self._held = call.call, {}
-        block: JsonObject = {"type": "tool_use", "id": _call_id(call.id), "name": call.name, "input": {}}
-        yield from self._begin(ToolCallStarted, block)
+    def _open(self, block: PassageKind | ToolCallStarted) -> Iterator[JsonObject]:
+        self._thoughts = []
+        if isinstance(block, ToolCallStarted):
+            content: JsonObject = {"type": "tool_use", "id": _call_id(block.id), "name": block.name, "input": {}}
+        else:
+            content = _empty(block)
+        yield {"type": "content_block_start", "index": self.index, "content_block": content}
 
-    def arguments(self, delta: ToolCallDelta) -> Iterator[JsonObject]:
-        """A block that is closed takes no more: calls are written one after the other."""
-        if self._open is ToolCallStarted and delta.call == self._call:
-            yield self._part({"type": "input_json_delta", "partial_json": delta.arguments})
-
-    def finish(self) -> Iterator[JsonObject]:
-        if self._index < 0:
-            yield from self._begin(TextDelta, _empty(TextDelta))
-        yield from self._close()
-
-    def _begin(self, kind: type[GenerationEvent], block: JsonObject) -> Iterator[JsonObject]:
-        yield from self._close()
-        self._open, self._thoughts = kind, []
-        self._index += 1
-        yield {"type": "content_block_start", "index": self._index, "content_block": block}
-
-    def _close(self) -> Iterator[JsonObject]:
-        if self._open is None:
-            return
-        if self._open is ReasoningDelta:
+    def _end(self) -> Iterator[JsonObject]:
+        if self.open is ReasoningDelta:
             yield self._part({"type": "signature_delta", "signature": _signature(self._thoughts, self._shows_thoughts)})
-        self._open = None
-        yield {"type": "content_block_stop", "index": self._index}
+        yield {"type": "content_block_stop", "index": self.index}
 
-    def _delta(self, kind: type[TextDelta | ReasoningDelta], text: str) -> Iterator[JsonObject]:
+    def _add_arguments(self, arguments: str) -> Iterator[JsonObject]:
+        yield self._part({"type": "input_json_delta", "partial_json": arguments})
+
+    def _add_text(self, kind: PassageKind, text: str) -> Iterator[JsonObject]:
         if kind is TextDelta:
             yield self._part({"type": "text_delta", "text": text})
         elif self._shows_thoughts:
@@ -208,24 +191,16 @@ class _Blocks:
             self._thoughts.append(text)
 
     def _part(self, delta: JsonObject) -> JsonObject:
-        return {"type": "content_block_delta", "index": self._index, "delta": delta}
+        return {"type": "content_block_delta", "index": self.index, "delta": delta}
 
 
 def _content(choice: Choice, shows_thoughts: bool) -> list[JsonObject]:
     """The blocks that the stream of the same answer adds up to."""
-    parts: list[Passage | ToolCall] = []
-    for part in choice.parts:
-        if isinstance(part, Passage):
-            part = Passage(_kind(part.kind), part.text)
-        last = parts[-1] if parts else None
-        if isinstance(part, Passage) and isinstance(last, Passage) and last.kind is part.kind:
-            parts[-1] = Passage(last.kind, last.text + part.text)
-        elif isinstance(part, ToolCall) or part.text.strip():
-            parts.append(part)
-    return [_block(part, shows_thoughts) for part in parts] or [_empty(TextDelta)]
+    parts = tuple(Passage(_kind(part.kind), part.text) if isinstance(part, Passage) else part for part in choice.parts)
+    return [_block(part, shows_thoughts) for part in joined_parts(parts)] or [_empty(TextDelta)]
 
 
-def _kind(kind: type[TextDelta | ReasoningDelta | RefusalDelta]) -> type[TextDelta | ReasoningDelta]:
+def _kind(kind: PassageKind) -> PassageKind:
     """A refusal is a text here."""
     return ReasoningDelta if kind is ReasoningDelta else TextDelta
 
@@ -239,7 +214,7 @@ def _block(part: Passage | ToolCall, shows_thoughts: bool) -> JsonObject:
     return {"type": "thinking", "thinking": thinking, "signature": _signature([part.text], shows_thoughts)}
 
 
-def _empty(kind: type[TextDelta | ReasoningDelta]) -> JsonObject:
+def _empty(kind: PassageKind) -> JsonObject:
     if kind is TextDelta:
         return {"type": "text", "text": "", "citations": None}
     return {"type": "thinking", "thinking": "", "signature": ""}
@@ -261,7 +236,3 @@ def _input(arguments: str) -> object:
 
 def _call_id(call_id: str) -> str:
     return f"toolu_{call_id.removeprefix('call_')}"
-
-
-def _frame(message: JsonObject) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (str(message["type"]).encode(), msgspec.json.encode(message))

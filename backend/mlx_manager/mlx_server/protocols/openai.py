@@ -2,18 +2,19 @@
 
 from abc import abstractmethod
 
-import msgspec
-
 from mlx_manager.mlx_server.errors import BrokenBody, ServerError
-from mlx_manager.mlx_server.protocols.base import BodyT, ErrorReply, Protocol, RequestT, Writer, retry_after
+from mlx_manager.mlx_server.protocols.base import BodyT, Endpoint, ErrorReply, Protocol, RequestT, Writer, retry_after
 from mlx_manager.mlx_server.protocols.errors import error_body, status_of
-from mlx_manager.mlx_server.protocols.wire import JsonObject
-from mlx_manager.mlx_server.types import GenerationEvent
+from mlx_manager.mlx_server.protocols.text_frames import TextFrame
+from mlx_manager.mlx_server.protocols.wire import JsonObject, data_frame
+from mlx_manager.mlx_server.types import GenerationEvent, ReasoningDelta, TextDelta
+
+_TEXTS = (TextDelta, ReasoningDelta)
 
 
-class OpenAIProtocol(Protocol[BodyT, RequestT]):
+class OpenAIEndpoint(Endpoint):
     def __init__(self, broken_body_status: int = 422) -> None:
-        """Users choose the status of a body that breaks the schema: api.openai.com answers 400."""
+        """Of a body that breaks the schema; api.openai.com answers 400."""
         self._broken_body_status = broken_body_status
 
     def error(self, error: Exception, request_id: str) -> ErrorReply:
@@ -22,22 +23,46 @@ class OpenAIProtocol(Protocol[BodyT, RequestT]):
         return ErrorReply(status, error_body(error), headers)
 
 
+class OpenAIProtocol(OpenAIEndpoint, Protocol[BodyT, RequestT]):
+    """Of those endpoints of OpenAI's that generate."""
+
+
+class ChunkProtocol(OpenAIProtocol[BodyT, RequestT]):
+    """A protocol whose stream is chunks of one shape, which programs can read as dicts, too."""
+
+    @abstractmethod
+    def writer(self, request: RequestT) -> "OpenAIWriter": ...
+
+
 class OpenAIWriter(Writer):
     """Chunks as `data:` lines. A stream that fails has no [DONE]."""
+
+    def __init__(self) -> None:
+        self._texts: dict[tuple[type[GenerationEvent], int], TextFrame | None] = {}
 
     @abstractmethod
     def event(self, event: GenerationEvent) -> list[JsonObject]:
         """The chunks that the event becomes."""
 
     def frames(self, event: GenerationEvent) -> list[bytes]:
-        return [_frame(chunk) for chunk in self.event(event)]
+        if isinstance(event, _TEXTS) and not event.logprobs:
+            key = type(event), event.index
+            frame = self._texts[key] if key in self._texts else self._text_frame(*key)
+            return [frame(event.text)] if frame is not None else []
+        return [data_frame(chunk) for chunk in self.event(event)]
+
+    def _text_frame(self, kind: type[TextDelta | ReasoningDelta], index: int) -> TextFrame | None:
+        """None where the protocol has no such text."""
+
+        def write(text: str) -> bytes:
+            return b"".join(map(data_frame, self.event(kind(index, text))))
+
+        frame = TextFrame(write) if write("") else None
+        self._texts[kind, index] = frame
+        return frame
 
     def error_frame(self, error: Exception, request_id: str) -> bytes:
-        return _frame(error_body(error))
+        return data_frame(error_body(error))
 
     def end(self) -> bytes:
         return b"data: [DONE]\n\n"
-
-
-def _frame(chunk: JsonObject) -> bytes:
-    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"

@@ -1,41 +1,27 @@
 """How much a request may hold, counted before it is looked into: what is too much is refused at once. Pure."""
 
-from dataclasses import dataclass
-
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.errors import InvalidRequest
 from mlx_manager.mlx_server.types import CHARACTERS_PER_TOKEN
 
 
-@dataclass(frozen=True, slots=True)
-class SizeLimits:
-    """`prompt_characters` is for all prompts of a request together; a token id counts as several characters."""
-
-    messages: int
-    tools: int
-    prompt_characters: int
-
-
-def check_sizes(body: object, limits: SizeLimits) -> None:
+def check_sizes(body: object, bounds: Bounds) -> None:
     """Of a body as it came, before it is validated, which would take long. Raises InvalidRequest, naming the field."""
     if not isinstance(body, dict):
         return
-    for name, limit in (("messages", limits.messages), ("tools", limits.tools)):
+    for name, limit in (("messages", bounds.max_messages), ("tools", bounds.max_tools)):
         count = len(body[name]) if isinstance(body.get(name), list) else 0
         if count > limit:
-            raise InvalidRequest(
-                f"There are {count} {name}, and this server takes {limit}: send fewer, or raise "
-                f"MLX_SERVER_MAX_{name.upper()}.",
-                param=name,
-            )
+            raise InvalidRequest(f"There are {count} {name}, and a request may have {limit}: send fewer.", param=name)
     characters = _prompt_characters(body.get("prompt"))
-    if characters > limits.prompt_characters:
-        raise too_long("The prompt", characters, limits.prompt_characters, "prompt")
+    if characters > bounds.max_prompt_characters:
+        raise too_long("The prompt", characters, bounds.max_prompt_characters, "prompt")
 
 
 def too_long(what: str, characters: int, limit: int, param: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{what} has {characters} characters, where a token id counts as {CHARACTERS_PER_TOKEN}, and this server takes "
-        f"{limit}: shorten it, or raise MLX_SERVER_MAX_PROMPT_CHARACTERS.",
+        f"{what} has {characters} characters, where a token id counts as {CHARACTERS_PER_TOKEN}, and a request may "
+        f"have {limit}: shorten it.",
         param=param,
     )
 

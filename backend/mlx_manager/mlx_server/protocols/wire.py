@@ -1,9 +1,12 @@
-"""Small pieces that OpenAI's protocols share on the wire."""
+"""Small pieces that protocols share on the wire."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from functools import lru_cache
+
+import msgspec
+from sse_starlette.event import ServerSentEvent
 
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.errors import InvalidRequest
@@ -99,6 +102,21 @@ def usage_json(usage: Usage) -> JsonObject:
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+
+
+def event_frame(message: JsonObject) -> bytes:
+    """A server-sent event whose name is the message's type."""
+    return data_frame(message, str(message["type"]))
+
+
+def data_frame(message: JsonObject, name: str | None = None) -> bytes:
+    """A server-sent event whose data is JSON."""
+    return ServerSentEvent(msgspec.json.encode(message).decode(), event=name, sep="\n").encode()
+
+
+def reasoning_kwargs(effort: str | None) -> dict[str, object]:
+    """For chat templates: the effort under its own name, and as the switch that most of them have instead."""
+    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
 @lru_cache(maxsize=100)

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mlx_manager.mlx_server.kinds import ModelKind
+
 ModelStatus = Literal[
     "unloaded", "loading", "loaded", "unloading", "restarting", "failed", "not_responding"
 ]  # failed: its last load failed; the next request tries again
@@ -60,10 +62,22 @@ class LoadProgress(BaseModel):
     total_bytes: int
 
 
+class WorkerDevice(BaseModel):
+    """What a worker computes on. `memory_bytes` is None on a CPU."""
+
+    backend: Literal["cpu", "metal", "cuda"]
+    memory_bytes: int | None
+    name: str
+    generation: str
+    """Of the chip, as MLX names it."""
+
+
 class PoolModel(BaseModel):
     """One model of the catalogue. Memory is None when it is not loaded."""
 
     id: str
+    kind: ModelKind | None = None
+    """What it does, by its files; None for one not downloaded."""
     state: ModelStatus
     error: str | None = None
     """Why it is failed, restarting or not_responding."""
@@ -85,6 +99,9 @@ class PoolModel(BaseModel):
     last_used: float | None = None
     pid: int | None = None
     """Of its worker process."""
+    device: WorkerDevice | None = None
+    dtype: str | None = None
+    """In which its worker computes."""
 
 
 class PoolStatus(BaseModel):
@@ -105,6 +122,7 @@ class PoolStatus(BaseModel):
                     "models": [
                         {
                             "id": "demo",
+                            "kind": "generate",
                             "state": "loaded",
                             "error": None,
                             "progress": None,
@@ -125,6 +143,13 @@ class PoolStatus(BaseModel):
                             "loaded_at": 1795255200.1,
                             "last_used": 1795255260.4,
                             "pid": 4711,
+                            "device": {
+                                "backend": "metal",
+                                "memory_bytes": 51539607552,
+                                "name": "Apple M4 Max",
+                                "generation": "applegpu_g16s",
+                            },
+                            "dtype": "bfloat16",
                         }
                     ],
                 }

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mlx_manager.mlx_server.kinds import ModelKind
+
 
 class Support(BaseModel):
     supported: bool
@@ -80,6 +82,7 @@ class ModelInfo(BaseModel):
     context_length: int | None = None
     max_input_tokens: int | None = None
     max_tokens: int | None = None
+    kind: ModelKind | None = None
     size_bytes: int | None = None
     """Its weights in memory."""
     quantization: str | None = None
@@ -87,11 +90,49 @@ class ModelInfo(BaseModel):
     capabilities: ModelCapabilities | None = None
 
 
+class CodexEffort(BaseModel):
+    effort: str
+    description: str
+
+
+class CodexTruncation(BaseModel):
+    mode: Literal["tokens"] = "tokens"
+    limit: int
+
+
+class CodexModel(BaseModel):
+    """A model as Codex has it in its own catalogue. A custom tool is what it calls `freeform`."""
+
+    slug: str
+    display_name: str
+    description: str
+    default_reasoning_level: str | None
+    supported_reasoning_levels: list[CodexEffort]
+    shell_type: Literal["shell_command"] = "shell_command"
+    visibility: Literal["list"] = "list"
+    supported_in_api: Literal[True] = True
+    priority: int
+    upgrade: None = None
+    base_instructions: str
+    supports_reasoning_summaries: Literal[True] = True
+    support_verbosity: Literal[False] = False
+    default_verbosity: None = None
+    apply_patch_tool_type: Literal["freeform"] = "freeform"
+    truncation_policy: CodexTruncation
+    supports_parallel_tool_calls: Literal[True] = True
+    context_window: int | None
+    max_context_window: int | None
+    experimental_supported_tools: list[str] = []
+    input_modalities: list[Literal["text"]] = ["text"]
+    tool_mode: Literal["direct"] = "direct"
+
+
 class ModelListResponse(BaseModel):
-    """All of them at once, on one page."""
+    """All of them at once, on one page. `models` are the same once more, for Codex."""
 
     object: Literal["list"] = "list"
     data: list[ModelInfo]
+    models: list[CodexModel] = []
     has_more: Literal[False] = False
     first_id: str | None = None
     last_id: str | None = None

@@ -31,6 +31,8 @@ class DeltaWriter:
 
     def __call__(self, output: Output) -> list[Delta]:
         """The logprobs go with the last text."""
+        if len(output.pieces) == 1 and type(text := output.pieces[0]) is Text:
+            return [TextDelta(self._index, text.text, output.logprobs)]
         last_text = next((piece for piece in reversed(output.pieces) if isinstance(piece, Text)), None)
         deltas: list[Delta] = []
         for piece in output.pieces:

@@ -1,9 +1,9 @@
 """One choice's tokens to what may be sent of it: detokenised, parsed, cut at stop strings, and with its logprobs."""
 
-from dataclasses import dataclass, field
+import msgspec
 
 from mlx_manager.mlx_server.engine.sequences import Tokens
-from mlx_manager.mlx_server.models.tokenization import StreamingDetokenizer
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.parsers.output import OutputParser
 from mlx_manager.mlx_server.parsers.pieces import Piece, Text, ToolCallEnd, ToolCallStart, joined
 from mlx_manager.mlx_server.parsers.stop import StopStringParser
@@ -11,11 +11,10 @@ from mlx_manager.mlx_server.services.logprobs import LogprobLedger
 from mlx_manager.mlx_server.types import FinishReason, GenerationRequest, Logprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """`logprobs` are those of tokens whose text is complete with these pieces."""
+class Output(msgspec.Struct, frozen=True):
+    """`logprobs` are those of tokens whose text is complete with these pieces. A Struct for speed, as Tokens."""
 
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Piece] = []
     logprobs: Logprobs = ()
 
 
@@ -41,6 +40,7 @@ class ChoiceText:
         self._detokenizer = detokenizer
         self._parser = parser
         self._stop = StopStringParser(request.stop, include=request.include_stop)
+        self._has_stops = bool(request.stop)
         self._min_tokens = request.min_tokens
         self._include_stop = request.include_stop
         self._ledger = ledger
@@ -65,6 +65,11 @@ class ChoiceText:
             self.completion_tokens += 1
             if self._ledger is not None:
                 self._ledger.add(token, tokens.scores[i], text)
+            piece = None if self._has_stops else self._parser.pass_on(text)
+            if piece is not None:
+                self.reasoning_tokens += self._parser.in_reasoning
+                pieces.append(piece)
+                continue
             pieces += self._visible(self._parse(text))
             if self.finish_reason is not None:
                 return self._output(pieces)
@@ -109,7 +114,7 @@ class ChoiceText:
         return visible if self.finish_reason is not None else [*visible, *_text(self._stop.flush())]
 
     def _output(self, pieces: list[Piece]) -> Output:
-        pieces = joined(pieces)
+        pieces = joined(pieces) if len(pieces) > 1 else pieces
         if self._ledger is None:
             return Output(pieces)
         sent = sum(len(piece.text) for piece in pieces if isinstance(piece, Text))

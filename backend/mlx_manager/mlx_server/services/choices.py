@@ -4,11 +4,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
+
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.sequences import Tokens
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.models.pool import LoadedModel
 from mlx_manager.mlx_server.models.token_texts import TokenTexts
-from mlx_manager.mlx_server.models.tokenization import StreamingDetokenizer, make_decoder, make_filtering_decoder
+from mlx_manager.mlx_server.models.tokenization import make_decoder, make_filtering_decoder
 from mlx_manager.mlx_server.parsers.detect import PLAIN
 from mlx_manager.mlx_server.parsers.output import OutputParser
 from mlx_manager.mlx_server.parsers.pieces import Piece, Text, Tool
@@ -37,7 +40,7 @@ class ChoiceRun:
         self._decode = _decoder(model, request)
         self._texts = TokenTexts(model.tokenizer) if request.logprobs is not None else None
         ledger = LogprobLedger(self._texts, len(prompt.echo) if self._echoes else 0) if self._texts else None
-        detokenizer = StreamingDetokenizer(self._decode, _context(request, prompt))
+        detokenizer = StreamingDetokenizer(self._decode, _context(request, prompt), model.language.plain_texts)
         one_call = isinstance(request, ChatRequest) and not request.tool_use.parallel
         self._text = ChoiceText(detokenizer, _parser(model, request, prompt), request, ledger, one_call)
         self._write = DeltaWriter(index)
@@ -60,7 +63,10 @@ class ChoiceRun:
         return self._logprob_sum / max(1, self.completion_tokens)
 
     def events(self, tokens: Tokens) -> list[ChoiceEvent]:
-        events: list[ChoiceEvent] = [*self._write(self._echo(tokens))]
+        events: list[ChoiceEvent] = []
+        if self._echoes:
+            self._echoes = False
+            events += self._write(self._echo(tokens))
         if self._generates:
             events += self._go_on(tokens)
         reason = self._text.finish_reason if self._generates else "length"
@@ -70,16 +76,14 @@ class ChoiceRun:
         return events
 
     def _go_on(self, tokens: Tokens) -> list[Delta]:
-        counted = self.completion_tokens
+        counted = self._text.completion_tokens
         output = self._text.feed(tokens)
-        self._logprob_sum += sum(score.logprob for score in tokens.scores[: self.completion_tokens - counted])
+        if tokens.scores:
+            self._logprob_sum += sum(score.logprob for score in tokens.scores[: self.completion_tokens - counted])
         return self._write(output)
 
     def _echo(self, tokens: Tokens) -> Output:
         """The prompt, before the first tokens."""
-        if not self._echoes:
-            return Output()
-        self._echoes = False
         pieces: list[Piece] = [Text(self._prompt.echo)] if self._prompt.echo else []
         if self._texts is None:
             return Output(pieces)
@@ -135,7 +139,7 @@ def best_of(
         ranked = sorted(runs[first : first + made], key=lambda run: run.mean_logprob, reverse=True)
         for place, run in enumerate(ranked[: request.n]):
             index = first // made * request.n + place
-            yield from (replace(event, index=index) for event in by_choice[run.index])
+            yield from (msgspec.structs.replace(event, index=index) for event in by_choice[run.index])
 
 
 def _choices_of_each_prompt(request: ChatRequest | CompletionRequest) -> int:
@@ -162,7 +166,7 @@ def _parser(model: LoadedModel, request: ChatRequest | CompletionRequest, prompt
     """A completion is text, whatever is in it."""
     if isinstance(request, CompletionRequest):
         return PLAIN.make_parser((), opened_reasoning=False)
-    tools = [Tool(tool.name, tool.parameters) for tool in request.tool_use.tools]
+    tools = [Tool(tool.name, tool.parameters, custom=tool.custom) for tool in request.tool_use.tools]
     return model.output_format.make_parser(tools, opened_reasoning=prompt.opens_reasoning)
 
 

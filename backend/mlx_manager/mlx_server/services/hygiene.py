@@ -4,9 +4,8 @@ Anthropic's own agent sends both; they reach every protocol through proxies.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.types import ChatRequest, ChatTurn
 
 _BILLING_LINE = re.compile(
@@ -15,22 +14,9 @@ _BILLING_LINE = re.compile(
 _TOKENS_LEFT = re.compile(r"\s*<total_tokens>\s*\d+ tokens left\s*</total_tokens>\s*")
 
 
-@dataclass(frozen=True, slots=True)
-class Hygiene:
-    strip_billing_line: bool = True
-    strip_token_counter: bool = True
-
-    def cleaned(self, request: ChatRequest) -> ChatRequest:
-        turns = request.turns
-        if self.strip_billing_line:
-            turns = _without_billing_line(turns)
-        if self.strip_token_counter:
-            turns = _without_token_counters(turns)
-        return request if turns is request.turns or not turns else replace(request, turns=turns)
-
-
-def hygiene_of(settings: MLXServerSettings) -> Hygiene:
-    return Hygiene(settings.strip_billing_line, settings.strip_token_counter)
+def cleaned(request: ChatRequest) -> ChatRequest:
+    turns = _without_token_counters(_without_billing_line(request.turns))
+    return request if turns is request.turns or not turns else replace(request, turns=turns)
 
 
 def _without_billing_line(turns: tuple[ChatTurn, ...]) -> tuple[ChatTurn, ...]:

@@ -1,189 +1,113 @@
-"""The straight line of every request: lease the model, render and tokenise, compile the grammar, generate, events.
+"""The story of a request: find its model, or one that may stand in for it, and give the events of the answer.
 
-Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves. They use its
-service, so upstreams, fallbacks, deadline and limits are those of the HTTP endpoints. Awaited first, each gives an
-async iterator of OpenAI's chunks as dicts when `stream`, else one response; they raise `ServerError` where the HTTP
-endpoints answer with a status.
+Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves, and go the same
+way. Awaited first, each gives an async iterator of OpenAI's chunks as dicts when `stream`, else one response; they
+raise `ServerError` where the HTTP endpoints answer with a status.
 """
 
 import logging
-import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
-from dataclasses import replace
-from typing import Any
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from mlx_manager.mlx_server.engine.sequences import Sequence
-from mlx_manager.mlx_server.errors import InvalidRequest, NotReady, UpstreamError
-from mlx_manager.mlx_server.folding import fold
-from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
-from mlx_manager.mlx_server.protocols import chat, completions
-from mlx_manager.mlx_server.protocols.wire import JsonObject
-from mlx_manager.mlx_server.records import GenerationRecord
-from mlx_manager.mlx_server.schemas import openai
-from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
-from mlx_manager.mlx_server.services.constraints import compile_grammar
-from mlx_manager.mlx_server.services.deadline import within
-from mlx_manager.mlx_server.services.hygiene import Hygiene
-from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
-from mlx_manager.mlx_server.services.routing import Routing
-from mlx_manager.mlx_server.services.tracing import traced
-from mlx_manager.mlx_server.types import (
-    ChatRequest,
-    Completed,
-    CompletionRequest,
-    GenerationEvents,
-    Prefilled,
-    Started,
-    Usage,
+from mlx_manager.mlx_server.errors import (
+    InsufficientMemory,
+    InvalidRequest,
+    ModelLoadFailed,
+    NotReady,
+    ServerBusy,
+    ServerError,
+    UpstreamError,
 )
+from mlx_manager.mlx_server.folding import fold
+from mlx_manager.mlx_server.models.running import get_running
+from mlx_manager.mlx_server.protocols.base import ParseOptions, Request, RequestT
+from mlx_manager.mlx_server.protocols.chat import ChatCompletions
+from mlx_manager.mlx_server.protocols.completions import DEFAULT_MAX_TOKENS as COMPLETION_TOKENS
+from mlx_manager.mlx_server.protocols.completions import Completions
+from mlx_manager.mlx_server.protocols.openai import ChunkProtocol, OpenAIWriter
+from mlx_manager.mlx_server.protocols.wire import JsonObject
+from mlx_manager.mlx_server.schemas import openai
+from mlx_manager.mlx_server.services.backends import Backend, Backends
+from mlx_manager.mlx_server.services.deadline import Deadline
+from mlx_manager.mlx_server.services.hygiene import cleaned
+from mlx_manager.mlx_server.services.tracing import traced
+from mlx_manager.mlx_server.types import ChatRequest, GenerationEvents
 
 logger = logging.getLogger(__name__)
 
 Answer = JsonObject | AsyncIterator[JsonObject]
+BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 class _Unasked(int):
-    """A limit that the caller did not ask for: the model's own comes before it, and it is cut to what fits."""
+    """A limit that the caller did not ask for: that of the model, or of the settings, comes before it."""
 
 
 DEFAULT_MAX_TOKENS = _Unasked(4096)
-DEFAULT_COMPLETION_TOKENS = _Unasked(completions.DEFAULT_MAX_TOKENS)
-_running_service: "InferenceService | None" = None
+DEFAULT_COMPLETION_TOKENS = _Unasked(COMPLETION_TOKENS)
+
+_PASSING = (InsufficientMemory, ModelLoadFailed, NotReady, ServerBusy, UpstreamError)
+"""Failures of a model that say nothing of the request: another model may answer it."""
 
 
+@dataclass(slots=True)
 class InferenceService:
-    """Turns requests into events, over the models of a pool and those of upstreams."""
+    """Turns requests into events, over all models that there are. A reload of the settings sets the fields."""
 
-    def __init__(
-        self,
-        pool: ModelPoolManager,
-        timeout_seconds: float,
-        routing: Routing,
-        *,
-        hygiene: Hygiene,
-        prompt_rules: PromptRules,
-        trace_content: bool,
-    ) -> None:
-        """A request may take `timeout_seconds`; 0 for as long as it takes."""
-        self._pool = pool
-        self.routing = routing
-        self.timeout_seconds = timeout_seconds
-        self.hygiene = hygiene
-        self.prompt_rules = prompt_rules
-        self.trace_content = trace_content
+    backends: Backends
+    timeout_seconds: float
+    """For a request, from first to last; 0 is no limit."""
+    trace_content: bool = False
 
-    def generate(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
-        """The events of the request, `Started` once it is admitted. Closing the iterator cancels the generation."""
+    async def generate(self, request: Request) -> GenerationEvents:
+        """The events of the first model that can answer: the request's own, or one of its fallbacks.
+
+        `Started` comes once, when the request is admitted. Another model takes over before the first token only, and
+        where none can, what the request's own model failed with is raised. Closing the iterator ends the generation.
+        """
         if isinstance(request, ChatRequest):
-            request = self.hygiene.cleaned(request)
-        events = self.routing.events(request, self._events)
-        if self.timeout_seconds:
-            events = within(events, self.timeout_seconds)
-        return traced(events, request, self.trace_content)
+            request = cleaned(request)
+        with traced(request, self.trace_content) as trace, closing(Deadline(self.timeout_seconds)) as deadline:
+            own = await self._resolve(request.model, deadline)
+            failure: ServerError | None = None
+            for name in (own.id, *own.fallbacks):
+                try:
+                    backend = own if failure is None else await self._resolve(name, deadline)
+                    async with aclosing(backend.generate(request)) as events:
+                        with trace.current(), deadline:  # a load that the request waits for is its child
+                            event = await anext(events)
+                        while True:
+                            if trace.note(event):
+                                yield event
+                            with deadline:
+                                event = await anext(events)
+                except StopAsyncIteration:
+                    return
+                except ServerError as exc:
+                    if trace.is_answering or deadline.expired or (failure is None and not isinstance(exc, _PASSING)):
+                        raise
+                    logger.warning("Model %s cannot answer %s: %s", name, request.id, exc)
+                    failure = failure if failure is not None else exc
+            assert failure is not None
+            raise failure
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Tokens of the prompt that `generate` would have the model read. An upstream counts them by answering."""
-        request = replace(self.hygiene.cleaned(request), model=self.routing.model_id(request.model))
-        if self.routing.upstream(request.model) is not None:
-            return await self._counted_by_upstream(replace(request, max_tokens=1))
-        check_length(request, self.prompt_rules.max_characters)
-        async with self._pool.lease(request.model, 0, request.keep_alive_seconds) as model:
-            (prompt,) = await read_prompts(model, request, self.prompt_rules)
-        return len(prompt.tokens)
+        """Tokens of the prompt that `generate` would have the request's own model read."""
+        request = cleaned(request)
+        with closing(Deadline(self.timeout_seconds)) as deadline:
+            backend = await self._resolve(request.model, deadline)
+            with deadline:
+                return await backend.count_tokens(request)
 
-    async def _counted_by_upstream(self, request: ChatRequest) -> int:
-        usage = (await fold(self.generate(request))).usage
-        if not usage.prompt_tokens:
-            raise UpstreamError(f"Model {request.model!r} is an upstream's that does not count a prompt's tokens.")
-        return usage.prompt_tokens
-
-    async def _events(self, request: ChatRequest | CompletionRequest) -> GenerationEvents:
-        check_length(request, self.prompt_rules.max_characters)
-        record, asked_at = request.record, time.time()
-        async with self._pool.lease(request.model, request.sequences, request.keep_alive_seconds) as model:
-            _note_lease(record, model, asked_at)
-            prompts = await read_prompts(model, request, self.prompt_rules)
-            record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
-            grammar = await compile_grammar(self._pool.grammars, model, request)
-            planned = plan_choices(model, request, prompts, grammar)
-            runs = [run for run, _ in planned]
-            logger.debug("Starting generation: %s, model=%s, choices=%d", request.id, model.model_id, len(runs))
-            async with model.engine.generate([submission for _, submission in planned]) as sequences:
-                try:
-                    yield Started()
-                    held: list[ChoiceEvent] = []
-                    is_prefilled = False
-                    async for index, tokens in sequences:
-                        if not is_prefilled:
-                            is_prefilled = True
-                            yield _prefilled(model, record, sequences.members[:: len(runs) // len(prompts)])
-                        events = runs[index].events(tokens)
-                        if runs[index].finished:
-                            sequences.cancel(index)
-                        if keeps_the_best(request):
-                            held += events
-                        else:
-                            for event in events:
-                                yield event
-                    for event in best_of(request, runs, held):
-                        yield event
-                finally:
-                    _note_work(record, runs, sequences.members, len(prompts))
-        yield Completed(
-            Usage(
-                record.prompt_tokens,
-                record.completion_tokens,
-                record.cached_tokens,
-                record.reasoning_tokens,
-                record.stored_tokens,
-            )
-        )
-
-
-def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
-    """`asked_at` is in Unix seconds, as the model's times are."""
-    record.model, record.upstream = model.model_id, None  # it may stand in for an upstream's
-    record.leased = time.perf_counter()
-    if model.loaded_at >= asked_at:
-        record.load_seconds = time.time() - asked_at
-
-
-def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[Sequence]) -> Prefilled:
-    """`members` are the first choice of each prompt, which read it. The worker keeps what fits into its cache."""
-    record.cached_tokens = sum(member.cached_tokens for member in members)
-    new = record.prompt_tokens - record.cached_tokens
-    if model.engine.kv_bytes_per_token * new <= model.engine.limits.prefix_cache_bytes:
-        record.stored_tokens = new
-    return Prefilled(record.prompt_tokens, record.cached_tokens, record.stored_tokens)
-
-
-def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[Sequence], prompts: int) -> None:
-    """What was generated, also when it came to no end. Of the choices of one prompt, the first took it in."""
-    first_choices = members[:: len(runs) // prompts]
-    prefilled = [member.prefilled_at for member in members if member.prefilled_at is not None]
-    record.admitted = max(member.admitted_at for member in members if member.admitted_at is not None)
-    if prefilled:
-        record.prefilled = max(prefilled)
-        record.queue_seconds = min(member.queue_seconds for member in members if member.prefilled_at is not None)
-    record.cached_tokens = sum(member.cached_tokens for member in first_choices)
-    record.completion_tokens = sum(run.completion_tokens for run in runs)
-    record.reasoning_tokens = sum(run.reasoning_tokens for run in runs)
-    record.broken_calls = sum(run.broken_calls for run in runs)
-
-
-def set_running_service(service: InferenceService | None) -> None:
-    """For the lifespan alone."""
-    global _running_service
-    _running_service = service
-
-
-def _get_running_service() -> InferenceService:
-    if _running_service is None:
-        raise NotReady("No server is running: enter the app's lifespan first.")
-    return _running_service
+    async def _resolve(self, name: str, deadline: Deadline) -> Backend:
+        if self.backends.pool.draining:
+            raise NotReady("The server is shutting down.")
+        with deadline:
+            return await self.backends.resolve(name)
 
 
 async def generate_chat_completion(
@@ -196,21 +120,8 @@ async def generate_chat_completion(
     stream: bool = False,
 ) -> Answer:
     """One chat completion of `messages`, each a dict with "role" and "content"."""
-    fields = {
-        "messages": messages,
-        "max_tokens": _asked(max_tokens),
-        "temperature": temperature,
-        "top_p": top_p,
-        "stop": stop,
-    }
-    try:
-        body = openai.ChatCompletionRequest.model_validate({"model": model_id, **fields})
-    except ValidationError as exc:
-        raise InvalidRequest(str(exc)) from exc
-    request = chat.to_request(body, int(DEFAULT_MAX_TOKENS))
-    request.record.streamed = stream
-    events = _get_running_service().generate(request)
-    return await _answer(events, chat.ChatBuilder(request), stream)
+    fields = {"model": model_id, "messages": messages, "temperature": temperature, "top_p": top_p, "stop": stop}
+    return await _answer(ChatCompletions(), openai.ChatCompletionRequest, fields, max_tokens, stream)
 
 
 async def generate_completion(
@@ -225,38 +136,33 @@ async def generate_completion(
 ) -> Answer:
     """One completion that goes on from `prompt`."""
     fields = {
+        "model": model_id,
         "prompt": prompt,
-        "max_tokens": _asked(max_tokens),
         "temperature": temperature,
         "top_p": top_p,
         "stop": stop,
+        "echo": echo,
     }
-    try:
-        body = openai.CompletionRequest.model_validate({"model": model_id, "echo": echo, **fields})
-    except ValidationError as exc:
-        raise InvalidRequest(str(exc)) from exc
-    request = completions.to_request(body)
-    request.record.streamed = stream
-    events = _get_running_service().generate(request)
-    return await _answer(events, completions.CompletionBuilder(request), stream)
-
-
-def _asked(max_tokens: int) -> int | None:
-    return None if isinstance(max_tokens, _Unasked) else max_tokens
+    return await _answer(Completions(), openai.CompletionRequest, fields, max_tokens, stream)
 
 
 async def _answer(
-    events: GenerationEvents, builder: chat.ChatBuilder | completions.CompletionBuilder, stream: bool
+    protocol: ChunkProtocol[BodyT, RequestT], body: type[BodyT], fields: JsonObject, max_tokens: int, stream: bool
 ) -> Answer:
-    if not stream:
-        return builder.response(await fold(events))
-    return _chunks(events, builder)
+    running = get_running()
+    asked = None if isinstance(max_tokens, _Unasked) else max_tokens
+    try:
+        read = body.model_validate({**fields, "max_tokens": asked})
+    except ValidationError as exc:
+        raise InvalidRequest(str(exc)) from exc
+    request = protocol.parse(read, ParseOptions(running.default_max_tokens()))
+    request.record.streamed = stream
+    events, writer = running.generate(request), protocol.writer(request)
+    return _chunks(events, writer) if stream else writer.response(await fold(events))
 
 
-async def _chunks(
-    events: GenerationEvents, builder: chat.ChatBuilder | completions.CompletionBuilder
-) -> AsyncIterator[JsonObject]:
+async def _chunks(events: GenerationEvents, writer: OpenAIWriter) -> AsyncIterator[JsonObject]:
     async with aclosing(events):
         async for event in events:
-            for chunk in builder.event(event):
+            for chunk in writer.event(event):
                 yield chunk

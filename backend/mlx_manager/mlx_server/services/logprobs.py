@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from mlx_manager.mlx_server.engine.sequences import Score
+from mlx_manager.mlx_server.models.detokenizing import StreamingDetokenizer
 from mlx_manager.mlx_server.models.token_texts import TokenTexts
-from mlx_manager.mlx_server.models.tokenization import StreamingDetokenizer
 from mlx_manager.mlx_server.types import Logprobs, TokenLogprob, TopLogprob
 
 Spans = Sequence[tuple[int, int]]

@@ -7,14 +7,15 @@ from typing import Any, assert_never
 
 from jinja2 import TemplateSyntaxError
 
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import ChatTemplateMissing, InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.models.adapters.base import TEMPLATE_FAILURES
 from mlx_manager.mlx_server.models.adapters.round_trip import with_null_content
 from mlx_manager.mlx_server.models.pool import LoadedModel
-from mlx_manager.mlx_server.models.tokenization import Tokenizer, encode, make_decoder
+from mlx_manager.mlx_server.models.tokenization import Tokenizer, make_decoder
 from mlx_manager.mlx_server.protocols.sizes import too_long
-from mlx_manager.mlx_server.services.tool_prompt import with_tools_as_text
+from mlx_manager.mlx_server.services.tool_prompt import with_custom_tools_as_text, with_tools_as_text
 from mlx_manager.mlx_server.services.turns import fit_turns
 from mlx_manager.mlx_server.types import ChatRequest, ChatTurn, CompletionRequest, ToolCall, ToolDefinition
 
@@ -53,8 +54,8 @@ class PromptRules:
     hoist_system_messages: bool = False
 
 
-def prompt_rules(settings: MLXServerSettings) -> PromptRules:
-    return PromptRules(settings.max_prompt_characters, settings.tool_prompt, settings.hoist_system_messages)
+def prompt_rules(settings: MLXServerSettings, bounds: Bounds) -> PromptRules:
+    return PromptRules(bounds.max_prompt_characters, settings.tool_prompt, settings.hoist_system_messages)
 
 
 def check_length(request: ChatRequest | CompletionRequest, max_characters: int) -> None:
@@ -95,13 +96,12 @@ async def _chat_prompt(model: LoadedModel, request: ChatRequest, rules: PromptRu
     async with language.rendering:
         text = await language.templates.in_thread(lambda: _render(model, request, rules))
     if 0 < rules.max_characters < len(text):
-        raise too_long(
-            "With what the model's chat template adds, the prompt", len(text), rules.max_characters, "messages"
-        )
+        what = "With what the model's chat template adds, the prompt"
+        raise too_long(what, len(text), rules.max_characters, request.prompt_field)
     if len(text) > LONG_TEXT_CHARACTERS:
-        tokens = await asyncio.to_thread(encode, language.tokenizer, text, add_special_tokens=False)
+        tokens = await asyncio.to_thread(language.tokenizer.encode, text, add_special_tokens=False)
     else:
-        tokens = encode(language.tokenizer, text, add_special_tokens=False)  # the template has them
+        tokens = language.tokenizer.encode(text, add_special_tokens=False)  # the template has them
     return Prompt(tokens, opens_reasoning=language.output_format.opens_reasoning(text))
 
 
@@ -113,7 +113,7 @@ def _completion_prompt(model: LoadedModel, request: CompletionRequest, prompt: s
     if request.suffix is not None:
         return Prompt(_fill_in_the_middle(model, prompt, request.suffix))
     if isinstance(prompt, str):
-        return Prompt(encode(model.tokenizer, prompt, add_special_tokens=True), prompt)
+        return Prompt(model.tokenizer.encode(prompt, add_special_tokens=True), prompt)
     tokens = _known(model, prompt)
     return Prompt(tokens, make_decoder(model.tokenizer, request.skip_special_tokens)(tokens) if request.echo else "")
 
@@ -137,9 +137,9 @@ def _fill_in_the_middle(model: LoadedModel, prefix: str | tuple[int, ...], suffi
             "'suffix' out, or use a model trained for code.",
             param="suffix",
         )
-    before = encode(tokenizer, prefix, add_special_tokens=False) if isinstance(prefix, str) else _known(model, prefix)
-    after = encode(tokenizer, suffix, add_special_tokens=False)
-    begin_of_text = encode(tokenizer, "", add_special_tokens=True)
+    before = tokenizer.encode(prefix, add_special_tokens=False) if isinstance(prefix, str) else _known(model, prefix)
+    after = tokenizer.encode(suffix, add_special_tokens=False)
+    begin_of_text = tokenizer.encode("", add_special_tokens=True)
     return [*begin_of_text, marks[0], *before, marks[1], *after, marks[2]]
 
 
@@ -158,7 +158,12 @@ def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str
     options: dict[str, object] = dict(request.template_kwargs)
     if request.continue_final_message:
         options["continue_final_message"] = True
-    turns, tools = list(request.turns), [_tool(tool) for tool in request.tool_use.tools]
+    turns, functions = list(request.turns), request.tool_use.tools
+    custom = [tool for tool in functions if tool.custom] if model.language.output_format.has_custom_calls else []
+    if custom:
+        turns = with_custom_tools_as_text(turns, custom)
+        functions = tuple(tool for tool in functions if not tool.custom)
+    tools = [_tool(tool) for tool in functions]
     if not traits.native_tools:
         turns = with_tools_as_text(turns, tools)
     elif tools:
@@ -177,7 +182,8 @@ def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str
         ) from exc
     except TEMPLATE_FAILURES as exc:
         raise InvalidRequest(
-            f"The chat template of model {model.model_id!r} does not take these messages: {exc}", param="messages"
+            f"The chat template of model {model.model_id!r} does not take these messages: {exc}",
+            param=request.prompt_field,
         ) from exc
 
 

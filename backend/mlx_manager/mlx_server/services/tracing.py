@@ -1,13 +1,15 @@
 """One tree of spans per request, in OpenTelemetry's GenAI terms, and its metrics: made of what its record says.
 
-Knows the events alone, and so traces every protocol and every backend. A token costs two readings of the clock; what
-there is to tell is told at the end.
+Knows the events alone, and so traces every protocol and every backend. A token costs a reading of the clock; spans and
+metrics are made at the end.
 """
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 
 from mlx_manager.mlx_server.observability import (
     AttributeValue,
@@ -18,15 +20,14 @@ from mlx_manager.mlx_server.observability import (
     start_span,
     within_span,
 )
+from mlx_manager.mlx_server.protocols.base import Request
 from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.services.trace_content import OutputRecorder, input_attributes
 from mlx_manager.mlx_server.types import (
     ChatRequest,
     ChoiceFinished,
     Completed,
-    CompletionRequest,
     GenerationEvent,
-    GenerationEvents,
     ReasoningDelta,
     RefusalDelta,
     Started,
@@ -40,28 +41,18 @@ _DELTAS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallStarted, ToolCallDel
 Attributes = dict[str, AttributeValue]
 
 
-async def traced(
-    events: GenerationEvents, request: ChatRequest | CompletionRequest, trace_content: bool = False
-) -> GenerationEvents:
-    """The same events. Record and span end with them, with their failure, or when they are closed early.
+@contextmanager
+def traced(request: Request, with_content: bool = False) -> Iterator["Trace"]:
+    """Traces the block, which gives the request's events. A block that is left early is one that its client left.
 
-    What the request and its answer say is on the span with `trace_content` alone.
+    What the request and its answer say is on the span `with_content` alone.
     """
     record = request.record
-    span = start_span(_name(request), _request_attributes(request), record.began_ns)
-    output = OutputRecorder() if trace_content and span.is_recording() else None
-    watch = _Watch(record, output)
+    span = start_span(f"{_operation(request)} {request.model}", _request_attributes(request), record.began_ns)
+    output = OutputRecorder() if with_content and span.is_recording() else None
+    trace = Trace(record, output, partial(within_span, span))
     try:
-        async with aclosing(events):
-            with within_span(span):  # a load that the request waits for is its child
-                first = await anext(events, None)
-            if first is None:
-                return
-            watch.see(first)
-            yield first
-            async for event in events:
-                watch.see(event)
-                yield event
+        yield trace
     except (GeneratorExit, asyncio.CancelledError):
         record.client_left = True
         raise
@@ -82,16 +73,21 @@ async def traced(
         span.end(record.unix_ns(record.ended))
 
 
-class _Watch:
+@dataclass(slots=True)
+class Trace:
     """Writes down what the events say."""
 
-    def __init__(self, record: GenerationRecord, output: OutputRecorder | None) -> None:
-        self._record = record
-        self._output = output
-        self._last_at: dict[int, float] = {}
+    record: GenerationRecord
+    output: OutputRecorder | None
+    current: Callable[[], AbstractContextManager[object]]
+    """Spans that begin in such a block are children of the request's."""
+    is_admitted: bool = False
+    is_answering: bool = False
+    _last_at: dict[int, float] = field(default_factory=dict)
 
-    def see(self, event: GenerationEvent) -> None:
-        record = self._record
+    def note(self, event: GenerationEvent) -> bool:
+        """False for a second `Started`, of a model that stands in for one that failed after its own."""
+        record = self.record
         if isinstance(event, _DELTAS):
             self._note_time(event.index)
             if isinstance(event, ToolCallStarted):
@@ -104,28 +100,28 @@ class _Watch:
             record.cached_tokens, record.reasoning_tokens = usage.cached_tokens, usage.reasoning_tokens
         elif isinstance(event, Started):
             record.admitted = record.admitted or time.perf_counter()
-        if self._output is not None:
-            self._output.see(event)
+            is_first, self.is_admitted = not self.is_admitted, True
+            return is_first
+        self.is_answering = True
+        if self.output is not None:
+            self.output.see(event)
+        return True
 
     def _note_time(self, choice: int) -> None:
         now = time.perf_counter()
         last_at = self._last_at.get(choice)
-        self._last_at[choice] = self._record.last_output = now
+        self._last_at[choice] = self.record.last_output = now
         if last_at is not None:
-            self._record.output_gaps.append(now - last_at)
-        elif self._record.first_output is None:
-            self._record.first_output = now
+            self.record.output_gaps.append(now - last_at)
+        elif self.record.first_output is None:
+            self.record.first_output = now
 
 
-def _operation(request: ChatRequest | CompletionRequest) -> str:
+def _operation(request: Request) -> str:
     return "chat" if isinstance(request, ChatRequest) else "text_completion"
 
 
-def _name(request: ChatRequest | CompletionRequest) -> str:
-    return f"{_operation(request)} {request.model}"
-
-
-def _request_attributes(request: ChatRequest | CompletionRequest) -> Attributes:
+def _request_attributes(request: Request) -> Attributes:
     sampling = request.sampling
     attributes: dict[str, AttributeValue | None] = {
         "gen_ai.operation.name": _operation(request),
@@ -162,7 +158,7 @@ def _answer_attributes(record: GenerationRecord) -> Attributes:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-def _phases(request: ChatRequest | CompletionRequest, record: GenerationRecord) -> Iterator[PastSpan]:
+def _phases(request: Request, record: GenerationRecord) -> Iterator[PastSpan]:
     """The phases that the request reached. The worker's own measurements count from the request's admission."""
 
     def phase(name: str, began: float, ended: float, attributes: Attributes) -> PastSpan:

@@ -2,13 +2,13 @@
 
 Run as `python -m mlx_manager.mlx_server.templates.renderer`. A question is JSON with the arguments of
 `environment.render`, a zero byte, and the template; the answer is `TEXT` and the prompt, or `FAILURE` and JSON of the
-exception's name and message.
+exception's name and message. A question with a `python_template` names one of mlx-lm's in place of the template.
 """
 
 import json
 
 from mlx_manager.mlx_server.isolation.answering import answer_questions
-from mlx_manager.mlx_server.templates.environment import render
+from mlx_manager.mlx_server.templates import environment, python_templates
 
 CPU_SECONDS = 2.0
 MEMORY_BYTES = 2**30
@@ -21,9 +21,14 @@ def main() -> None:
 
 
 def _answer(question: bytes) -> bytes:
-    arguments, _, template = question.partition(b"\0")
+    encoded, _, template = question.partition(b"\0")
     try:
-        text = render(template.decode(), **json.loads(arguments))
+        arguments = json.loads(encoded)
+        python_template = arguments.pop("python_template", None)
+        if python_template is not None:
+            text = python_templates.render(python_template, **arguments)
+        else:
+            text = environment.render(template.decode(), **arguments)
         return TEXT + text.encode()  # half a character in a tool's schema, say, is an error here
     except MemoryError:
         raise

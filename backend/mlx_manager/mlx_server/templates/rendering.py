@@ -41,7 +41,7 @@ class TemplateRenderer:
         )
 
     def render(self, template: str, messages: list[dict[str, Any]], **arguments: Any) -> str:
-        """`arguments` are those of `environment.render`.
+        """`arguments` are those of `environment.render`, and `python_template` for one of mlx-lm's by its name.
 
         Raises ChatTemplateFailed for a template that takes too much, TypeError where it raises one, TemplateSyntaxError
         for one that is no template, and TemplateError for all else that goes wrong in it.

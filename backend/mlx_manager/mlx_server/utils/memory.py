@@ -11,13 +11,6 @@ def bytes_text(nbytes: int) -> str:
     return f"{nbytes / BYTES_PER_GB:.2f} GB" if nbytes >= BYTES_PER_GB / 10 else f"{nbytes / 1024**2:.2f} MB"
 
 
-def keep_off_the_gpu() -> None:
-    """Makes the CPU the device of what this process imports: a stream on a GPU costs memory there."""
-    import mlx.core as mx
-
-    mx.set_default_device(mx.cpu)
-
-
 def get_memory_usage() -> dict[str, float]:
     """What MLX holds in this process, in GB of 1024**3 bytes: active arrays, their peak, and the buffer cache."""
     import mlx.core as mx

@@ -15,7 +15,7 @@ END_OF_TEXT, EOT, EOM, END_OF_TURN = 1, 2, 3, 4
 LLAMA_3 = {"<|end_of_text|>": END_OF_TEXT, "<|eot_id|>": EOT, "<|eom_id|>": EOM}
 
 
-class Vocabulary:
+class _Vocabulary:
     """A plain tokenizer, as transformers has them: what it answers for an unknown token differs from one to another."""
 
     def __init__(
@@ -31,6 +31,10 @@ class Vocabulary:
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
         return self._ids.get(token, self.unk_token_id)
+
+
+def vocabulary(ids: dict[str, int], **options: Any) -> Any:
+    return _Vocabulary(ids, **options)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def test_every_adapter_is_a_model_adapter_of_its_family(adapter: ModelAdapter, f
 
 
 def test_llama_stops_at_end_of_text_and_at_every_end_of_a_turn() -> None:
-    tokenizer = Vocabulary({**LLAMA_3, "<|end_of_turn|>": END_OF_TURN})
+    tokenizer = vocabulary({**LLAMA_3, "<|end_of_turn|>": END_OF_TURN})
     assert sorted(LlamaAdapter().get_stop_tokens(tokenizer)) == [END_OF_TEXT, EOT, EOM, END_OF_TURN]
 
 
@@ -70,32 +74,32 @@ def test_llama_stops_at_end_of_text_and_at_every_end_of_a_turn() -> None:
     ],
 )
 def test_every_family_stops_at_the_ends_of_its_turns(model_id: str, turn_ends: list[str]) -> None:
-    tokenizer = Vocabulary({token: 10 + n for n, token in enumerate(turn_ends)})
+    tokenizer = vocabulary({token: 10 + n for n, token in enumerate(turn_ends)})
     assert get_adapter(model_id).get_stop_tokens(tokenizer) == [END_OF_TEXT, *range(10, 10 + len(turn_ends))]
 
 
 @pytest.mark.parametrize("unk_token_id", [None, UNK])
 def test_llama_stops_only_at_tokens_that_the_vocabulary_has(unk_token_id: int | None) -> None:
-    tokenizer = Vocabulary({"<|end_of_text|>": END_OF_TEXT, "<|eot_id|>": EOT}, unk_token_id=unk_token_id)
+    tokenizer = vocabulary({"<|end_of_text|>": END_OF_TEXT, "<|eot_id|>": EOT}, unk_token_id=unk_token_id)
     assert LlamaAdapter().get_stop_tokens(tokenizer) == [END_OF_TEXT, EOT]
 
 
 @pytest.mark.parametrize("eos_token_id", [EOT, [EOT, EOM], [EOT, EOT, END_OF_TEXT]])
 def test_stop_tokens_have_no_duplicates(eos_token_id: int | list[int]) -> None:
-    tokens = LlamaAdapter().get_stop_tokens(Vocabulary(LLAMA_3, eos_token_id=eos_token_id))
+    tokens = LlamaAdapter().get_stop_tokens(vocabulary(LLAMA_3, eos_token_id=eos_token_id))
     assert len(tokens) == len(set(tokens))
     assert {EOT, EOM} <= set(tokens)
 
 
 def test_a_token_with_id_zero_is_a_token() -> None:
-    tokenizer = Vocabulary({"<|eot_id|>": 0}, eos_token_id=0)
+    tokenizer = vocabulary({"<|eot_id|>": 0}, eos_token_id=0)
     assert LlamaAdapter().get_stop_tokens(tokenizer) == [0]
     assert DefaultAdapter().get_stop_tokens(tokenizer) == [0]
 
 
 def test_a_tokenizer_without_eos_names_no_stop_token() -> None:
-    assert DefaultAdapter().get_stop_tokens(Vocabulary({}, eos_token_id=None)) == []
-    assert LlamaAdapter().get_stop_tokens(Vocabulary({"<|eot_id|>": EOT}, eos_token_id=None)) == [EOT]
+    assert DefaultAdapter().get_stop_tokens(vocabulary({}, eos_token_id=None)) == []
+    assert LlamaAdapter().get_stop_tokens(vocabulary({"<|eot_id|>": EOT}, eos_token_id=None)) == [EOT]
 
 
 def test_stop_tokens_of_the_demo_model_are_its_eos_and_both_ends_of_a_turn(demo: Tokenizer) -> None:
@@ -113,7 +117,7 @@ def test_is_stop_token_tells_the_end_of_a_turn_from_text(demo: Tokenizer) -> Non
 
 def test_the_default_adapter_stops_at_the_eos_ids_that_the_tokenizer_names(demo: Tokenizer) -> None:
     assert DefaultAdapter().get_stop_tokens(demo) == [demo.eos_token_id]
-    assert DefaultAdapter().get_stop_tokens(Vocabulary(LLAMA_3, eos_token_id=[EOM, EOT])) == [EOM, EOT]
+    assert DefaultAdapter().get_stop_tokens(vocabulary(LLAMA_3, eos_token_id=[EOM, EOT])) == [EOM, EOT]
 
 
 def test_the_default_adapter_stops_at_all_eos_ids_of_the_models_config(tmp_path: Path) -> None:

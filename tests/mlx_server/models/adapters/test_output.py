@@ -1,8 +1,10 @@
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_lm import tool_parsers
 
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.models.adapters import (
@@ -16,7 +18,7 @@ from mlx_manager.mlx_server.models.adapters import (
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.parsers import detect
 from mlx_manager.mlx_server.parsers.formats import HarmonyFormat, OutputFormat
-from mlx_manager.mlx_server.parsers.pieces import Reasoning, Text, Tool, ToolCallArguments, ToolCallEnd, ToolCallStart
+from mlx_manager.mlx_server.parsers.pieces import Reasoning, Tool, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 TEMPLATES = Path(__file__).parent / "templates"
 FORMATS = {
@@ -30,9 +32,15 @@ FORMATS = {
     "hermes": "hermes",
     "hermes_opened_thinking": "hermes",
     "hermes_thinking": "hermes",
+    "kimi_k2": "kimi_k2",
+    "kimi_k3": "kimi_k3",
     "llama": "llama",
+    "longcat": "longcat",
+    "minicpm": "minicpm",
+    "minimax": "minimax",
     "mistral": "mistral",
     "mistral_list": "mistral_list",
+    "muse": "muse",
     "phi": "phi",
     "qwen_coder": "qwen_coder",
 }
@@ -45,7 +53,6 @@ OPENAI_TOOL = {"type": "function", "function": {"name": "get_weather", "paramete
 def with_template(template: str | None) -> Tokenizer:
     tokenizer = load_tokenizer(demo_model_path())
     tokenizer.chat_template = template
-    tokenizer.has_chat_template = template is not None
     return tokenizer
 
 
@@ -120,27 +127,29 @@ def test_a_model_with_no_template_or_with_several_has_a_format(template: Any) ->
     assert found.name == ("plain" if template is None else "mistral_list")
 
 
-def test_what_mlx_lm_parses_and_we_do_not_is_parsed_by_it() -> None:
-    from mlx_lm.tool_parsers import minimax_m2
-
+@pytest.mark.parametrize("parser", [module.name for module in pkgutil.iter_modules(tool_parsers.__path__)])
+def test_every_parser_that_a_models_files_may_name_for_mlx_lm_has_a_format(parser: str) -> None:
     tokenizer = with_template("{{ messages }}")
-    tokenizer._tool_parser = minimax_m2.parse_tool_call
-    tokenizer._tool_call_start = minimax_m2.tool_call_start
-    tokenizer._tool_call_end = minimax_m2.tool_call_end
-    found = get_output_format(DefaultAdapter(), tokenizer)
-    assert found.name == "mlx_lm"
-    parser = found.make_parser([WEATHER], opened_reasoning=False)
-    call = '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Paris</parameter>\n</invoke>\n'
-    broken = "<minimax:tool_call>none</minimax:tool_call>"
-    pieces = parser.feed(f"Ok.\n{call}</minimax:tool_call>\n{broken}") + parser.flush()
-    assert pieces == [
-        Text("Ok."),
-        ToolCallStart("get_weather"),
-        ToolCallArguments('{"city": "Paris"}'),
-        ToolCallEnd(),
-        Text(broken),
-    ]
-    assert parser.broken_calls == 1
+    tokenizer.init_kwargs["tool_parser_type"] = parser
+    assert get_output_format(DefaultAdapter(), tokenizer).name != "plain"
+
+
+def test_a_template_that_shows_its_calls_goes_before_the_parser_that_is_named() -> None:
+    tokenizer = with_template(read_template("hermes"))
+    tokenizer.init_kwargs["tool_parser_type"] = "minimax_m2"
+    assert get_output_format(DefaultAdapter(), tokenizer).name == "hermes"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "name"),
+    [
+        (("<|tool_call_start|>", "<|tool_call_end|>"), "bracketed_pythonic"),
+        (("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"), "kimi_k3"),
+    ],
+)
+def test_tokens_for_calls_tell_the_format_where_the_template_does_not(tokens: tuple[str, ...], name: str) -> None:
+    assert detect.detect_format("default", "{{ messages }}", tokens).name == name
+    assert detect.detect_format("default", "{{ messages }}", tokens[:1]).name == "plain"
 
 
 class AdapterWithFormat(DefaultAdapter):

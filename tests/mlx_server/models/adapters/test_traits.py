@@ -14,7 +14,6 @@ from mlx_manager.mlx_server.models.adapters import (
     get_output_format,
     probe_template,
 )
-from mlx_manager.mlx_server.models.templating import render_apart
 from mlx_manager.mlx_server.models.tokenization import Tokenizer, load_tokenizer
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 from tests.mlx_server.models.adapters.test_output import FORMATS, read_template
@@ -31,7 +30,7 @@ HERMES = read_template("hermes")
 @pytest.fixture(scope="module")
 def tokenizer() -> Iterator[Tokenizer]:
     templates = TemplateRenderer()
-    yield render_apart(load_tokenizer(demo_model_path()), templates)
+    yield load_tokenizer(demo_model_path(), render=templates.render)
     templates.close()
 
 
@@ -39,7 +38,6 @@ def probe(
     tokenizer: Tokenizer, template: str | None, adapter: ModelAdapter | None = None
 ) -> tuple[TemplateTraits, str | None]:
     tokenizer.chat_template = template
-    tokenizer.has_chat_template = template is not None
     adapter = adapter if adapter is not None else DefaultAdapter()
     return probe_template(tokenizer, adapter, get_output_format(adapter, tokenizer))
 

@@ -21,7 +21,6 @@ def tokenizer_with(template: str | None) -> Tokenizer:
     tokenizer.add_tokens(ADDED, special_tokens=True)
     tokenizer.add_tokens(["<turn_over>", "\n\n"])
     tokenizer.chat_template = template
-    tokenizer.has_chat_template = template is not None
     return tokenizer
 
 

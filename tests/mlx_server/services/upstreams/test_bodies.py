@@ -3,7 +3,8 @@ from dataclasses import fields, replace
 import pytest
 
 from mlx_manager.mlx_server.errors import UnsupportedParameter
-from mlx_manager.mlx_server.services.upstreams.bodies import Request, upstream_body
+from mlx_manager.mlx_server.protocols.base import Request
+from mlx_manager.mlx_server.services.upstreams.bodies import upstream_body
 from mlx_manager.mlx_server.types import (
     ChatRequest,
     ChatTurn,

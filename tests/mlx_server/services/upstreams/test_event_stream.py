@@ -1,6 +1,7 @@
 import pytest
 
-from mlx_manager.mlx_server.services.upstreams.event_stream import EventStreamDecoder, EventTooLong, ServerSentEvent
+from mlx_manager.mlx_server.services.upstreams.event_stream import EventStreamDecoder, ServerSentEvent
+from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
 
 ONE, TWO, DONE = b'{"n": 1}', b'{"n": 2}', b"[DONE]"
 
@@ -73,5 +74,5 @@ def test_event_that_breaks_off_is_left_out(broken: bytes) -> None:
 
 @pytest.mark.parametrize("endless", [b"data: " + b"x" * 2**25, (b"data: " + b"x" * 2**20 + b"\n") * 17])
 def test_event_without_an_end_is_refused(endless: bytes) -> None:
-    with pytest.raises(EventTooLong):
+    with pytest.raises(BadChunk, match="an event of more than"):
         decode(endless, size=2**21)

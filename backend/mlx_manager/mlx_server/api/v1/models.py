@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 from fastapi import APIRouter
 
 from mlx_manager.mlx_server.api.dependencies import ServerState, State, require
-from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import Capabilities, read_facts
+from mlx_manager.mlx_server.models.loading import LoadedModel
+from mlx_manager.mlx_server.protocols.codex import codex_model
 from mlx_manager.mlx_server.protocols.models import capabilities, model_info
 from mlx_manager.mlx_server.schemas.models import ModelInfo, ModelListResponse
+from mlx_manager.mlx_server.services.backends import LocalModel, UpstreamModel
 
 router = APIRouter(tags=["models"])
 
@@ -18,52 +20,41 @@ router = APIRouter(tags=["models"])
 async def list_models(state: State) -> ModelListResponse:
     """The loaded models first, then all others that a request may have loaded."""
     server = require(state)
-    local = await asyncio.to_thread(_describe_all, server)
-    models = [*local, *_of_upstreams(server, {model.id for model in local})]
+    await asyncio.to_thread(server.pool.catalog.refresh)
+    backends = list(server.inference.backends)
+    models = await asyncio.to_thread(lambda: [_describe(server, model) for model in backends])
     models.sort(key=lambda model: not model.loaded)
     first_id, last_id = (models[0].id, models[-1].id) if models else (None, None)
-    return ModelListResponse(data=models, first_id=first_id, last_id=last_id)
+    chats = (model for model in models if model.capabilities is None or model.capabilities.chat)
+    for_codex = [codex_model(model, priority) for priority, model in enumerate(chats)]
+    return ModelListResponse(data=models, models=for_codex, first_id=first_id, last_id=last_id)
 
 
 @router.get("/models/{model_id:path}")
 async def retrieve_model(model_id: str, state: State) -> ModelInfo:
+    """The model that would answer a request for the id."""
     server = require(state)
-    model_id = server.inference.routing.model_id(model_id)
-    if not server.pool.catalog.knows(model_id):  # as the routing of a request goes
-        found = next((model for model in _of_upstreams(server, set()) if model.id == model_id), None)
-        if found is not None:
-            return found
-    return await asyncio.to_thread(_describe, server, await server.pool.find(model_id))
+    model = await server.inference.backends.resolve(model_id)
+    if isinstance(model, UpstreamModel):
+        await model.server.own_id(model.id)  # its list may not have come yet
+    return await asyncio.to_thread(_describe, server, model)
 
 
-def _of_upstreams(server: ServerState, local_ids: set[str]) -> list[ModelInfo]:
-    """But for those whose ids are this machine's models'."""
-    return [
-        model_info(model.id, server.started_at, owned_by=model.upstream)
-        for model in server.upstreams.models()
-        if model.id not in local_ids
-    ]
-
-
-def _describe_all(server: ServerState) -> list[ModelInfo]:
+def _describe(server: ServerState, model: LocalModel | UpstreamModel) -> ModelInfo:
     """Reads files: for a thread."""
-    server.pool.catalog.refresh()
-    return [_describe(server, entry) for entry in server.pool.catalog]
-
-
-def _describe(server: ServerState, entry: ModelEntry) -> ModelInfo:
-    known = read_facts(entry)
-    facts: dict[str, object] = {}
+    if isinstance(model, UpstreamModel):
+        return model_info(model.id, server.started_at, owned_by=model.server.name)
+    known, facts = read_facts(model.entry), dict[str, object]()
     if known is not None:
-        can = _served(server, entry, known.capabilities)
+        can = _served(server, model, known.capabilities)
         facts = asdict(known) | {"capabilities": capabilities(**asdict(can))}
-    loaded = server.pool.is_loaded(entry.id)
-    return model_info(entry.id, server.started_at, loaded=loaded, aliases=entry.aliases, **facts)
+    loaded, entry = server.pool.is_loaded(model.id), model.entry
+    return model_info(model.id, server.started_at, loaded=loaded, aliases=entry.aliases, kind=entry.kind, **facts)
 
 
-def _served(server: ServerState, entry: ModelEntry, told: Capabilities) -> Capabilities:
+def _served(server: ServerState, model: LocalModel, told: Capabilities) -> Capabilities:
     """What a loaded model's template was found to accept goes before what its files tell."""
-    model = server.pool.loaded(entry.id)
-    if told.tools and model is not None:
-        told = replace(told, tools="native" if model.language.traits.native_tools else "prompted")
-    return told.with_tool_prompt(server.inference.prompt_rules.tool_prompt)
+    loaded = server.pool.loaded(model.id)
+    if told.tools and isinstance(loaded, LoadedModel):
+        told = replace(told, tools="native" if loaded.language.traits.native_tools else "prompted")
+    return told.with_tool_prompt(model.rules.tool_prompt)

@@ -7,7 +7,7 @@ from jinja2 import TemplateError
 
 from mlx_manager.mlx_server.errors import ChatTemplateMissing
 from mlx_manager.mlx_server.models.adapters.tool_messages import with_arguments_as_objects, with_arguments_as_text
-from mlx_manager.mlx_server.models.tokenization import Tokenizer, template_owner
+from mlx_manager.mlx_server.models.tokenization import Tokenizer
 
 TEMPLATE_FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What a template that does not take some messages makes `apply_chat_template` raise."""
@@ -55,19 +55,18 @@ class DefaultAdapter:
                 "The model has no chat template, so it cannot chat. Use /v1/completions, or an instruct version of it.",
                 param="model",
             )
-        render = template_owner(tokenizer).apply_chat_template
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **template_kwargs}
         try:
-            return str(render(with_arguments_as_objects(messages), **options))
+            return str(tokenizer.apply_chat_template(with_arguments_as_objects(messages), **options))
         except TypeError:  # the templates of DeepSeek V3 and R1 put the arguments' text together with other text
-            return str(render(with_arguments_as_text(messages), **options))
+            return str(tokenizer.apply_chat_template(with_arguments_as_text(messages), **options))
 
     def get_stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
         return unique_ids([getattr(tokenizer, "eos_token_id", None), *_eos_token_ids(tokenizer)])
 
 
 def _eos_token_ids(tokenizer: Tokenizer) -> list[Any]:
-    """mlx-lm's wrapper keeps a set of them; a plain tokenizer has none."""
+    """A set of them; a tokenizer of another library may have none."""
     ids = getattr(tokenizer, "eos_token_ids", None)
     return sorted(ids) if isinstance(ids, set | frozenset | list | tuple) else []
 

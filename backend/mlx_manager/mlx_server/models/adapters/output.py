@@ -6,10 +6,12 @@ An adapter may say so itself, with `output_format`; of all others the chat templ
 from typing import Protocol, runtime_checkable
 
 from mlx_manager.mlx_server.models.adapters.base import ModelAdapter
-from mlx_manager.mlx_server.models.tokenization import Tokenizer, template_owner
+from mlx_manager.mlx_server.models.tokenization import Tokenizer
 from mlx_manager.mlx_server.parsers.detect import detect_format
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
-from mlx_manager.mlx_server.parsers.whole_call import WholeCalls
+
+PYTHON_TEMPLATES = {"deepseek_v32": "<｜DSML｜function_calls> <think> </think>"}
+"""The markers that chat templates write which mlx-lm brings as Python code, by their names."""
 
 
 @runtime_checkable
@@ -22,8 +24,8 @@ class FormatsOutput(Protocol):
 def get_output_format(adapter: ModelAdapter, tokenizer: Tokenizer) -> OutputFormat:
     if isinstance(adapter, FormatsOutput):
         return adapter.output_format(tokenizer)
-    vocabulary = tokenizer.get_vocab()
-    return detect_format(adapter.family, _template_text(tokenizer), vocabulary, _mlx_lm_calls(tokenizer))
+    mlx_lm_parser = tokenizer.init_kwargs.get("tool_parser_type")
+    return detect_format(adapter.family, _template_text(tokenizer), tokenizer.get_vocab(), mlx_lm_parser)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
@@ -32,15 +34,7 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _template_text(tokenizer: Tokenizer) -> str:
-    template = getattr(template_owner(tokenizer), "chat_template", None)
-    if isinstance(template, dict):
-        return "\n".join(template.values())
-    return template if isinstance(template, str) else ""
-
-
-def _mlx_lm_calls(tokenizer: Tokenizer) -> WholeCalls | None:
-    if not getattr(tokenizer, "has_tool_calling", False):
-        return None
-    begin, end = tokenizer.tool_call_start, tokenizer.tool_call_end
-    inside = (token.content for token in tokenizer.added_tokens_decoder.values() if "tool" in token.content)
-    return WholeCalls(begin, end, tokenizer.tool_parser, frozenset({begin, end, *inside}))
+    template = tokenizer.chat_template
+    if tokenizer.python_template is not None:
+        return PYTHON_TEMPLATES.get(tokenizer.python_template, "")
+    return "\n".join(template.values()) if isinstance(template, dict) else template if template is not None else ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import assert_never
 
 from mlx_manager.mlx_server.errors import UnsupportedParameter
+from mlx_manager.mlx_server.protocols.base import Request
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.types import (
     NO_TOKEN_LIMIT,
@@ -21,8 +22,6 @@ from mlx_manager.mlx_server.types import (
     ToolUse,
 )
 from mlx_manager.mlx_server.upstream_settings import UpstreamKind
-
-Request = ChatRequest | CompletionRequest
 
 _EVERYWHERE = frozenset(
     {
@@ -80,6 +79,11 @@ def upstream_body(request: Request, kind: UpstreamKind, model: str) -> JsonObjec
     match request:
         case ChatRequest():
             body["messages"] = [_message(turn) for turn in request.turns]
+            request.record.warnings += [
+                f"tool {tool.name!r}: its grammar is not enforced by an upstream"
+                for tool in request.tool_use.callable
+                if tool.grammar is not None
+            ]
             asked = _asked(request, dialect) | _asked_of_chat(request, dialect)
         case CompletionRequest():
             body["prompt"] = _prompt(request, dialect)
@@ -164,6 +168,7 @@ def _asked_of_chat(request: ChatRequest, dialect: Dialect) -> JsonObject:
 
 
 def _tools(use: ToolUse) -> JsonObject:
+    """A custom tool is a function with one argument: its grammar is not the upstream's to enforce."""
     if not use.tools:
         return {}
     is_named = use.required and len(use.callable) < len(use.tools)

@@ -5,17 +5,16 @@ servers send and the standard does not have: events without a blank line between
 error` (llama.cpp), and a line that is JSON by itself (Ollama's errors).
 """
 
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 import msgspec
 
+from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
+
 MAX_EVENT_BYTES = 2**24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DONE = b"[DONE]"
-
-
-class EventTooLong(Exception):
-    """An event has more than MAX_EVENT_BYTES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +40,12 @@ class EventStreamDecoder:
         self._at_start = True
 
     def feed(self, piece: bytes) -> list[ServerSentEvent]:
-        """Raises EventTooLong."""
+        """Raises BadChunk for an event of more than MAX_EVENT_BYTES."""
         lines = (self._rest + piece).splitlines(keepends=True)  # of bytes: at CR, LF and CRLF, and at no U+2028
         # A CR at the end may be the first half of a line break.
         self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
         if len(self._rest) > MAX_EVENT_BYTES:
-            raise EventTooLong
+            raise BadChunk(f"sent an event of more than {MAX_EVENT_BYTES} bytes")
         events = (self._read(line.rstrip(b"\r\n")) for line in lines)
         return [event for event in events if event is not None]
 
@@ -76,7 +75,7 @@ class EventStreamDecoder:
             self._data.append(value)
             self._bytes += len(value)
             if self._bytes > MAX_EVENT_BYTES:
-                raise EventTooLong
+                raise BadChunk(f"sent an event of more than {MAX_EVENT_BYTES} bytes")
             if len(self._data) == 1 and _is_whole(value):  # does not wait for the blank line, which may not come
                 return self._dispatch()
         return None
@@ -86,6 +85,16 @@ class EventStreamDecoder:
         is_error = self._name == b"error"
         self._data, self._bytes, self._name = [], 0, b""
         return ServerSentEvent(payload, is_error) if payload else None
+
+
+async def events_of(pieces: AsyncIterator[bytes]) -> AsyncGenerator[ServerSentEvent, None]:
+    """Raises BadChunk, and what `pieces` raise."""
+    decoder = EventStreamDecoder()
+    async for piece in pieces:
+        for event in decoder.feed(piece):
+            yield event
+    for event in decoder.flush():
+        yield event
 
 
 def _is_whole(value: bytes) -> bool:

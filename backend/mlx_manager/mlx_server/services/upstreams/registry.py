@@ -20,12 +20,6 @@ class UpstreamHealth:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamModel:
-    id: str
-    upstream: str
-
-
 class Upstreams:
     """Made and used in one event loop. `start` begins to ask each of them how it is; `aclose` ends it."""
 
@@ -52,13 +46,13 @@ class Upstreams:
         """The first that has the model, or may have it while its list has not come yet."""
         return next((server for server in self._servers if server.may_have(model_id)), None)
 
-    def models(self) -> list[UpstreamModel]:
-        """Each id once, of the first upstream that has it."""
-        owners: dict[str, str] = {}
+    def models(self) -> dict[str, UpstreamServer]:
+        """Each id with the first upstream that lists it."""
+        owners: dict[str, UpstreamServer] = {}
         for server in self._servers:
             for model_id in server.model_ids:
-                owners.setdefault(model_id, server.name)
-        return [UpstreamModel(model_id, owner) for model_id, owner in owners.items()]
+                owners.setdefault(model_id, server)
+        return owners
 
     def health(self) -> list[UpstreamHealth]:
         return [_health(server) for server in self._servers]
@@ -96,4 +90,4 @@ def _health(server: UpstreamServer) -> UpstreamHealth:
     else:
         status = "loading" if found.metadata.get("status") == LOADING else "ready"
     error = found.error if found is not None else None
-    return UpstreamHealth(server.name, server.settings.kind, status, server.model_ids, error)
+    return UpstreamHealth(server.name, server.settings.kind, status, list(server.model_ids), error)

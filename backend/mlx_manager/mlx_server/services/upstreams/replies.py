@@ -19,6 +19,7 @@ from mlx_manager.mlx_server.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from mlx_manager.mlx_server.services.upstreams.event_stream import MAX_EVENT_BYTES
 from mlx_manager.mlx_server.services.upstreams.failures import (
     UpstreamFailure,
     error_message,
@@ -29,6 +30,7 @@ from mlx_manager.mlx_server.services.upstreams.failures import (
 )
 from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
+from mlx_manager.proxies import UnusableProxy
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class Replies:
             seconds = self._settings.timeout_seconds
             what = "took no connection" if isinstance(exc, httpx.ConnectTimeout) else f"said nothing for {seconds:g} s"
             raise UpstreamTimeout(f"{self._who} {what}: it is down or busy, or its timeout_seconds too short.") from exc
+        except UnusableProxy as exc:
+            raise UpstreamError(f"{self._who} cannot be asked. {exc}") from exc
         except httpx.ConnectError as exc:
             raise UpstreamError(f"{self._who} cannot be reached: start it, or mend its base_url.") from exc
         except httpx.RequestError as exc:
@@ -119,13 +123,21 @@ class Replies:
         return text if key is None else text.replace(key.get_secret_value(), "***")
 
 
-async def _beginning(response: httpx.Response) -> bytes:
-    content = b""
+async def whole_body(response: httpx.Response) -> bytes:
+    """Raises httpx.RequestError and BadChunk."""
+    content = await _beginning(response, MAX_EVENT_BYTES + 1)
+    if len(content) > MAX_EVENT_BYTES:
+        raise BadChunk(f"sent an answer of more than {MAX_EVENT_BYTES} bytes")
+    return content
+
+
+async def _beginning(response: httpx.Response, max_bytes: int = MAX_REPLY_BYTES) -> bytes:
+    content = bytearray()
     async for piece in response.aiter_bytes():
         content += piece
-        if len(content) >= MAX_REPLY_BYTES:
+        if len(content) >= max_bytes:
             break
-    return content[:MAX_REPLY_BYTES]
+    return bytes(content[:max_bytes])
 
 
 def retry_after_seconds(headers: httpx.Headers) -> int | None:

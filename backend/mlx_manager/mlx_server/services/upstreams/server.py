@@ -3,33 +3,41 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import httpx
 import msgspec
 
 from mlx_manager.mlx_server.errors import ModelNotFound, NotReady, UpstreamError
 from mlx_manager.mlx_server.observability import trace_headers
-from mlx_manager.mlx_server.services.upstreams.bodies import DIALECTS, Request, upstream_body
-from mlx_manager.mlx_server.services.upstreams.checker import upstream_checker
+from mlx_manager.mlx_server.protocols.base import Request
+from mlx_manager.mlx_server.services.upstreams.bodies import DIALECTS, upstream_body
 from mlx_manager.mlx_server.services.upstreams.chunks import ChunkReader
-from mlx_manager.mlx_server.services.upstreams.connections import Connections, events_of_stream, whole_body
-from mlx_manager.mlx_server.services.upstreams.event_stream import ServerSentEvent
+from mlx_manager.mlx_server.services.upstreams.event_stream import ServerSentEvent, events_of
 from mlx_manager.mlx_server.services.upstreams.failures import UpstreamFailure, error_object
-from mlx_manager.mlx_server.services.upstreams.replies import Replies
+from mlx_manager.mlx_server.services.upstreams.replies import Replies, whole_body
 from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
 from mlx_manager.mlx_server.types import ChatRequest, GenerationEvents, Started
-from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
-from mlx_manager.providers.base import ProviderHealthStatus
+from mlx_manager.mlx_server.upstream_settings import UpstreamKind, UpstreamSettings
+from mlx_manager.providers.base import Provider, ProviderClient, ProviderHealthStatus
+from mlx_manager.providers.llamacpp import LLAMACPP
+from mlx_manager.providers.mlxlm import MLXLM
+from mlx_manager.providers.openai import OPENAI
+from mlx_manager.providers.settings import ProviderSettings
 
 logger = logging.getLogger(__name__)
 
+CHECK_SECONDS = 10.0
 USAGE_SECONDS = 5.0
 """How long the usage, or the end of the stream, may take behind the end of the last choice."""
 LAST_BYTES_SECONDS = 1.0
 """How long the end of the stream may take behind [DONE], so that the connection can be used again."""
-_SHUTTING_DOWN = "The server is shutting down."
+_BROKEN_OFF = (BadChunk, UpstreamFailure, httpx.RequestError, RuntimeError)
+"""How an answer ends whose connections are closed."""
+_PROVIDERS: dict[UpstreamKind, Provider[Any]] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": OPENAI}
+_HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
 
 
 class UpstreamServer:
@@ -41,25 +49,24 @@ class UpstreamServer:
         self.health: ProviderHealthStatus | None = None
         """As it was last asked for."""
         self._replies = Replies(settings)
-        self._checker = upstream_checker(settings)
+        self._client = _client(settings)
         self._checking: asyncio.Task[ProviderHealthStatus] | None = None
-        self._listed: list[str] | None = settings.models
+        self._own_ids = self._by_id_here(settings.models) if settings.models is not None else None
         self._closed = False
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._connections = Connections(settings)
 
     @property
-    def model_ids(self) -> list[str]:
+    def model_ids(self) -> Collection[str]:
         """The ids here of its models, as far as it has been asked for them."""
-        return [self.settings.prefix_of_ids + model for model in self._listed or ()]
+        return self._own_ids if self._own_ids is not None else ()
 
     def may_have(self, model_id: str) -> bool:
         """Whether the model is known to be its own, or may be while its list is not there yet."""
-        if self._listed is None:
+        if self._own_ids is None:
             return model_id.startswith(self.settings.prefix_of_ids)
-        return model_id in self.model_ids
+        return model_id in self._own_ids
 
     async def check(self) -> ProviderHealthStatus:
         """Asks whether it is well, and for its models; those who wait at the same time share one answer."""
@@ -69,7 +76,7 @@ class UpstreamServer:
 
     async def _check(self) -> ProviderHealthStatus:
         try:
-            health, before = await self._checker.check(), self.health
+            health, before = await self._client.check(), self.health
         finally:
             self._checking = None
         if before is None or (before.connected, before.error) != (health.connected, health.error):
@@ -79,23 +86,26 @@ class UpstreamServer:
                 logger.warning("Upstream %s is not well: %s", self.name, health.error)
         self.health = health
         if self.settings.models is None and "models" in health.metadata:
-            self._listed = health.metadata["models"]
+            self._own_ids = self._by_id_here(health.metadata["models"])
         return health
 
-    async def generate(self, request: Request) -> GenerationEvents:
-        """The events of the upstream's answer, `Started` once it sends headers. Closing them ends its request.
+    def _by_id_here(self, own_ids: list[str]) -> dict[str, str]:
+        return {self.settings.prefix_of_ids + own_id: own_id for own_id in own_ids}
+
+    async def generate(self, request: Request, model_id: str) -> GenerationEvents:
+        """The events of its model's answer, `Started` once it sends headers. Closing them ends the upstream's request.
 
         Raises UpstreamError, and what the upstream's own refusal stands for.
         """
-        path = "chat/completions" if isinstance(request, ChatRequest) else "completions"
+        path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         unknown_to_it = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
         reader = ChunkReader(request.sequences, unknown_to_it, request.include_stop)
-        with self._counted(), self._replies.translated(), self._until_closed():
-            body = upstream_body(request, self.settings.kind, await self._own_id(request.model))
-            request.record.model, request.record.upstream = request.model, self.name
-            logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, request.model)
-            content = msgspec.json.encode(body)
-            async with self._connections.post(path, content, trace_headers()) as response:
+        with self._replies.translated(), self._under_way():
+            body = upstream_body(request, self.settings.kind, await self.own_id(model_id))
+            request.record.model, request.record.upstream = model_id, self.name
+            logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, model_id)
+            content, headers = msgspec.json.encode(body), _HEADERS | trace_headers()
+            async with aclosing(await self._client.connections.send("POST", path, content, headers)) as response:
                 if await self._replies.is_stream(response):
                     yield Started()
                     async with aclosing(_streamed(response, reader)) as events:
@@ -106,40 +116,31 @@ class UpstreamServer:
                     for event in (Started(), *answer):
                         yield event
 
-    async def _own_id(self, model_id: str) -> str:
+    async def own_id(self, model_id: str) -> str:
         """What the upstream calls the model. Raises UpstreamError where its list cannot be had, else ModelNotFound."""
-        if self._listed is None:
+        if self._own_ids is None:
             health = await self.check()
-            if self._listed is None:
+            if self._own_ids is None:
                 raise UpstreamError(f"Upstream {self.name!r} does not list its models: {health.error or 'it loads'}.")
-        if model_id not in self.model_ids:
+        if model_id not in self._own_ids:
             raise ModelNotFound(f"Upstream {self.name!r} has no model {model_id[:200]!r}.", param="model")
-        return model_id.removeprefix(self.settings.prefix_of_ids)
+        return self._own_ids[model_id]
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _under_way(self) -> Iterator[None]:
+        """Counts the request of the block. Raises NotReady when its answer breaks off because the server stops."""
         self._requests += 1
         self._idle.clear()
         try:
             yield
+        except _BROKEN_OFF as exc:
+            if self._closed:
+                raise NotReady("The server is shutting down.") from exc
+            raise
         finally:
             self._requests -= 1
             if self._requests == 0:
                 self._idle.set()
-
-    @contextlib.contextmanager
-    def _until_closed(self) -> Iterator[None]:
-        try:
-            yield
-        except (
-            BadChunk,
-            UpstreamFailure,
-            httpx.RequestError,
-            RuntimeError,
-        ) as exc:  # RuntimeError: a client that is closed
-            if self._closed:
-                raise NotReady(_SHUTTING_DOWN) from exc
-            raise
 
     async def retire(self) -> None:
         """Closes it once the requests that are under way have ended; there must come no others."""
@@ -152,12 +153,19 @@ class UpstreamServer:
         self._closed = True
         if self._checking is not None:
             self._checking.cancel()
-        await self._connections.aclose()
-        await self._checker.aclose()
+        await self._client.aclose()
+
+
+def _client(settings: UpstreamSettings) -> ProviderClient:
+    # All settings are given, so that none comes from the environment.
+    of_checks = ProviderSettings(
+        base_url=settings.base_url, model_name=None, api_key=settings.api_key, timeout=CHECK_SECONDS
+    )
+    return ProviderClient(_PROVIDERS[settings.kind], of_checks, settings.name, settings.timeout_seconds)
 
 
 async def _streamed(response: httpx.Response, reader: ChunkReader) -> GenerationEvents:
-    async with aclosing(events_of_stream(response)) as sent:
+    async with aclosing(events_of(response.aiter_bytes())) as sent:
         while (message := await _next(sent, reader)) is not None and not message.is_done:
             if message.is_error:
                 raise UpstreamFailure(error_object(message.payload))

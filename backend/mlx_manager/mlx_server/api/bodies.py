@@ -1,0 +1,85 @@
+"""Reads a request's body whole, within its bounds, before the routes see the request."""
+
+import asyncio
+
+from starlette.types import Message, Receive, Scope
+
+from mlx_manager.mlx_server.api.scopes import header
+from mlx_manager.mlx_server.errors import RequestTooLarge, RequestTooSlow, ServerBusy, UnsupportedEncoding
+
+SMALL_BODY_BYTES = 2**20
+LARGEST_BODIES_HELD = 8
+SLOWEST_BYTES_PER_SECOND = 16_384
+
+
+class ClientLeft(Exception):
+    """Before its body was complete."""
+
+
+def check_size(scope: Scope, max_bytes: int) -> None:
+    """By the headers. Raises RequestTooLarge and UnsupportedEncoding."""
+    length = header(scope, b"content-length")
+    if length.isdigit() and int(length) > max_bytes:
+        raise _too_large(max_bytes)
+    if header(scope, b"content-encoding").strip().lower() not in (b"", b"identity"):
+        raise UnsupportedEncoding("The server does not read compressed bodies: send it without Content-Encoding.")
+
+
+class Bodies:
+    """Bodies above 1 MiB share the room of eight of the largest; each holds its part until its answer has ended."""
+
+    def __init__(self, max_bytes: int, timeout_seconds: float) -> None:
+        self._max_bytes = max_bytes
+        self._timeout_seconds = timeout_seconds
+        self._free_bytes = LARGEST_BODIES_HELD * max_bytes
+
+    async def read(self, receive: Receive) -> bytes:
+        """Raises RequestTooLarge, RequestTooSlow, ServerBusy and ClientLeft. Afterwards the caller gives it back."""
+        body = bytearray()
+        try:
+            await self._read_into(body, receive)
+        except BaseException:
+            self.give_back(body)
+            raise
+        return bytes(body)
+
+    def give_back(self, body: bytes | bytearray | None) -> None:
+        self._free_bytes += len(body) if body is not None else 0
+
+    async def _read_into(self, body: bytearray, receive: Receive) -> None:
+        """The time grows with what has come: a byte a second, each of them progress, would take minutes."""
+        begun = asyncio.get_running_loop().time()
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout_at(begun + self._timeout_seconds + len(body) / SLOWEST_BYTES_PER_SECOND):
+                    message = await receive()
+            except TimeoutError as exc:
+                raise RequestTooSlow(f"Timed out reading the request body ({len(body)} bytes received).") from exc
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            body += message["body"]
+            self._free_bytes -= len(message["body"])
+            if len(body) > self._max_bytes:
+                raise _too_large(self._max_bytes)
+            if len(body) > SMALL_BODY_BYTES and self._free_bytes < 0:
+                raise ServerBusy("Too many large requests are under way: try again shortly.", retry_after_seconds=1)
+            more = message.get("more_body", False)
+
+
+def replaying(body: bytes, receive: Receive) -> Receive:
+    """Gives the body, and then what the client does: it leaves, sooner or later."""
+    is_given = False
+
+    async def replay() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _too_large(max_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The body is larger than {max_bytes / 2**20:g} MB, the most that this server reads.")

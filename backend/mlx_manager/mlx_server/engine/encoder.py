@@ -1,0 +1,124 @@
+"""The engine of a worker that embeds or scores: takes texts in batches whose duration it keeps to a limit."""
+
+import time
+from itertools import groupby
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_manager.mlx_server.engine.embedding.model import load_embedding_model
+from mlx_manager.mlx_server.engine.embedding.pooling import normalized
+from mlx_manager.mlx_server.engine.embedding.queue import Batch, TextQueue
+from mlx_manager.mlx_server.engine.embedding.recipe import read_recipe
+from mlx_manager.mlx_server.engine.messages import (
+    Cancel,
+    DownMessage,
+    Encode,
+    Encoded,
+    EncoderFacts,
+    Launch,
+    Limits,
+    RequestFailed,
+    Stats,
+    UpMessage,
+)
+
+MIN_BATCH_TOKENS = 256
+MAX_BATCH_TOKENS = 16_384
+PADDED_WASTE = 2
+"""On a GPU a batch may be as many times wider than its shortest text: there a second batch costs more than padding."""
+SMOOTHING = 0.3
+
+
+class Encoder:
+    def __init__(self, launch: Launch) -> None:
+        folder = Path(launch.folder)
+        recipe = read_recipe(folder, launch.kind)
+        self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        self.model = load_embedding_model(folder, recipe, on_cpu=self._on_cpu)
+        self.facts = EncoderFacts(int(recipe.config["vocab_size"]), self.model.dimensions)
+        self._queue = TextQueue(1 if self._on_cpu else PADDED_WASTE)
+        self._batch_seconds = launch.options.inter_token_latency_ms / 1000
+        self._tokens_per_second = MIN_BATCH_TOKENS / self._batch_seconds
+        self._running = 0
+
+    @property
+    def stats(self) -> Stats:
+        return Stats(sequences=self._queue.texts, running=self._running if self.has_work else 0)
+
+    @property
+    def gathers(self) -> int:
+        """None: a request often has many texts, and those that come while a batch runs share the next."""
+        return 0
+
+    @property
+    def has_work(self) -> bool:
+        return len(self._queue) > 0
+
+    def take(self, message: DownMessage) -> None:
+        match message:
+            case Encode():
+                self._queue.add(message, time.perf_counter())
+            case Cancel(sequence):
+                self._queue.cancel(sequence)
+            case _:
+                raise ValueError(f"A worker that embeds got a message of another kind: {type(message).__name__}")
+
+    def step(self) -> list[UpMessage]:
+        """One batch. It takes about as long as a chunk of a prompt may, so that others soon have their turn."""
+        began = time.perf_counter()
+        budget = int(self._tokens_per_second * self._batch_seconds)
+        batch = self._queue.next_batch(min(max(budget, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS))
+        if batch is None:
+            return []
+        self._running = len(batch.texts)
+        texts = sorted(batch.texts, key=lambda text: text.request.number)
+        try:
+            vectors = self._encode(Batch(texts, batch.width))
+        except (RuntimeError, MemoryError, ValueError) as exc:  # of MLX, where memory does not suffice, say
+            return self._give_up(batch, f"{type(exc).__name__}: {exc}")
+        if not np.isfinite(vectors).all():
+            return self._give_up(batch, "The model's numbers are not finite.")
+        self._note_rate(batch, time.perf_counter() - began)
+        events: list[UpMessage] = []
+        for request, group in groupby(range(len(texts)), lambda index: texts[index].request):
+            rows = list(group)
+            cut = _cut(vectors[rows[0] : rows[-1] + 1], request.message.dimensions)
+            waited = 0.0 if request.begun else began - request.added_at
+            request.begun = True
+            places = [texts[row].place for row in rows]
+            events.append(Encoded(request.message.sequence, places, cut.tobytes(), waited))
+        return events
+
+    def limit(self, limits: Limits) -> list[UpMessage]:
+        return []
+
+    def release_memory(self) -> None:
+        mx.clear_cache()
+
+    def _encode(self, batch: Batch) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
+        lengths = [len(text.tokens) for text in batch.texts]
+        width = max(lengths) if self._on_cpu else batch.width  # a GPU's kernels are made for each length
+        rows = np.zeros((len(lengths), width), np.int32)
+        for row, text in zip(rows, batch.texts, strict=True):
+            row[: len(text.tokens)] = text.tokens
+        return np.array(self.model(mx.array(rows), lengths, [text.second_at for text in batch.texts]))
+
+    def _note_rate(self, batch: Batch, seconds: float) -> None:
+        measured = len(batch.texts) * batch.width / max(seconds, 1e-6)
+        self._tokens_per_second += SMOOTHING * (measured - self._tokens_per_second)
+
+    def _give_up(self, batch: Batch, reason: str) -> list[UpMessage]:
+        sequences = dict.fromkeys(text.request.message.sequence for text in batch.texts)
+        for sequence in sequences:
+            self._queue.cancel(sequence)
+        return [RequestFailed(sequence, reason) for sequence in sequences]
+
+
+def _cut(
+    vectors: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", dimensions: int
+) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
+    if dimensions == vectors.shape[1]:
+        return vectors
+    return np.array(normalized(mx.array(vectors[:, :dimensions])))

@@ -1,0 +1,113 @@
+"""The API's side of a worker that embeds or scores: sends texts, and collects their vectors."""
+
+import asyncio
+import itertools
+from array import array
+from collections.abc import Sequence
+
+from mlx_manager.mlx_server.engine.launch import Worker
+from mlx_manager.mlx_server.engine.messages import (
+    Cancel,
+    Encode,
+    Encoded,
+    EncoderFacts,
+    Limits,
+    Ready,
+    RequestFailed,
+    UpMessage,
+)
+from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient, request_failure
+from mlx_manager.mlx_server.errors import ServerError
+from mlx_manager.mlx_server.records import GenerationRecord
+
+FLOAT_BYTES = 4
+
+
+class EncoderClient(WorkerClient):
+    def __init__(self, model_id: str, worker: Worker, limits: Limits, supervision: Supervision) -> None:
+        super().__init__(model_id, worker, limits, supervision)
+        self.facts = EncoderFacts(0, 0)
+        self._collections: dict[int, _Collection] = {}
+        self._numbers = itertools.count()
+
+    @property
+    def pending(self) -> int:
+        return len(self._collections)
+
+    async def encode(
+        self,
+        texts: Sequence[Sequence[int]],
+        record: GenerationRecord,
+        *,
+        second_at: list[int] | None = None,
+        dimensions: int | None = None,
+    ) -> bytes:
+        """The vectors or scores of texts in token ids, one behind the other, as float32; cancelled with the caller.
+
+        Raises EngineFailed when the worker dies or gives the request up.
+        """
+        self._check_open()
+        number, dimensions = next(self._numbers), dimensions if dimensions is not None else self.facts.dimensions
+        tokens = array("i")
+        for text in texts:
+            tokens.extend(text)
+        lengths = [len(text) for text in texts]
+        collection = self._collections[number] = _Collection(lengths, dimensions * FLOAT_BYTES, record)
+        try:
+            self._send(Encode(number, lengths, tokens.tobytes(), second_at or [], dimensions))
+            return await collection.whole
+        finally:
+            if self._collections.pop(number, None) is not None and self.alive:
+                self._send(Cancel(number))
+
+    def _fail_all(self, failure: ServerError) -> None:
+        for number, collection in self._collections.items():
+            collection.fail(failure)
+            self._send(Cancel(number))
+        self._collections.clear()
+
+    def _learn(self, ready: Ready) -> None:
+        assert isinstance(ready.model, EncoderFacts)
+        self.facts = ready.model
+
+    def _dispatch(self, message: UpMessage) -> None:
+        match message:
+            case Encoded():
+                collection = self._collections.get(message.sequence)
+                if collection is not None:  # a cancelled one may have been on its way
+                    self._tokens_since_stats += collection.collect(message)
+                    if collection.whole.done():
+                        del self._collections[message.sequence]
+            case RequestFailed():
+                if message.sequence in self._collections:
+                    self._collections.pop(message.sequence).fail(request_failure(message))
+            case _:
+                super()._dispatch(message)
+
+
+class _Collection:
+    """The vectors of one request, as they come in."""
+
+    def __init__(self, lengths: list[int], row_bytes: int, record: GenerationRecord) -> None:
+        self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._lengths = lengths
+        self._row_bytes = row_bytes
+        self._vectors = bytearray(row_bytes * len(lengths))
+        self._missing = len(lengths)
+        self._record = record
+
+    def collect(self, message: Encoded) -> int:
+        """Gives the tokens that were encoded."""
+        size, rows = self._row_bytes, memoryview(message.vectors)
+        for row, place in enumerate(message.places):
+            self._vectors[place * size : (place + 1) * size] = rows[row * size : (row + 1) * size]
+        self._missing -= len(message.places)
+        if message.queue_seconds:
+            self._record.queue_seconds = message.queue_seconds
+        if not self._missing and not self.whole.done():
+            self.whole.set_result(bytes(self._vectors))
+        return sum(self._lengths[place] for place in message.places)
+
+    def fail(self, failure: ServerError) -> None:
+        if not self.whole.done():
+            self.whole.set_exception(failure)

@@ -1,0 +1,116 @@
+"""The engine of a worker that generates: mlx-lm's model, and the core that steps it."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_manager.mlx_server.engine.messages import (
+    Cancel,
+    Capacity,
+    DownMessage,
+    GeneratorFacts,
+    Launch,
+    Limits,
+    Stats,
+    Submit,
+    UpMessage,
+)
+from mlx_manager.mlx_server.utils.descriptors import own_descriptor_limit
+
+with own_descriptor_limit():
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_config, load_model
+
+    from mlx_manager.mlx_server.engine.core import EngineCore
+    from mlx_manager.mlx_server.engine.model_config import complete, model_classes
+    from mlx_manager.mlx_server.engine.prompt_queue import MAX_GROUP_ROWS
+
+
+class Generator:
+    """Generates for `Submit` until the sequence ends or a `Cancel`."""
+
+    def __init__(self, launch: Launch) -> None:
+        folder, adapter = Path(launch.folder), Path(launch.adapter) if launch.adapter is not None else None
+        self.model = load(folder, adapter, launch.trust_remote_code)
+        self._weights_bytes = mx.get_active_memory()
+        self._core = EngineCore(
+            self.model,
+            kv_bytes=self._kv_bytes(launch.limits),
+            prefix_bytes=launch.limits.prefix_cache_bytes,
+            inter_token_seconds=launch.options.inter_token_latency_ms / 1000,
+            tokenizer_file=folder / "tokenizer.json",
+        )
+
+    @property
+    def facts(self) -> GeneratorFacts:
+        memory = self._core.memory
+        return GeneratorFacts(self._core.vocabulary_size, memory.bytes_per_token, memory.largest_sequence_tokens)
+
+    @property
+    def stats(self) -> Stats:
+        core, prefixes = self._core, self._core.prefixes
+        return Stats(
+            sequences=len(core),
+            running=core.running,
+            prefix_bytes=prefixes.nbytes,
+            prefix_hits=prefixes.hits,
+            prefix_tokens=prefixes.cached_tokens,
+            prefix_evictions=prefixes.evictions,
+        )
+
+    @property
+    def gathers(self) -> int:
+        return MAX_GROUP_ROWS if self._core.busiest > 1 else 0
+
+    @property
+    def has_work(self) -> bool:
+        return self._core.has_work
+
+    def take(self, message: DownMessage) -> None:
+        match message:
+            case Submit():
+                self._core.submit(message)
+            case Cancel(sequence):
+                self._core.cancel(sequence)
+            case _:
+                raise ValueError(f"A worker that generates got a message of another kind: {type(message).__name__}")
+
+    def limit(self, limits: Limits) -> list[UpMessage]:
+        self._core.limit(self._kv_bytes(limits), limits.prefix_cache_bytes)
+        return [Capacity(self._core.memory.largest_sequence_tokens, limits.memory_bytes)]
+
+    def step(self) -> list[UpMessage]:
+        return self._core.step()
+
+    def release_memory(self) -> None:
+        self._core.release_memory()
+
+    def _kv_bytes(self, limits: Limits) -> int:
+        """For KV caches: what the weights leave of the worker's memory, less a tenth of it for a step's own arrays."""
+        return max(0, int(0.9 * (limits.memory_bytes - self._weights_bytes)))
+
+
+def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> nn.Module:
+    """The model with its weights in memory; float32 where MLX computes on the CPU, which is slow at 16 bits."""
+    config = complete(load_config(folder))
+    model, _ = load_model(
+        folder, model_config=config, get_model_classes=model_classes, trust_remote_code=trust_remote_code
+    )
+    _keep_masked_tokens_in_vocabulary(model)
+    if adapter is not None:
+        model = load_adapters(model, str(adapter)).eval()
+        mx.eval(model.parameters())
+    if mx.default_device().type == mx.DeviceType.cpu:
+        model.set_dtype(mx.float32)
+        mx.eval(model.parameters())
+    return model
+
+
+def _keep_masked_tokens_in_vocabulary(model: nn.Module) -> None:
+    """mlx-lm's phi3small masks 91 token ids of its first model. In a smaller vocabulary, that writes out of bounds."""
+    masked = getattr(model, "_dummy_tokenizer_ids", None)
+    if masked is not None:
+        ids: Any = masked.tolist()
+        model._dummy_tokenizer_ids = mx.array([token for token in ids if token < model.args.vocab_size], mx.int32)

@@ -1,0 +1,212 @@
+"""Which prefixes are stored: a radix tree over token ids, with the bytes that each node takes and when it was used.
+
+A node stands for its own tokens only, so what two conversations share is held once. Where a model has layers whose
+cache cannot be cut at any token (recurrent and sliding-window ones), a prefix can be taken up only at the end of a node
+with a snapshot of them. The runner holds the arrays (`prefix_cache.py`). The tree records every change as an edit, and
+the next plan carries the edits to it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlx_manager.mlx_server.engine.plan import Edit, Evict, Keep, Kept, ModelFacts, Prefix, Split
+
+Tokens = np.ndarray[Any, np.dtype[np.int32]]
+
+WORTH_LOADING_TOKENS = 16
+"""Fewer are computed faster than they are looked up."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    number: int
+    tokens: Tokens
+    parent: "Node | None" = None
+    cut_bytes: int = 0
+    snapshot_bytes: int = 0
+    has_snapshot: bool = False
+    is_kept: bool = False
+    """Whether an edit has told the runner to store it."""
+    children: "dict[int, Node]" = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return self.cut_bytes + self.snapshot_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The first `length` tokens of a prompt are in the nodes of `path`, of the last of them perhaps a part."""
+
+    length: int
+    path: tuple[Node, ...]
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix([node.number for node in self.path], self.length)
+
+
+NO_MATCH = Match(0, ())
+
+
+class PrefixTree:
+    """`match` and `store`, within `limit_bytes`. The least recently used ends of branches go first."""
+
+    def __init__(self, facts: ModelFacts, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.room_bytes = limit_bytes
+        """What the running sequences leave of the memory."""
+        self.nbytes = 0
+        self.hits = 0
+        self.cached_tokens = 0
+        self.evictions = 0
+        self.version = 0
+        """Changes whenever a prompt may match another prefix than before."""
+        self.needs_snapshots = facts.needs_snapshots
+        self._facts = facts
+        self._edits: list[Edit] = []
+        self._nodes = 0
+        self._root = self._new_node(token_array([]), None)
+        self._by_use: OrderedDict[int, Node] = OrderedDict()
+        """The longest unused first. A node is used when one below it is, and after it: so the first is a leaf."""
+
+    def take_edits(self) -> list[Edit]:
+        """The changes since the last call, for the runner, in their order."""
+        edits, self._edits = self._edits, []
+        return edits
+
+    @property
+    def has_edits(self) -> bool:
+        return bool(self._edits)
+
+    def match(self, prompt: Sequence[int] | Tokens) -> Match:
+        """The longest prefix of all tokens but the last: a prompt's last token is decoded, whatever is known of it."""
+        tokens = token_array(prompt)
+        node, length, path = self._root, 0, []
+        usable = NO_MATCH
+        while length < len(tokens) - 1 and (child := node.children.get(int(tokens[length]))) is not None:
+            shared = min(
+                common_length(child.tokens, tokens[length : length + len(child.tokens)]), len(tokens) - 1 - length
+            )
+            path.append(child)
+            length += shared
+            if not self.needs_snapshots or (shared == len(child.tokens) and child.has_snapshot):
+                usable = Match(length, tuple(path))
+            if shared < len(child.tokens):
+                break
+            node = child
+        return usable if usable.length >= WORTH_LOADING_TOKENS else NO_MATCH
+
+    def use(self, match: Match) -> None:
+        """Counts the match, with which a prompt begins, and marks its nodes as used."""
+        if match.length:
+            self.hits += 1
+            self.cached_tokens += match.length
+            self._use(match.path)
+
+    def store(self, prefix: Sequence[int] | Tokens, sequence: int) -> None:
+        """Keeps the cache of the tokens, all of which the sequence's holds, and not one more where it cannot be cut."""
+        tokens, most = token_array(prefix), min(self.limit_bytes, self.room_bytes)
+        if most <= 0 or not len(tokens):
+            return
+        path, length = self._walk_and_split(tokens)
+        node = path[-1] if path else self._root
+        is_new = length < len(tokens)
+        if is_new:
+            node = self._new_node(tokens[length:], node)
+            node.cut_bytes = len(node.tokens) * self._facts.cut_bytes_per_token
+            if node.nbytes > most:
+                return
+            self._insert(node)
+            path.append(node)
+        snapshot = self.needs_snapshots and not node.has_snapshot
+        if snapshot:
+            node.has_snapshot = True
+            node.snapshot_bytes = self._estimated_snapshot_bytes(len(tokens))
+            self.nbytes += node.snapshot_bytes
+        self._use(tuple(path))
+        self.shrink(most)  # before the copies are made: what goes makes room for them
+        if (is_new or snapshot) and node.number in self._by_use:
+            self.version += 1
+            node.is_kept = True
+            self._edits.append(Keep(node.number, sequence, length, len(tokens), snapshot))
+
+    def shrink(self, nbytes: int) -> None:
+        """Gives up what was not used for longest until no more than `nbytes` are held."""
+        while self.nbytes > max(nbytes, 0):
+            number, node = self._by_use.popitem(last=False)
+            assert node.parent is not None
+            del node.parent.children[int(node.tokens[0])]
+            self.nbytes -= node.nbytes
+            self.version += 1
+            if node.is_kept:
+                self.evictions += 1
+                self._edits.append(Evict(number))
+
+    def correct(self, kept: Kept) -> None:
+        """Sets the size that the runner has measured. Before a snapshot is made, its size is an estimate."""
+        node = self._by_use.get(kept.node)
+        if node is not None:
+            self.nbytes += kept.cut_bytes + kept.snapshot_bytes - node.nbytes
+            node.cut_bytes, node.snapshot_bytes = kept.cut_bytes, kept.snapshot_bytes
+            self.shrink(min(self.limit_bytes, self.room_bytes))
+
+    def _estimated_snapshot_bytes(self, length: int) -> int:
+        facts = self._facts
+        return facts.bytes_per_row + (facts.bytes_per_token - facts.cut_bytes_per_token) * length
+
+    def _new_node(self, tokens: Tokens, parent: Node | None) -> Node:
+        self._nodes += 1
+        return Node(self._nodes, tokens, parent)
+
+    def _insert(self, leaf: Node) -> None:
+        assert leaf.parent is not None
+        leaf.parent.children[int(leaf.tokens[0])] = leaf
+        self.nbytes += leaf.nbytes
+        self._by_use[leaf.number] = leaf
+
+    def _walk_and_split(self, tokens: Tokens) -> tuple[list[Node], int]:
+        """The nodes that hold the first `length` tokens, the last of them cut where the tokens leave it."""
+        node, length, path = self._root, 0, []
+        while length < len(tokens) and (child := node.children.get(int(tokens[length]))) is not None:
+            shared = common_length(child.tokens, tokens[length : length + len(child.tokens)])
+            if shared < len(child.tokens):
+                child = self._split(child, shared)
+            path.append(child)
+            length += shared
+            node = child
+        return path, length
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Puts a new node with the first `at` tokens above the node, which keeps the rest."""
+        assert node.parent is not None
+        upper = self._new_node(node.tokens[:at], node.parent)
+        upper.cut_bytes = node.cut_bytes // len(node.tokens) * at
+        upper.is_kept = True
+        node.parent.children[int(upper.tokens[0])] = upper
+        node.parent, node.tokens = upper, node.tokens[at:]
+        node.cut_bytes -= upper.cut_bytes
+        upper.children[int(node.tokens[0])] = node
+        self._by_use[upper.number] = upper
+        self.version += 1
+        self._edits.append(Split(node.number, upper.number, at))
+        return upper
+
+    def _use(self, path: tuple[Node, ...]) -> None:
+        for node in reversed(path):
+            self._by_use.move_to_end(node.number)
+
+
+def token_array(tokens: Sequence[int] | Tokens) -> Tokens:
+    return np.asarray(tokens, dtype=np.int32)
+
+
+def common_length(one: Tokens, other: Tokens) -> int:
+    """How many tokens both begin with."""
+    shorter = min(len(one), len(other))
+    differs = one[:shorter] != other[:shorter]
+    return int(differs.argmax()) if differs.any() else shorter

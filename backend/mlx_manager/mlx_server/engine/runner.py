@@ -1,0 +1,177 @@
+"""Executes plans: the only part of the engine that owns arrays. It decides nothing.
+
+Holds the model, the caches of the prompts that are being taken in, the batch that is decoded (`batch.py`), the stored
+prefixes (`prefix_cache.py`) and the compiled grammars (`grammar.py`). Runs in the worker, on the engine's thread.
+"""
+
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlx_manager.mlx_server.engine.batch import DecodeBatch, Drawing
+from mlx_manager.mlx_server.engine.batching import prefill_together, try_batching
+from mlx_manager.mlx_server.engine.grammar import Answer, Constraint, GrammarCompiler
+from mlx_manager.mlx_server.engine.kv_cache import (
+    GROWTH_TOKENS,
+    Cache,
+    RowCache,
+    bytes_per_row,
+    bytes_per_token,
+    cut_bytes_per_token,
+    merge,
+)
+from mlx_manager.mlx_server.engine.logprobs import score_prompt
+from mlx_manager.mlx_server.engine.messages import Submit
+from mlx_manager.mlx_server.engine.plan import (
+    Chunk,
+    Compiled,
+    Edit,
+    Evict,
+    Keep,
+    Kept,
+    ModelFacts,
+    Outcome,
+    Plan,
+    Split,
+)
+from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
+from mlx_manager.mlx_server.engine.sampling import Guard, MakeProcessors
+
+COMPILE_WAIT_SECONDS = 0.005
+"""How long a runner waits for a grammar, and a message for the engine, when there is nothing else to do."""
+
+
+class Runner:
+    """`run` plans, on the thread that made it."""
+
+    def __init__(self, model: nn.Module, make_processors: MakeProcessors, tokenizer_file: Path) -> None:
+        cache = make_prompt_cache(model)
+        vocabulary_size = _vocabulary_size(model, cache)
+        self._model = model
+        self._batching = try_batching(model, vocabulary_size)
+        self._prefixes = PrefixCache(make_prompt_cache(model))
+        self.facts = ModelFacts(
+            vocabulary_size,
+            self._batching.prefills,
+            self._batching.decodes,
+            bytes_per_token(cache),
+            bytes_per_row(cache),
+            GROWTH_TOKENS,
+            cut_bytes_per_token(cache),
+            self._prefixes.needs_snapshots,
+        )
+        self._make_processors = make_processors
+        self._batch = DecodeBatch(model, vocabulary_size, self._batching)
+        self._grammars: GrammarCompiler[Drawing] = GrammarCompiler(tokenizer_file, vocabulary_size)
+        self._drawings: dict[int, Drawing] = {}
+        self._taken_in: dict[int, Cache] = {}
+        """Caches of sequences that have not joined the batch."""
+
+    def run(self, plan: Plan) -> Outcome:
+        began = time.perf_counter()
+        kept = self._edit(plan.edits) if plan.edits else []
+        if plan.leave or plan.forget:
+            self._let_go(plan)
+        for message in plan.begin:
+            self._begin(message)
+        if plan.chunk is not None:
+            outcome = self._take_in(plan.chunk)
+        else:
+            outcome = self._batch.step() if plan.decode else Outcome()
+            outcome.seconds = time.perf_counter() - began
+        outcome.kept = kept
+        if len(self._grammars):
+            outcome.compiled = self._take_compiled(COMPILE_WAIT_SECONDS if plan.wait else 0)
+        return outcome
+
+    def _edit(self, edits: list[Edit]) -> list[Kept]:
+        for edit in edits:
+            match edit:
+                case Keep():
+                    self._prefixes.keep(edit, self._held(edit.sequence))
+                case Split():
+                    self._prefixes.split(edit)
+                case Evict(node):
+                    self._prefixes.evict(node)
+        return self._prefixes.sizes([edit.node for edit in edits if isinstance(edit, Keep)])
+
+    def _held(self, sequence: int) -> RowCache:
+        cache = self._taken_in.get(sequence)
+        return RowCache(cache) if cache is not None else self._batch.held(sequence)
+
+    def _let_go(self, plan: Plan) -> None:
+        self._batch.remove({*plan.leave, *plan.forget})
+        for sequence in (*plan.leave, *plan.forget):
+            self._taken_in.pop(sequence, None)
+        for sequence in plan.forget:
+            del self._drawings[sequence]
+
+    def _begin(self, message: Submit) -> None:
+        guard = Guard(self._make_processors(message.sampling, len(message.prompt_tokens)))
+        drawing = self._drawings[message.sequence] = Drawing(message, guard)
+        if message.grammar is not None:
+            self._grammars.start(drawing, message.grammar)
+        elif message.thinking is not None:
+            drawing.constraint = self._constraint(message, None)
+
+    def _take_compiled(self, wait_seconds: float) -> list[Compiled]:
+        compiled = []
+        for done in self._grammars.take(wait_seconds):
+            drawing = done.ticket
+            if self._drawings.get(drawing.sequence) is not drawing:
+                continue  # cancelled
+            if done.answer is not None:
+                drawing.constraint = self._constraint(drawing.submitted, done.answer)
+            compiled.append(Compiled(drawing.sequence, None if done.answer is not None else done.failure or ""))
+        return compiled
+
+    def _constraint(self, message: Submit, answer: Answer | None) -> Constraint:
+        known = frozenset(token for token in message.stop_tokens if 0 <= token < self.facts.vocabulary_size)
+        return Constraint(answer, known, message.thinking)
+
+    def _take_in(self, chunk: Chunk) -> Outcome:
+        outcome = Outcome()
+        if len(self._batch):
+            began = time.perf_counter()
+            self._batch.wait()
+            outcome.drain_seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        caches = [self._cache_of(chunk, place) for place in range(len(chunk.stretches))]
+        if len(caches) == 1:
+            cache = self._take_in_alone(chunk, caches[0], outcome)
+        else:
+            cache = merge(caches)
+            prefill_together(self._model, cache, [stretch.tokens for stretch in chunk.stretches])
+        outcome.seconds = time.perf_counter() - began
+        if chunk.joins:
+            for join in chunk.joins:
+                self._taken_in.pop(join.sequence, None)
+            self._batch.join([self._drawings[join.sequence] for join in chunk.joins], chunk.joins, cache)
+        return outcome
+
+    def _cache_of(self, chunk: Chunk, place: int) -> Cache:
+        stretch = chunk.stretches[place]
+        cache = self._taken_in.get(stretch.sequence)
+        return cache if cache is not None else self._prefixes.load(stretch.prefix)
+
+    def _take_in_alone(self, chunk: Chunk, cache: Cache, outcome: Outcome) -> Cache:
+        (stretch,) = chunk.stretches
+        if stretch.tokens:
+            logits = self._model(mx.array([stretch.tokens]), cache=cache)
+            if chunk.scored is not None:
+                drawing = self._drawings[stretch.sequence]
+                outcome.prompt_logprobs = score_prompt(drawing, chunk.scored.start, chunk.scored.targets, logits[0])
+            mx.eval([layer.state for layer in cache])
+        if not chunk.joins:
+            self._taken_in[stretch.sequence] = cache
+        return merge([cache]) if chunk.joins and self._batching.decodes else cache
+
+
+def _vocabulary_size(model: nn.Module, cache: Cache) -> int:
+    """Rows of the logits, read from a forward pass of one token, which warms the model up as well."""
+    logits = model(mx.array([[0]]), cache=cache)
+    mx.eval(logits)
+    return int(logits.shape[-1])

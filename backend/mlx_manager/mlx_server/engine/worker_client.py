@@ -1,0 +1,294 @@
+"""The API's side of a worker process of any kind: its launch, its heartbeat, its figures, and its death.
+
+Runs on the event loop. One task reads the socket and never waits for a consumer.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from mlx_manager.mlx_server.engine.launch import Worker, launch_worker
+from mlx_manager.mlx_server.engine.messages import (
+    LENGTH_BYTES,
+    Device,
+    DownMessage,
+    Heartbeat,
+    Launch,
+    Limits,
+    LoadFailed,
+    Ready,
+    RequestFailed,
+    Shutdown,
+    Stats,
+    UpMessage,
+    decode_up,
+    encode_down,
+)
+from mlx_manager.mlx_server.engine.watchdog import Watchdog, WatchdogLimits
+from mlx_manager.mlx_server.errors import EngineFailed, InvalidRequest, LoadingCrashed, ModelLoadFailed, ServerError
+
+logger = logging.getLogger(__name__)
+
+SHUTDOWN_SECONDS = 5.0
+STDERR_TAIL_LINES = 20
+STDERR_TAIL_SECONDS = 1.0
+STDERR_BYTES = 2**16
+
+
+class LoadRaised(Exception):
+    """What a worker raised when it loaded its model: the exception's name and message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervision:
+    """The callbacks of a worker's client, which it calls on the loop, and the limits of its watchdog.
+
+    `on_death` is called once, when a worker that was loaded ends unasked; `on_progress` every second, with the bytes of
+    the model that are in memory; `on_device` before the model is loaded: a ServerError that it raises ends the load.
+    """
+
+    watchdog: WatchdogLimits
+    on_death: "Callable[[WorkerClient], None]"
+    on_progress: Callable[[int], None]
+    on_device: Callable[[Device], None]
+
+
+class WorkerClient(ABC):
+    """A worker process with its model loaded. A worker that does not respond any more is killed.
+
+    The client of a kind of worker adds what is asked of it, and handles its own messages in `_dispatch`.
+    """
+
+    def __init__(self, model_id: str, worker: Worker, limits: Limits, supervision: Supervision) -> None:
+        self.model_id = model_id
+        self.exit_reason = f"The worker process of model {model_id!r} has just died."
+        """How the worker ended, and the last line of its stderr, once they are known."""
+        self.stats = Stats()
+        self.tokens_per_second = 0.0
+        """Between the last two Stats."""
+        self.limits = limits
+        self.device: Device | None = None
+        self.dtype = ""
+        self._tokens_since_stats = 0
+        self._last_stats_at = time.monotonic()
+        self._worker = worker
+        self._supervision = supervision
+        self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
+        self._closing = False
+        self._gone = False
+        self._abandoned: ServerError | None = None
+        self._kill_reason: str | None = None
+        self._load_failure: str | None = None
+        self._watchdog = Watchdog(supervision.watchdog)
+        detached = contextvars.Context()  # these outlive the request that has the model loaded, and are no part of it
+        self._watching = asyncio.create_task(self._kill_when_it_does_not_answer(), context=detached)
+        self._reading = asyncio.create_task(self._read_until_death(), context=detached)
+
+    @classmethod
+    async def launch(cls, model_id: str, launch: Launch, supervision: Supervision) -> Self:
+        """Starts a worker and waits until its model is loaded.
+
+        Raises LoadRaised, ModelLoadFailed with the last line of the worker's stderr, or what `on_device` raises.
+        """
+        client = cls(model_id, await launch_worker(launch), launch.limits, supervision)
+        try:
+            await client._loaded
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    @property
+    def alive(self) -> bool:
+        return not self._gone and not self._closing
+
+    @property
+    def fault(self) -> str | None:
+        """Why the worker does not answer at this moment; None when it does."""
+        if self._gone:
+            return self.exit_reason
+        fault = self._watchdog.fault
+        return f"The worker process of model {self.model_id!r} {fault}." if fault is not None else None
+
+    @property
+    def pid(self) -> int:
+        return self._worker.process.pid
+
+    def limit(self, limits: Limits) -> None:
+        """Changes the worker's share of the machine."""
+        if limits != self.limits:
+            self.limits = limits
+            self._send(limits)
+
+    async def close(self) -> None:
+        """Ends the worker: kills one that is loading; tells another to end, and kills it when it does not in time."""
+        if not self._loaded.done() or self._loaded.cancelled() or self._loaded.exception() is not None:
+            self._kill()
+        elif self.alive:
+            self._send(Shutdown())
+        self._closing = True
+        try:
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await asyncio.shield(self._reading)
+        except TimeoutError:
+            self._kill()
+            await self._reading
+
+    def abandon(self, failure: ServerError) -> None:
+        """Fails all that is asked of the worker and all to come, for a server that can wait no longer."""
+        self._abandoned = failure
+        self._fail_all(failure)
+
+    async def wait_until_gone(self) -> None:
+        """Waits until a worker that is ending is gone and `on_death` has been called."""
+        await asyncio.shield(self._reading)
+
+    @property
+    @abstractmethod
+    def pending(self) -> int:
+        """What is asked of the worker and not answered yet."""
+
+    @abstractmethod
+    def _fail_all(self, failure: ServerError) -> None:
+        """Ends all that is pending; a worker that is alive is told to stop with it."""
+
+    @abstractmethod
+    def _learn(self, ready: Ready) -> None:
+        """The model is loaded."""
+
+    def _dispatch(self, message: UpMessage) -> None:
+        match message:
+            case Heartbeat():
+                self._watchdog.heard_heartbeat(message.step_seconds)
+                if not self._loaded.done():
+                    self._supervision.on_progress(message.active_bytes)
+            case Stats():
+                self._measure_rate()
+                self.stats = message
+            case Device():
+                self._note_device(message)
+            case Ready():
+                self.dtype = message.dtype
+                self.stats = Stats(active_bytes=message.active_bytes, peak_bytes=message.active_bytes)
+                self._learn(message)
+                if not self._loaded.done():  # else the launch was cancelled
+                    self._loaded.set_result(None)
+            case LoadFailed(failure):
+                self._load_failure = failure
+            case _:
+                raise TypeError(f"a worker of another kind sends {type(message).__name__}")
+
+    def _check_open(self) -> None:
+        """Raises the reason why nothing can be asked of the worker any more."""
+        if self._abandoned is not None:
+            raise self._abandoned
+        if self._gone:
+            raise EngineFailed(self.exit_reason)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._worker.process.kill()
+
+    async def _kill_when_it_does_not_answer(self) -> None:
+        self._kill_reason = f"{await self._watchdog.wait_until_unresponsive()} and was killed"
+        logger.error("Worker %d of %s %s", self.pid, self.model_id, self._kill_reason)
+        self._kill()
+
+    def _send(self, message: DownMessage) -> None:
+        """Writes to a worker that is there. When it has just died, the reader fails what is pending."""
+        if not self._gone and not self._worker.writer.is_closing():  # uvloop raises for a closed socket
+            self._worker.writer.write(encode_down(message))
+
+    async def _read_until_death(self) -> None:
+        """The reader task: dispatches the worker's messages until it ends, then fails what is pending."""
+        stderr = asyncio.create_task(self._read_stderr())
+        try:
+            await self._read_messages()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the worker is gone
+        except Exception:
+            logger.exception("Worker %d of %s sent a message that cannot be used", self.pid, self.model_id)
+            self._kill()
+        self._gone = True
+        self._watching.cancel()
+        self._worker.writer.close()
+        status = await self._wait_for_exit()
+        await asyncio.wait({stderr}, timeout=STDERR_TAIL_SECONDS)
+        self._report_exit(status)
+
+    async def _read_messages(self) -> None:
+        reader = self._worker.reader
+        while True:
+            length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+            messages = decode_up(await reader.readexactly(length))
+            self._watchdog.heard()
+            for message in messages:
+                self._dispatch(message)
+
+    async def _wait_for_exit(self) -> int:
+        """The exit status of a worker that has closed its socket, killed if it goes on without one."""
+        try:
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                return await self._worker.process.wait()
+        except TimeoutError:
+            self._kill()
+            return await self._worker.process.wait()
+
+    def _note_device(self, device: Device) -> None:
+        self.device = device
+        try:
+            self._supervision.on_device(device)
+        except ServerError as exc:
+            if not self._loaded.done():
+                self._loaded.set_exception(exc)
+
+    def _measure_rate(self) -> None:
+        now = time.monotonic()
+        self.tokens_per_second = self._tokens_since_stats / max(now - self._last_stats_at, 1e-3)
+        self._tokens_since_stats, self._last_stats_at = 0, now
+
+    async def _read_stderr(self) -> None:
+        stderr = self._worker.process.stderr
+        assert stderr is not None
+        line = b""
+        while data := await stderr.read(STDERR_BYTES):
+            *lines, line = (line + data).split(b"\n")
+            line = line[-STDERR_BYTES:]
+            for text in (raw.decode("utf-8", "replace").rstrip() for raw in lines):
+                self._stderr_tail.append(text)
+                logger.info("Worker %d of %s: %s", self.pid, self.model_id, text)
+
+    def _report_exit(self, status: int) -> None:
+        ending = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
+        last_line = f": {self._stderr_tail[-1]}" if self._stderr_tail else ""
+        self.exit_reason = f"The worker process of model {self.model_id!r} {self._kill_reason or ending}{last_line}."
+        if not self._loaded.done():
+            kind = LoadingCrashed if status < 0 else ModelLoadFailed
+            failure = kind(f"Model {self.model_id!r} cannot be loaded. {self.exit_reason}")
+            self._loaded.set_exception(LoadRaised(self._load_failure) if self._load_failure is not None else failure)
+        elif not self._closing:
+            logger.error("%s %d requests are lost.", self.exit_reason, self.pending)
+            self._supervision.on_death(self)
+        self._fail_all(EngineFailed(f"{self.exit_reason} Send the request again: it gets a new worker."))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time ones have no names
+        return f"signal {number}"
+
+
+def request_failure(message: RequestFailed) -> ServerError:
+    if message.invalid:
+        return InvalidRequest(message.message)
+    return EngineFailed(f"The engine gave the request up: {message.message}")

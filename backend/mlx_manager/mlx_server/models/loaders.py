@@ -1,0 +1,99 @@
+"""Which loader makes each kind of model, and what every load has in common."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, WorkerOptions
+from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
+from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
+from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.models.catalog import ModelEntry
+from mlx_manager.mlx_server.models.encoders import load_embedder, load_reranker
+from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
+from mlx_manager.mlx_server.models.hub import Progress
+from mlx_manager.mlx_server.models.loading import load_generator
+from mlx_manager.mlx_server.models.resident import Loading, Resident, load_failed
+from mlx_manager.mlx_server.models.weights import weights_size
+from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
+
+logger = logging.getLogger(__name__)
+
+LOG_SECONDS = 5.0
+
+LOADERS: dict[ModelKind, Callable[[Loading], Awaitable[Resident]]] = {
+    "generate": load_generator,
+    "embed": load_embedder,
+    "rerank": load_reranker,
+}
+
+
+def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
+    """What the weights will take in the worker. Raises ModelLoadFailed for a model that cannot be loaded.
+
+    Reads files: call it in a thread.
+    """
+    reason = why_it_cannot_load(folder, entry.trust_remote_code, entry.adapter, entry.kind_in(folder))
+    if reason is not None:
+        raise load_failed(entry, reason)
+    return weights_size(folder).memory_bytes
+
+
+class ModelLoader:
+    """Loads models of every kind, each into a worker of its own. `options` and `watchdog` are those of all workers."""
+
+    def __init__(self, options: WorkerOptions, watchdog: WatchdogLimits) -> None:
+        self._options = options
+        self._watchdog = watchdog
+        self._templates = TemplateRenderer()
+
+    async def load(
+        self,
+        entry: ModelEntry,
+        folder: Path,
+        share: Limits,
+        progress: Progress,
+        keep_alive_seconds: float,
+        *,
+        on_death: Callable[[WorkerClient], None],
+        on_device: Callable[[Device], None],
+    ) -> Resident:
+        """Raises ModelLoadFailed, or what `on_device` raises (`Supervision`)."""
+        progress.stage = "loading"
+        launch = Launch(
+            kind=await asyncio.to_thread(entry.kind_in, folder),
+            folder=str(folder),
+            limits=share,
+            options=self._options,
+            adapter=str(entry.adapter) if entry.adapter is not None else None,
+            trust_remote_code=entry.trust_remote_code,
+        )
+        supervision = Supervision(
+            watchdog=self._watchdog, on_death=on_death, on_progress=progress.loaded, on_device=on_device
+        )
+        return await LOADERS[launch.kind](
+            Loading(entry, folder, launch, supervision, keep_alive_seconds, self._templates)
+        )
+
+    def close(self) -> None:
+        """Blocks until the processes that render templates have ended."""
+        self._templates.close()
+
+
+@contextlib.asynccontextmanager
+async def logging_progress(model_id: str, progress: Progress) -> AsyncIterator[None]:
+    """Logs every few seconds how far the load is that goes on in the block."""
+
+    async def log() -> None:
+        while True:
+            await asyncio.sleep(LOG_SECONDS)
+            done, total = progress.done_bytes / 2**20, progress.total_bytes / 2**20
+            logger.info("Model %s is %s: %.0f of %.0f MB", model_id, progress.stage, done, total)
+
+    running = asyncio.create_task(log())
+    try:
+        yield
+    finally:
+        running.cancel()

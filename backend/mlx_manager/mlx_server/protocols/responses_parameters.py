@@ -1,0 +1,56 @@
+"""Fields of the Responses API that this server does not use."""
+
+from mlx_manager.mlx_server.protocols.parameters import ParameterTable
+
+_ITEM = "input[]."
+_PLACES_OF_PARTS = (f"{_ITEM}content[].", f"{_ITEM}output[].", f"{_ITEM}summary[].")
+_PLACES_OF_TOOLS = ("tools[].", "tools[].tools[].", f"{_ITEM}tools[].", f"{_ITEM}tools[].tools[].")
+
+RESPONSES = ParameterTable(
+    ignored=frozenset(
+        {
+            "client_metadata",
+            "max_tool_calls",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "service_tier",
+            "access_programs",
+            "reasoning.context",
+            "reasoning.mode",
+            *(f"{_ITEM}{field}" for field in ("status", "phase", "caller", "async", "created_by")),
+            *(f"{place}{field}" for place in _PLACES_OF_PARTS for field in ("annotations", "logprobs")),
+            *(f"{place}prompt_cache_breakpoint" for place in _PLACES_OF_PARTS),
+            *(
+                f"{place}{field}"
+                for place in _PLACES_OF_TOOLS
+                for field in ("defer_loading", "allowed_callers", "async", "output_schema")
+            ),
+        }
+    ),
+    refused={
+        "background": (False,),
+        "conversation": (),
+        "prompt": (),
+        "moderation": (),
+        "image": (),
+        "context_management": ([],),
+        "n": (1,),
+        "stop": ([],),
+        "seed": (),
+        "logit_bias": ({},),
+        "logprobs": (False,),
+        "max_tokens": (),
+        "max_completion_tokens": (),
+        "messages": (),
+        "min_p": (0,),
+        "top_k": (),
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "repetition_penalty": (1,),
+        "response_format": ({"type": "text"},),
+        "reasoning_effort": (),
+        "functions": ([],),
+    },
+)
+"""Ignored: bookkeeping, and hints for speed that change no answer. Refused: what would change the answer, those names
+among it that other protocols have for it; with the values that ask for nothing."""

@@ -1,0 +1,185 @@
+"""Responses in memory, for GET, DELETE and `previous_response_id`: bounded in bytes, each for a while. Knows no HTTP.
+
+A key's responses are its own. What is stored is JSON, as it is sent.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mlx_manager.mlx_server.errors import PreviousResponseNotFound, ResponseNotFound
+from mlx_manager.mlx_server.protocols.wire import JsonObject
+from mlx_manager.mlx_server.records import GenerationRecord
+from mlx_manager.mlx_server.types import ChoiceFinished, Completed, GenerationEvents, Started, Usage
+
+
+@dataclass(slots=True, eq=False)
+class StoredResponse:
+    """`items` are the input's, each as JSON. While the response runs, `body` is what it began with."""
+
+    id: str
+    owner: str | None
+    items: tuple[bytes, ...]
+    body: bytes
+    store: "ResponseStore"
+    record: GenerationRecord
+    expires_at: float = 0
+    counted_bytes: int = 0
+    cancelled: bool = False
+    deleted: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _stop: Callable[[], None] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Items that several responses share count for each of them."""
+        return len(self.body) + sum(map(len, self.items))
+
+    @property
+    def is_running(self) -> bool:
+        return not self.ended.is_set()
+
+    def keep(self, response: JsonObject) -> None:
+        """The response as it ended."""
+        self.body = msgspec.json.encode(response)
+        self.ended.set()
+        if not self.deleted:
+            self.store.add(self)
+
+    def cancel(self) -> None:
+        if self.is_running and not self.cancelled:
+            self.cancelled = True
+            if self._stop is not None:
+                self._stop()
+
+    async def watched(self, events: GenerationEvents) -> GenerationEvents:
+        """The same events, until they are cancelled, which ends the answer where it is.
+
+        A response whose client leaves is forgotten.
+        """
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Task[object] | None = None
+
+        def stop() -> None:
+            if waiting is not None:
+                waiting.cancel()
+
+        self._stop = stop
+        has_started = False
+        try:
+            async with aclosing(events):
+                while not self.cancelled:
+                    waiting = asyncio.current_task(loop)
+                    event = await anext(events, None)
+                    waiting = None
+                    if event is None:
+                        return
+                    has_started = has_started or isinstance(event, Started)
+                    yield event
+        except asyncio.CancelledError:
+            if waiting is None or not self.cancelled or waiting.uncancel() > 0:  # somebody else cancels
+                self.store.forget(self)
+                raise
+        except BaseException:
+            self.store.forget(self)
+            raise
+        if not has_started:
+            yield Started()
+        yield ChoiceFinished(0, "stop", None)
+        record = self.record
+        yield Completed(Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens))
+
+
+class ResponseStore:
+    """Used from one event loop. The oldest responses make room for the next."""
+
+    def __init__(self, max_bytes: int, seconds: float) -> None:
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
+        self._bytes = 0
+
+    def begin(
+        self, owner: str | None, items: Sequence[bytes], snapshot: JsonObject, record: GenerationRecord
+    ) -> StoredResponse:
+        """A response that runs from now on."""
+        body = msgspec.json.encode(snapshot)
+        stored = StoredResponse(str(snapshot["id"]), owner, tuple(items), body, self, record)
+        self.add(stored)
+        return stored
+
+    def get(self, response_id: str, owner: str | None) -> StoredResponse:
+        """Raises ResponseNotFound, also for the response of another key."""
+        found = self._find(response_id, owner)
+        if found is None:
+            raise ResponseNotFound(
+                f"There is no response {response_id[:100]!r}. Responses are stored for {self._seconds:g} s, unless "
+                "'store' is false."
+            )
+        return found
+
+    def conversation(self, response_id: str, owner: str | None) -> list[bytes]:
+        """The items of a response's input and output. Raises PreviousResponseNotFound."""
+        found = self._find(response_id, owner)
+        if found is None or found.is_running:
+            why = "does not exist" if found is None else "has not ended"
+            raise PreviousResponseNotFound(
+                f"The previous response {response_id[:100]!r} {why}. Send the conversation's items as 'input', without "
+                "'previous_response_id'.",
+                param="previous_response_id",
+            )
+        return [*found.items, *_output(found)]
+
+    def item(self, item_id: str, owner: str | None) -> bytes | None:
+        """The newest stored item of that id."""
+        for stored in reversed(self._responses.values()):
+            if stored.owner == owner and not self._is_over(stored):
+                for item in (*stored.items, *_output(stored)):
+                    if msgspec.json.decode(item, type=_Identified).id == item_id:
+                        return item
+        return None
+
+    def delete(self, stored: StoredResponse) -> None:
+        """Ends it, too, where it runs."""
+        stored.deleted = True
+        stored.cancel()
+        self.forget(stored)
+
+    def add(self, stored: StoredResponse) -> None:
+        self.forget(stored)
+        stored.expires_at = time.monotonic() + self._seconds
+        stored.counted_bytes = stored.size_bytes
+        self._responses[stored.id] = stored
+        self._bytes += stored.counted_bytes
+        for other in list(self._responses.values()):
+            if self._bytes <= self._max_bytes and not self._is_over(other):
+                break
+            self.forget(other)
+
+    def forget(self, stored: StoredResponse) -> None:
+        if self._responses.pop(stored.id, None) is not None:
+            self._bytes -= stored.counted_bytes
+
+    def _find(self, response_id: str, owner: str | None) -> StoredResponse | None:
+        found = self._responses.get(response_id)
+        return found if found is not None and found.owner == owner and not self._is_over(found) else None
+
+    def _is_over(self, stored: StoredResponse) -> bool:
+        return time.monotonic() > stored.expires_at and not stored.is_running
+
+
+class _Identified(msgspec.Struct):
+    id: str | None = None
+
+
+class _Output(msgspec.Struct):
+    output: list[msgspec.Raw] = []
+
+
+def _output(stored: StoredResponse) -> Iterator[bytes]:
+    return map(bytes, msgspec.json.decode(stored.body, type=_Output).output)

@@ -1,0 +1,43 @@
+"""A chat that is too long for its model, without its oldest turns: what `truncation: "auto"` asks for."""
+
+import math
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from mlx_manager.mlx_server.errors import ContextLengthExceeded
+from mlx_manager.mlx_server.types import ChatRequest, ChatTurn, GenerationEvents
+
+
+async def without_oldest_turns(
+    generate: Callable[[ChatRequest], GenerationEvents], request: ChatRequest
+) -> GenerationEvents:
+    """Raises ContextLengthExceeded when what has to stay is too long as well."""
+    while True:
+        try:
+            async with aclosing(generate(request)) as events:
+                async for event in events:
+                    yield event
+                return
+        except ContextLengthExceeded as exc:  # before the first event
+            turns = _shortened(request.turns, exc)
+            if len(turns) == len(request.turns):
+                raise
+            left_out = len(request.turns) - len(turns)
+            request.record.warnings.append(f"input: the oldest {left_out} turns are left out: the prompt was too long")
+            request.record.error = None
+            request = replace(request, turns=turns)
+
+
+def _shortened(turns: tuple[ChatTurn, ...], exc: ContextLengthExceeded) -> tuple[ChatTurn, ...]:
+    """Without the oldest turns behind the leading system message, up to the last of the user's at most."""
+    if exc.tokens is None or exc.limit is None:
+        return turns
+    first = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    last_question = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=first)
+    surplus = math.ceil(sum(turn.text_length for turn in turns) * (exc.tokens - exc.limit + 1) / exc.tokens)
+    end, dropped = first, 0
+    while end < last_question and (dropped < surplus or turns[end].role not in ("user", "system")):
+        dropped += turns[end].text_length
+        end += 1
+    return (*turns[:first], *turns[end:])

@@ -1,0 +1,328 @@
+"""Plays traffic to the scheduler without MLX.
+
+The runner has no model. It checks every plan, and a cost model gives the seconds that each takes.
+"""
+
+import heapq
+import itertools
+import random
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mlx_manager.mlx_server.engine.messages import (
+    Admitted,
+    Cancel,
+    Limits,
+    Prefilled,
+    RequestFailed,
+    RequestFinished,
+    Step,
+    Submit,
+    UpMessage,
+)
+from mlx_manager.mlx_server.engine.plan import (
+    Chunk,
+    Compiled,
+    Evict,
+    Failed,
+    Keep,
+    Kept,
+    ModelFacts,
+    Outcome,
+    Plan,
+    Split,
+)
+from mlx_manager.mlx_server.engine.scheduler import Scheduler
+from mlx_manager.mlx_server.types import SamplingParams
+
+VOCABULARY = 1000
+END = 7
+LLAMA = ModelFacts(VOCABULARY, True, True, 100, 0, 256, 100, needs_snapshots=False)
+RECURRENT = ModelFacts(VOCABULARY, True, True, 60, 5000, 256, 60, needs_snapshots=True)
+ALONE = ModelFacts(VOCABULARY, False, False, 100, 0, 256, 100, needs_snapshots=False)
+AMPLE = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of a chunk's tokens, padding included, and of a decode step of so many rows."""
+
+    prompt_token: float = 1 / 2000
+    step: float = 0.01
+    row: float = 0.0002
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How often, of a thousand drawn tokens, one falls short of its nucleus, or fails its sequence."""
+
+    fallen_short: int = 0
+    failed: int = 0
+    compile_steps: int = 3
+    tokens_per_step: int = 1
+
+
+@dataclass(slots=True)
+class _Row:
+    tokens: list[int]
+    """In its cache."""
+    input: int
+    is_new: bool = True
+    """Whether it has had no step: then the input is a token that the scheduler knows."""
+    whole_nucleus: bool = False
+
+
+def drawn(sequence: int, place: int) -> int:
+    """The token that a sequence draws at a place, in whatever company. One of 200 ends it."""
+    number = random.Random(1000 * sequence + place).randrange(VOCABULARY)
+    return END if number < 5 else max(number, 10)
+
+
+class SimulatedRunner:
+    """Holds token lists in place of arrays. Asserts that a plan asks for nothing that is not there."""
+
+    def __init__(self, facts: ModelFacts, costs: Costs, faults: Faults) -> None:
+        self.facts = facts
+        self.known: dict[int, Submit] = {}
+        self.taken_in: dict[int, list[int]] = {}
+        self.batch: dict[int, _Row] = {}
+        self.stored: dict[int, list[int]] = {}
+        self.snapshots: dict[int, int] = {}
+        self.compiling: dict[int, int] = {}
+        self._costs = costs
+        self._faults = faults
+        self._random = random.Random(4)
+
+    def run(self, plan: Plan) -> Outcome:
+        assert not (plan.decode and plan.chunk)
+        kept = [edit.node for edit in plan.edits if isinstance(edit, Keep)]
+        for edit in plan.edits:
+            self._edit(edit)
+        for sequence in (*plan.leave, *plan.forget):
+            self.taken_in.pop(sequence, None)
+            self.batch.pop(sequence, None)
+        for sequence in plan.forget:
+            del self.known[sequence]
+            self.compiling.pop(sequence, None)
+        for message in plan.begin:
+            assert message.sequence not in self.known
+            self.known[message.sequence] = message
+            if message.grammar is not None:
+                self.compiling[message.sequence] = self._faults.compile_steps
+        outcome = Outcome()
+        if plan.chunk is not None:
+            outcome = self._take_in(plan.chunk)
+        elif plan.decode:
+            outcome = self._decode()
+        outcome.kept = [self._size(node) for node in kept if node in self.stored]
+        outcome.compiled = self._compile()
+        return outcome
+
+    def stored_bytes(self) -> int:
+        return sum(kept.cut_bytes + kept.snapshot_bytes for kept in map(self._size, self.stored))
+
+    def caches(self) -> tuple[int, int]:
+        """How many, and the tokens of the longest."""
+        lengths = [len(row.tokens) for row in self.batch.values()] + [len(tokens) for tokens in self.taken_in.values()]
+        return len(lengths), max(lengths, default=0)
+
+    def _size(self, node: int) -> Kept:
+        snapshot = self.facts.bytes_per_row if node in self.snapshots else 0
+        return Kept(node, len(self.stored[node]) * self.facts.cut_bytes_per_token, snapshot)
+
+    def _edit(self, edit: Keep | Split | Evict) -> None:
+        match edit:
+            case Keep(kept, sequence, start, end, snapshot):
+                row = self.batch.get(sequence)
+                held = self.taken_in[sequence] if row is None else row.tokens
+                assert end <= len(held)
+                assert not snapshot or end == len(held)
+                self.stored.setdefault(kept, held[start:end])
+                if snapshot:
+                    self.snapshots[kept] = end
+            case Split(node, upper, at):
+                tokens = self.stored[node]
+                assert 0 < at < len(tokens)
+                self.stored[upper], self.stored[node] = tokens[:at], tokens[at:]
+            case Evict(node):
+                del self.stored[node]
+                self.snapshots.pop(node, None)
+
+    def _take_in(self, chunk: Chunk) -> Outcome:
+        assert len(chunk.joins) in (0, len(chunk.stretches))
+        assert len(chunk.stretches) == 1 or chunk.joins
+        assert len(chunk.stretches) == 1 or self.facts.prefills_together
+        for stretch in chunk.stretches:
+            if stretch.prefix is not None:
+                tokens = list(itertools.chain(*(self.stored[node] for node in stretch.prefix.nodes)))
+                assert len(tokens) >= stretch.prefix.length > 0
+                if self.facts.needs_snapshots:
+                    assert self.snapshots[stretch.prefix.nodes[-1]] == len(tokens) == stretch.prefix.length
+                assert stretch.sequence not in self.taken_in
+                self.taken_in[stretch.sequence] = tokens[: stretch.prefix.length]
+            cache = self.taken_in.setdefault(stretch.sequence, [])
+            cache += stretch.tokens
+            prompt = self.known[stretch.sequence].prompt_tokens
+            assert cache[: len(prompt)] == prompt[: len(cache)]
+        for join in chunk.joins:
+            cache = self.taken_in.pop(join.sequence)
+            assert cache == join.tokens[:-1]
+            assert self.known[join.sequence].grammar is None or join.sequence not in self.compiling
+            assert self.facts.decodes_together or not self.batch
+            self.batch[join.sequence] = _Row(cache, join.tokens[-1], whole_nucleus=join.whole_nucleus)
+        padded = len(chunk.stretches) * max(len(stretch.tokens) for stretch in chunk.stretches)
+        return Outcome(seconds=padded * self._costs.prompt_token)
+
+    def _decode(self) -> Outcome:
+        outcome = Outcome(seconds=self._costs.step + self._costs.row * len(self.batch))
+        for sequence, row in self.batch.items():
+            row.tokens.append(row.input)
+            if not row.is_new:
+                self._tell(outcome, sequence, row)
+            row.is_new = False
+            row.input = self._draw(sequence, row)
+        return outcome
+
+    def _tell(self, outcome: Outcome, sequence: int, row: _Row) -> None:
+        """Of the token that was drawn in the last step, and of those behind it that a draft model guessed right."""
+        if not row.whole_nucleus and self._happens(self._faults.fallen_short):
+            outcome.fallen_short.append(sequence)
+            return
+        row.tokens += (self._draw(sequence, row) for _ in range(self._faults.tokens_per_step - 1))
+        told = row.tokens[-self._faults.tokens_per_step :]
+        outcome.sequences += [sequence] * len(told)
+        outcome.tokens += told
+        if self._happens(self._faults.failed):
+            outcome.failed.append(Failed(sequence, "staged"))
+
+    def _draw(self, sequence: int, row: _Row) -> int:
+        return drawn(sequence, len(row.tokens) - len(self.known[sequence].prompt_tokens))
+
+    def _happens(self, in_a_thousand: int) -> bool:
+        return in_a_thousand > 0 and self._random.randrange(1000) < in_a_thousand
+
+    def _compile(self) -> list[Compiled]:
+        done = []
+        for sequence in list(self.compiling):
+            self.compiling[sequence] -= 1
+            if self.compiling[sequence] <= 0:
+                del self.compiling[sequence]
+                done.append(Compiled(sequence, None))
+        return done
+
+
+@dataclass(slots=True)
+class Life:
+    """The messages about one sequence, and when they came."""
+
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    cached_tokens: int | None = None
+    end: str | None = None
+
+
+Arrival = Submit | Cancel | Limits
+
+
+class Simulation:
+    """`at` a time a message arrives; `run` until nothing is left to do."""
+
+    def __init__(
+        self,
+        facts: ModelFacts = LLAMA,
+        kv_bytes: int = AMPLE,
+        prefix_bytes: int = 2**30,
+        costs: Costs | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        self.now = 0.0
+        self.scheduler = Scheduler(facts, kv_bytes, prefix_bytes, inter_token_seconds=0.1)
+        self.runner = SimulatedRunner(facts, costs or Costs(), faults or Faults())
+        self.lives: dict[int, Life] = {}
+        self.plans: list[bytes] = []
+        self.longest_chunk = 0.0
+        self._idle_steps = 0
+        self._arrivals: list[tuple[float, int, Arrival]] = []
+        self._count = itertools.count()
+
+    def at(self, seconds: float, message: Arrival) -> None:
+        heapq.heappush(self._arrivals, (seconds, next(self._count), message))
+
+    def run(self, until: float = float("inf")) -> None:
+        while self.now < until and (self._arrivals or self.scheduler.has_work):
+            if not self.scheduler.has_work:
+                self.now = max(self.now, self._arrivals[0][0])
+            self.step()
+
+    def step(self) -> Plan:
+        while self._arrivals and self._arrivals[0][0] <= self.now:
+            self._arrives(heapq.heappop(self._arrivals)[2])
+        plan = self.scheduler.plan(self.now)
+        self.plans.append(msgspec.msgpack.encode(plan))
+        outcome = self.runner.run(msgspec.msgpack.decode(self.plans[-1], type=Plan))
+        self.now += outcome.seconds or 1e-5
+        if plan.chunk is not None:
+            self.longest_chunk = max(self.longest_chunk, outcome.seconds)
+        self._check_memory()
+        messages = self.scheduler.note(outcome)
+        for message in messages:
+            self._told(message)
+        is_idle = plan == Plan() and not messages and self.scheduler.has_work
+        self._idle_steps = self._idle_steps + 1 if is_idle else 0
+        assert self._idle_steps < 3, "the scheduler has work, and plans nothing"
+        return plan
+
+    def first_token_seconds(self, sequence: int, since: float) -> float:
+        return self.lives[sequence].times[0] - since
+
+    def _arrives(self, message: Arrival) -> None:
+        match message:
+            case Submit():
+                self.lives[message.sequence] = Life()
+                self.scheduler.submit(message, self.now)
+            case Cancel(sequence):
+                if self.lives[sequence].end is None:
+                    self.lives[sequence].end = "cancelled"
+                self.scheduler.cancel(sequence)
+            case Limits(memory_bytes, _, prefix_bytes):
+                self.scheduler.limit(memory_bytes, prefix_bytes)
+
+    def _check_memory(self) -> None:
+        runner, memory = self.runner, self.scheduler.memory
+        assert runner.stored_bytes() <= self.scheduler.prefixes.limit_bytes
+        rows, longest = runner.caches()
+        if rows > 1 or runner.stored_bytes():
+            assert memory.needed(rows, longest) + runner.stored_bytes() <= memory.limit_bytes
+
+    def _told(self, message: UpMessage) -> None:
+        match message:
+            case Step(sequences, tokens):
+                for sequence, token in zip(sequences, tokens, strict=True):
+                    life = self.lives[sequence]
+                    assert life.end is None
+                    life.tokens.append(token)
+                    life.times.append(self.now)
+            case RequestFinished(sequence, reason):
+                assert self.lives[sequence].end is None
+                self.lives[sequence].end = reason
+            case RequestFailed(sequence, failure):
+                assert self.lives[sequence].end is None
+                self.lives[sequence].end = failure
+            case Prefilled(sequence, cached_tokens):
+                self.lives[sequence].cached_tokens = cached_tokens
+            case Admitted():
+                pass
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    return random.Random(seed).choices(range(10, VOCABULARY), k=length)
+
+
+def ask(sequence: int, tokens: list[int], max_tokens: int = 8, grammar: str | None = None) -> Submit:
+    return Submit(sequence, tokens, max_tokens, [END], SamplingParams(seed=0), grammar)
+
+
+def stream(sequence: int) -> Submit:
+    """A short prompt with an answer that does not end by itself."""
+    return Submit(sequence, prompt(sequence, 20), 100_000, [], SamplingParams(seed=0))
