@@ -237,8 +237,10 @@ class Simulation:
         faults: Faults | None = None,
     ) -> None:
         self.now = 0.0
+        faults = faults or Faults()
+        facts = msgspec.structs.replace(facts, tokens_per_step=faults.tokens_per_step)
         self.scheduler = Scheduler(facts, kv_bytes, prefix_bytes, inter_token_seconds=0.1)
-        self.runner = SimulatedRunner(facts, costs or Costs(), faults or Faults())
+        self.runner = SimulatedRunner(facts, costs or Costs(), faults)
         self.lives: dict[int, Life] = {}
         self.plans: list[bytes] = []
         self.longest_chunk = 0.0

@@ -263,10 +263,25 @@ def test_cancel_in_every_state_leaves_nothing_behind_and_the_others_alone(kind: 
         simulation.at(simulation.now, Cancel(1))
     told = len(simulation.lives[1].tokens) if simulation.lives else 0
     simulation.run()
+    simulation.at(simulation.now, ask(3, prompt(3, 300)))
+    simulation.run()
     assert len(simulation.lives[1].tokens) == told
+    assert simulation.lives[3].tokens == answer(3, 8)
     assert simulation.lives[0].tokens == answer(0, 60)
     assert simulation.lives[2].tokens == answer(2, 60)
     assert_nothing_is_left(simulation)
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_request_after_the_only_one_was_cancelled_is_answered(steps: int) -> None:
+    simulation = Simulation()
+    simulation.at(0.0, ask(0, prompt(0, 600), 60))
+    for _ in range(steps):
+        simulation.step()
+    simulation.at(simulation.now, Cancel(0))
+    simulation.at(simulation.now, ask(1, prompt(1, 600)))
+    simulation.run()
+    assert simulation.lives[1].tokens == answer(1, 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -288,10 +303,35 @@ def test_sequences_that_are_cancelled_or_fail_at_any_moment_harm_no_other(kind: 
     assert_nothing_is_left(simulation)
 
 
+@pytest.mark.parametrize("seed", range(15))
+def test_any_machine_under_any_traffic_answers_everyone(seed: int) -> None:
+    rng = random.Random(seed)
+    facts, costs = rng.choice([*KINDS.values()]), rng.choice([*MACHINES.values()])
+    longest = rng.choice([300, 1500, 6000])
+    limit = room_for(facts, rng.choice([1, 2, 3, 8, 70]), longest + 700)
+    faults = Faults(rng.choice([0, 20, 200]), rng.choice([0, 5]), rng.randint(1, 5), rng.choice([1, 1, 3]))
+    simulation = Simulation(facts, limit, int(limit * rng.random()), costs, faults)
+    arrivals = traffic(seed, 40, rng.choice([1, 20, 300]), longest)
+    for seconds, message in arrivals:
+        if rng.random() < 0.3:
+            simulation.at(seconds + rng.expovariate(rng.choice([0.3, 3, 100])), Cancel(message.sequence))
+    for _ in range(rng.choice([0, 10])):
+        lower = max(room_for(facts, 1, longest + 700), int(limit * rng.random()))
+        simulation.at(2 * arrivals[-1][0] * rng.random(), Limits(lower, 0, int(limit * rng.random())))
+    play(simulation, arrivals)
+    for _, message in arrivals:
+        life, whole = simulation.lives[message.sequence], answer(message.sequence, message.max_tokens)
+        assert life.tokens == whole[: len(life.tokens)]
+        assert life.end in ("cancelled", "staged") or life.tokens == whole
+    assert_nothing_is_left(simulation)
+
+
 @pytest.mark.parametrize("tokens_per_step", [2, 5])
-def test_step_may_give_a_sequence_several_tokens_and_none_behind_its_end(tokens_per_step: int) -> None:
-    arrivals = traffic(seed=7, requests=60, per_second=30)
-    simulation = play(Simulation(faults=Faults(tokens_per_step=tokens_per_step)), arrivals)
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_may_give_a_sequence_several_tokens_and_none_behind_its_end(kind: str, tokens_per_step: int) -> None:
+    facts, arrivals = KINDS[kind], traffic(seed=7, requests=60, per_second=30)
+    limit = room_for(facts, 4, 2048)
+    simulation = play(Simulation(facts, limit, limit, faults=Faults(tokens_per_step=tokens_per_step)), arrivals)
     assert all(simulation.lives[m.sequence].tokens == answer(m.sequence, m.max_tokens) for _, m in arrivals)
     assert_nothing_is_left(simulation)
 

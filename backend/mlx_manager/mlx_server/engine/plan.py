@@ -29,6 +29,8 @@ class ModelFacts(msgspec.Struct, frozen=True, array_like=True):
     """Of one row's cache, in the layers that can be cut at any token."""
     needs_snapshots: bool
     """Whether the cache has layers that cannot be cut: a prefix can be taken up only where they were copied."""
+    tokens_per_step: int = 1
+    """The most that a step gives a sequence."""
 
 
 class _Edit(msgspec.Struct, frozen=True, tag=True, array_like=True):

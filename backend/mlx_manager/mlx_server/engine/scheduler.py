@@ -6,6 +6,7 @@ ends. Its inputs are messages, times and the outcomes of runs, and the same inpu
 and does not import MLX.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
@@ -20,16 +21,7 @@ from mlx_manager.mlx_server.engine.messages import (
     UpMessage,
 )
 from mlx_manager.mlx_server.engine.pacing import Pace
-from mlx_manager.mlx_server.engine.plan import (
-    Chunk,
-    Compiled,
-    Join,
-    ModelFacts,
-    Outcome,
-    Plan,
-    Scored,
-    Stretch,
-)
+from mlx_manager.mlx_server.engine.plan import Chunk, Compiled, Join, ModelFacts, Outcome, Plan, Scored, Stretch
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
 from mlx_manager.mlx_server.engine.prompt_queue import Prompt, PromptQueue, Sequence, Turn
 from mlx_manager.mlx_server.types import FinishReason, Thinking
@@ -162,13 +154,15 @@ class Scheduler:
         while True:
             version = self.prefixes.version
             turn = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._may_hold)
-            if turn is None or (len(turn.prompts) == 1 and (self._joined or self._first_tokens_are_due)):
-                return (
-                    None  # the next step gives first tokens: a long prompt waits for them, a burst of short ones joins
-                )
+            if turn is None or (len(turn.prompts) == 1 and self._first_tokens_come_next()):
+                return None
             self._fit_prefixes(*self._rows_with(turn.prompts))
             if self.prefixes.version == version:
                 return turn
+
+    def _first_tokens_come_next(self) -> bool:
+        """Within two decode steps. A long prompt waits for them; a burst of short ones joins."""
+        return bool(self.running) and (bool(self._joined) or self._first_tokens_are_due)
 
     def _chunk_is_due(self) -> bool:
         return not self.running or (self._has_decoded and self._pace.chunk_is_due())
@@ -234,7 +228,8 @@ class Scheduler:
         self._redraw(outcome.fallen_short)
         failed = [failure for failure in outcome.failed if failure.sequence not in finished]
         if finished or failed:
-            self._drop([self._sequences[number] for number in (*finished, *(f.sequence for f in failed))])
+            beyond = {outcome.sequences[place] for place in surplus}
+            self._drop([self._sequences[n] for n in (*finished, *(f.sequence for f in failed))], beyond)
         messages: list[UpMessage] = []
         if outcome.sequences:
             messages.append(_step(outcome, surplus))
@@ -287,7 +282,7 @@ class Scheduler:
 
     def _rows_with(self, prompts: list[Prompt]) -> tuple[int, int]:
         """The number of caches, those of the prompts included, and the tokens of the longest at the next step."""
-        rows, longest = len(self.running), self._longest + 1 if self.running else 0
+        rows, longest = len(self.running), self._longest + self._facts.tokens_per_step if self.running else 0
         if not prompts and not self._queue.begun:
             return rows, longest
         waiting = [*prompts, *(prompt for prompt in self._queue.begun if prompt not in prompts)]
@@ -322,13 +317,14 @@ class Scheduler:
             self._joined.remove(sequence)
         self._longest = max((len(other.tokens) for other in self.running), default=0)
 
-    def _drop(self, sequences: list[Sequence]) -> None:
-        """Forgets the sequences; what their caches hold is stored for the next."""
+    def _drop(self, sequences: list[Sequence], beyond: Collection[int] = ()) -> None:
+        """Forgets the sequences, and stores what their caches hold. Those of `beyond` hold more than their tokens."""
         held = [(self._take_out(sequence), sequence.number) for sequence in sequences]
         self._fit_prefixes(*self._rows_with([]))
         for tokens, number in held:
             del self._sequences[number]
-            self.prefixes.store(tokens, number)
+            if number not in beyond or not self.prefixes.needs_snapshots:
+                self.prefixes.store(tokens, number)
             unsaid = [message for message in self._begin if message.sequence == number]
             if unsaid:
                 self._begin.remove(unsaid[-1])
