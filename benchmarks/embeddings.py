@@ -7,7 +7,9 @@ import string
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,13 +54,13 @@ class EmbeddingRow:
 def measure(server: Server, folder: Path, runs: int) -> EmbeddingRow:
     """The server and the plain loop take turns, each with one thread."""
     mixed, short = _mixed_texts(random.Random(0)), _words(random.Random(1), SHORT_WORDS)
-    url, name = server.target.base_url, folder.name
+    name = folder.name
     at_once: list[float] = []
     alone: list[float] = []
     loops: list[float] = []
     forwards: list[float] = []
     beside: list[tuple[float, float]] = []
-    with httpx.Client(base_url=url, timeout=LIMIT_SECONDS) as client, _PlainLoop(folder) as plain:
+    with closing(HTTPConnection(*server.target.address, timeout=LIMIT_SECONDS)) as client, _PlainLoop(folder) as plain:
         for warm_up in (True, *[False] * runs):
             timed = [_embed(client, name, mixed), min(_embed(client, name, [short]) for _ in range(5))]
             raw = [plain.seconds(mixed), min(plain.seconds([short]) for _ in range(5))]
@@ -132,11 +134,15 @@ def _mixed_texts(rng: random.Random) -> list[str]:
     return [_words(rng, min(LONGEST_WORDS, 3 + int(rng.expovariate(1 / 16)))) for _ in range(TEXTS)]
 
 
-def _embed(client: httpx.Client, model: str, texts: list[str]) -> float:
+def _embed(client: HTTPConnection, model: str, texts: list[str]) -> float:
+    body = json.dumps({"model": model, "input": texts, "encoding_format": "base64"})
     began = time.perf_counter()
-    answer = client.post("/v1/embeddings", json={"model": model, "input": texts, "encoding_format": "base64"})
+    client.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
+    response = client.getresponse()
+    answer = response.read()
     seconds = time.perf_counter() - began
-    answer.raise_for_status()
+    if response.status != 200:
+        raise RuntimeError(f"the server refused with {response.status}: {answer!r}")
     return seconds
 
 

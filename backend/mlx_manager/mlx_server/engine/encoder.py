@@ -1,5 +1,7 @@
 """The engine of a worker that embeds or scores: takes texts in batches whose duration it keeps to a limit."""
 
+import contextlib
+import os
 import time
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +31,8 @@ MAX_BATCH_TOKENS = 16_384
 PADDED_WASTE = 2
 """On a GPU a batch may be as many times wider than its shortest text: there a second batch costs more than padding."""
 SMOOTHING = 0.3
+NICENESS = 5
+"""Of a worker that computes on the CPU: streams, which people read as they come, go before jobs of many texts."""
 
 
 class Encoder:
@@ -36,6 +40,8 @@ class Encoder:
         folder = Path(launch.folder)
         recipe = read_recipe(folder, launch.kind)
         self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        if self._on_cpu:
+            _give_way()
         self.model = load_embedding_model(folder, recipe, on_cpu=self._on_cpu)
         self.facts = EncoderFacts(int(recipe.config["vocab_size"]), self.model.dimensions)
         self._queue = TextQueue(1 if self._on_cpu else PADDED_WASTE)
@@ -114,6 +120,13 @@ class Encoder:
         for sequence in sequences:
             self._queue.cancel(sequence)
         return [RequestFailed(sequence, reason) for sequence in sequences]
+
+
+def _give_way() -> None:
+    """Linux counts the niceness of a session as a whole, where it groups processes so, and a worker has its own."""
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _cut(

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from mlx_manager.mlx_server.engine.embedding.model import EmbeddingModel, load_embedding_model
-from mlx_manager.mlx_server.engine.embedding.recipe import UnusableModel, read_json, read_recipe
+from mlx_manager.mlx_server.engine.embedding.recipe import (
+    UnusableModel,
+    max_input_tokens,
+    read_json,
+    read_recipe,
+)
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.kinds import kind_of
 from tests.mlx_server.engine.embedding import references
@@ -208,3 +213,27 @@ def test_a_module_that_is_not_built_is_refused(tmp_path: Path) -> None:
     write_json(folder / "modules.json", [{"path": "", "type": "x.Transformer"}, {"path": "1_CNN", "type": "x.CNN"}])
     with pytest.raises(UnusableModel, match="'CNN'"):
         load(folder, "embed")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("modules.json", {"0": "Transformer"}, "no list of modules"),
+        ("modules.json", ["Transformer"], "no list of modules"),
+        ("modules.json", [{"type": "x.Dense", "path": "../elsewhere"}], "outside of the model's"),
+        ("1_Pooling/config.json", {"pooling_mode": 7}, "pooling has no mode"),
+        ("1_Pooling/config.json", {"pooling_mode": "attention"}, "pooling attention"),
+        ("1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False}, "include_prompt"),
+    ],
+)
+def test_broken_files_are_refused_with_their_fault(tmp_path: Path, file: str, content: object, reason: str) -> None:
+    folder = make_model(tmp_path / "model", EMBEDDERS["bert"])
+    write_json(folder / file, content)
+    with pytest.raises(UnusableModel, match=reason):
+        read_recipe(folder, "embed")
+
+
+def test_a_config_with_nonsense_in_it_is_listed_all_the_same(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", EMBEDDERS["xlm-roberta"])
+    for nonsense in ({"pad_token_id": None}, {"max_position_embeddings": "many"}, {"auto_map": 5}):
+        assert max_input_tokens(folder, {**EMBEDDERS["xlm-roberta"].config, **nonsense}) > 0

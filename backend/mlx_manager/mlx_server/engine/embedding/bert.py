@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_manager.mlx_server.engine.embedding.layers import activation, attend
+from mlx_manager.mlx_server.engine.embedding.recipe import first_position
 
 _RENAMED = (
     (r"^(bert|roberta|xlm_roberta)\.", ""),
@@ -38,7 +39,7 @@ class Bert(nn.Module):
         super().__init__()
         size, eps = config["hidden_size"], config.get("layer_norm_eps", 1e-12)
         is_roberta = config["model_type"] != "bert"
-        self._first_position = config.get("pad_token_id", 1) + 1 if is_roberta else 0
+        self._first_position = first_position(config) if is_roberta else 0
         self.word_embeddings = nn.Embedding(config["vocab_size"], size)
         self.position_embeddings = nn.Embedding(config["max_position_embeddings"], size)
         self.token_type_embeddings = nn.Embedding(config.get("type_vocab_size", 2), size)

@@ -134,7 +134,7 @@ def _may_see_later_tokens(config: Config) -> bool:
     return (
         config.get("is_causal") is False
         or config.get("use_bidirectional_attention") is True
-        or "AutoModel" in (config.get("auto_map") or {})
+        or "AutoModel" in str(config.get("auto_map"))
     )
 
 
@@ -143,11 +143,17 @@ def max_input_tokens(folder: Path, config: Config) -> int:
     found = config.get("max_position_embeddings", config.get("n_positions"))
     positions = found if isinstance(found, int) else 512
     if config.get("model_type") in ("roberta", "xlm-roberta"):
-        positions -= config.get("pad_token_id", 1) + 1
+        positions -= first_position(config)
     if isinstance(trained := config.get("max_trained_positions"), int):
         positions = min(positions, trained)
     own = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     return min(own, positions) if isinstance(own, int) else positions
+
+
+def first_position(config: Config) -> int:
+    """RoBERTa's positions begin behind that of the padding."""
+    padding = config.get("pad_token_id")
+    return padding + 1 if isinstance(padding, int) else 2
 
 
 def _modules(folder: Path, model_type: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
@@ -159,6 +165,8 @@ def _modules(folder: Path, model_type: str) -> tuple[tuple[str, ...], tuple[str,
     pooling: tuple[str, ...] = ("mean",)
     dense: list[str] = []
     normalize = False
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise UnusableModel("its modules.json is no list of modules. Download the model again")
     for module in modules:
         name, path = str(module.get("type")).rpartition(".")[2], _inside(str(module.get("path", "")))
         if name == "Pooling":
@@ -183,7 +191,7 @@ def _pooling(config: Config) -> tuple[str, ...]:
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [name for key, name in _POOLINGS.items() if config.get(key) is True]
-    chosen = (modes,) if isinstance(modes, str) else tuple(modes)
+    chosen = (modes,) if isinstance(modes, str) else tuple(map(str, modes)) if isinstance(modes, list) else ()
     unknown = set(chosen) - set(_POOLINGS.values())
     if unknown or not chosen:
         raise UnusableModel(f"its pooling {', '.join(sorted(unknown)) or 'has no mode, which'} is not supported")
