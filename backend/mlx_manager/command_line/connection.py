@@ -58,10 +58,10 @@ class Server:
         return listed
 
     def a_model(self) -> str:
-        """The id of a loaded model, else of the first in the list, which is the server's default."""
-        listed = self.models()
+        """The id of a loaded model that generates, else of the first one in the list."""
+        listed = [model for model in self.models() if model.get("kind") in (None, "generate")]
         if not listed:
-            raise CommandFailed(f"The server at {self.root} lists no models.")
+            raise CommandFailed(f"The server at {self.root} lists no models that generate. Name one with --model.")
         return str(next((model for model in listed if model.get("loaded")), listed[0])["id"])
 
     def serves(self, model: str) -> bool:
