@@ -16,7 +16,7 @@ from mlx_manager.mlx_server.schemas import embeddings as wire
 
 router = APIRouter(tags=["embeddings"], route_class=JsonRoute)
 LARGE_BYTES = 2**16
-"""Of vectors: more of them are written in a thread."""
+"""Vectors above this size are encoded in a thread."""
 
 
 @router.post("/v1/embeddings", response_model=wire.EmbeddingResponse)
