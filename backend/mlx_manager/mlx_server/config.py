@@ -40,7 +40,7 @@ from mlx_manager.mlx_server import machine
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.request_settings import RequestSettings
 from mlx_manager.mlx_server.security_settings import BLANK_IS_NONE, SecuritySettings, UserPath
-from mlx_manager.mlx_server.setting_names import what_instead
+from mlx_manager.mlx_server.setting_names import hint_for
 from mlx_manager.mlx_server.upstream_settings import UpstreamsSettings
 from mlx_manager.utf8 import is_utf8, shown
 
@@ -132,7 +132,7 @@ class ModelSettings(_TomlTable):
     @model_validator(mode="after")
     def _check_paths(self) -> "ModelSettings":
         if self.path is not None and (self.repo is not None or self.revision is not None):
-            raise ValueError("path and repo or revision are mutually exclusive. Remove one of them.")
+            raise ValueError("path and repo or revision are mutually exclusive. Remove one.")
         for name, folder in (("path", self.path), ("adapter", self.adapter)):
             fault = why_no_folder(folder) if folder is not None else None
             if fault is not None:
@@ -334,7 +334,7 @@ def faults_of(exc: Exception) -> list[str]:
 def _fault(kind: str, place: tuple[int | str, ...], message: str) -> str:
     what = message.removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        what = what_instead(str(place[0]), _NAMES) if len(place) == 1 else "there is no such setting. Remove it"
+        what = hint_for(str(place[0]), _NAMES) if len(place) == 1 else "there is no such setting. Remove it"
     return f"Bad setting {'.'.join(map(str, place))}: {what if what.endswith(('.', '?')) else f'{what}.'}"
 
 
@@ -348,7 +348,7 @@ def warnings_of_environment() -> list[str]:
     ]
     settings = {name: name.lower().removeprefix("mlx_server_") for name in named}
     return [
-        f"{variable} has no effect: {what_instead(name, _NAMES, str.upper, 'MLX_SERVER_')}"
+        f"{variable} has no effect: {hint_for(name, _NAMES, str.upper, 'MLX_SERVER_')}"
         for variable, name in settings.items()
         if name not in _NAMES
     ]

@@ -38,7 +38,7 @@ from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.guard import Guard, guard_rules
 from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
-from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
+from mlx_manager.mlx_server.api.reload import Reloader, reload_on_signal
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.api.v1.embeddings import router as embeddings_router
 from mlx_manager.mlx_server.bounds import Bounds
@@ -124,7 +124,7 @@ def _is_model(app: FastAPI, model_id: str) -> bool:
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Starts the pool and the default model's worker. At the end, waits until all workers have exited."""
-    _refuse_several_api_processes()
+    _check_single_process()
     settings: MLXServerSettings = app.state.settings
     bounds: Bounds = app.state.bounds
     for line in warnings_of_environment():
@@ -191,8 +191,8 @@ def _budget(settings: MLXServerSettings) -> Budget:
     )
 
 
-def _refuse_several_api_processes() -> None:
-    """Raises RuntimeError under `uvicorn --workers 2`: each process would load every model, with its own memory limit."""
+def _check_single_process() -> None:
+    """Raises RuntimeError under `uvicorn --workers 2`: each process would load every model."""
     words = " ".join(sys.argv).replace("=", " ").split()
     count = words[words.index("--workers") + 1] if "--workers" in words[:-1] else os.environ.get("WEB_CONCURRENCY", "1")
     if multiprocessing.parent_process() is not None and count != "1":
@@ -295,7 +295,7 @@ class _Server(uvicorn.Server):
 
     def _reload(self) -> None:
         if getattr(self._state, "server", None) is not None:
-            reloading = asyncio.create_task(reload_quietly(self._state.reloader))
+            reloading = asyncio.create_task(reload_on_signal(self._state.reloader))
             self._reloads.add(reloading)
             reloading.add_done_callback(self._reloads.discard)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from mlx_manager.mlx_server.bounds import Bounds
 
 _BOUNDS = Bounds()
-_FORMER = {
+_REMOVED = {
     "max_body_mb": f"the server reads bodies of {_BOUNDS.max_body_bytes // 2**20} MB",
     "max_json_depth": "a body may be nested 256 levels deep",
     "header_timeout_seconds": f"the limit for headers is {_BOUNDS.header_timeout_seconds} s",
@@ -24,10 +24,10 @@ _FORMER = {
 """Removed settings, and the fixed value of each."""
 
 
-def what_instead(name: str, known: Sequence[str], write: Callable[[str], str] = str, prefix: str = "") -> str:
+def hint_for(name: str, known: Sequence[str], write: Callable[[str], str] = str, prefix: str = "") -> str:
     """The hint for `name`, which is not in `known`. A suggested name gets `prefix` and is formatted by `write`."""
-    if name in _FORMER:
-        return f"the setting was removed, and {_FORMER[name]}. Remove it."
+    if name in _REMOVED:
+        return f"the setting was removed, and {_REMOVED[name]}. Remove it."
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f"there is no such setting. Did you mean {prefix}{write(near[0])}?"

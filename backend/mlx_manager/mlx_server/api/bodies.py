@@ -12,7 +12,7 @@ LARGEST_BODIES_HELD = 8
 SLOWEST_BYTES_PER_SECOND = 16_384
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     """The client disconnected before its body was complete."""
 
 
@@ -36,16 +36,16 @@ class Bodies:
         self._free_bytes = LARGEST_BODIES_HELD * max_bytes
 
     async def read(self, receive: Receive) -> bytes:
-        """Raises RequestTooLarge, RequestTooSlow, ServerBusy and ClientLeft. The caller releases the body later."""
+        """Raises RequestTooLarge, RequestTooSlow, ServerBusy and ClientDisconnected. Call `release` afterwards."""
         body = bytearray()
         try:
             await self._read_into(body, receive)
         except BaseException:
-            self.give_back(body)
+            self.release(body)
             raise
         return bytes(body)
 
-    def give_back(self, body: bytes | bytearray | None) -> None:
+    def release(self, body: bytes | bytearray | None) -> None:
         self._free_bytes += len(body) if body is not None else 0
 
     async def _read_into(self, body: bytearray, receive: Receive) -> None:
@@ -61,7 +61,7 @@ class Bodies:
                     f"Timed out reading the request body ({len(body)} bytes received). Send it faster, or retry."
                 ) from exc
             if message["type"] == "http.disconnect":
-                raise ClientLeft
+                raise ClientDisconnected
             body += message["body"]
             self._free_bytes -= len(message["body"])
             if len(body) > self._max_bytes:
@@ -73,13 +73,13 @@ class Bodies:
 
 def replaying(body: bytes, receive: Receive) -> Receive:
     """Returns the body as one message, then the client's messages: its disconnect."""
-    is_given = False
+    is_sent = False
 
     async def replay() -> Message:
-        nonlocal is_given
-        if is_given:
+        nonlocal is_sent
+        if is_sent:
             return await receive()
-        is_given = True
+        is_sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay

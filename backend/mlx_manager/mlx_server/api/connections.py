@@ -25,32 +25,32 @@ _EXTRA_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
+class _ErrorReply:
     kind: ErrorKind
     message: str
     headers: bytes = b""
 
 
-_MALFORMED = _Refusal(
+_MALFORMED = _ErrorReply(
     ErrorKind(400, "invalid_request_error", "invalid_http"), "Malformed HTTP/1.1 request. Check the client."
 )
-_TOO_LARGE = _Refusal(
+_TOO_LARGE = _ErrorReply(
     ErrorKind(431, "invalid_request_error", "headers_too_large"),
     f"The headers exceed {MAX_HEADER_BYTES:,} bytes or {MAX_HEADERS} fields. Send fewer or shorter headers.",
 )
-_TOO_SLOW = _Refusal(
+_TOO_SLOW = _ErrorReply(
     ErrorKind(408, "invalid_request_error", "request_timeout"),
     "Timed out reading the request headers. Send them at once.",
 )
-_FULL = _Refusal(
+_FULL = _ErrorReply(
     ErrorKind(503, "server_error", "too_many_connections"),
     "Too many connections are open. Close idle ones, or retry in a second.",
     b"retry-after: 1\r\n",
 )
 
 
-class _Broken(Exception):
-    """Ends the parsing of a connection; `_refusal` holds the answer."""
+class _StopParsing(Exception):
+    """Ends the parsing of a connection; `_error_reply` holds the answer."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -58,8 +58,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     bounds: ClassVar[Bounds]
 
-    _refusal = _MALFORMED
-    _is_deaf = False
+    _error_reply = _MALFORMED
+    _drops_input = False
     """Whether further input is dropped."""
     _in_headers = False
     _in_body = False
@@ -75,7 +75,7 @@ class GuardedProtocol(HttpToolsProtocol):
             transport.abort()
         elif over >= 0:
             self._in_headers = True  # a request is in transit, or will be
-            self._refuse(_FULL)
+            self._reply_and_close(_FULL)
         else:
             self._time_headers()
 
@@ -85,22 +85,24 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_timing_headers()
         self.resume_writing()
         self._unset_keepalive_if_required()
-        self._let_go_of_request()
+        self._disconnect_request()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
+        if self._drops_input:
             return
         self._unset_keepalive_if_required()
         was_in_body, request_before = self._in_body, self.cycle
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            self._give_up()
-        if self._in_headers and not (was_in_body or self._is_deaf) and self.cycle is request_before:  # all are headers
+            self._reject()
+        if (
+            self._in_headers and not (was_in_body or self._drops_input) and self.cycle is request_before
+        ):  # all are headers
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(_TOO_LARGE)
+                self._reply_and_close(_TOO_LARGE)
         if self._is_idle() and self._header_timer is None:
             self._time_headers()  # an empty line has ended uvicorn's own keep-alive timer
 
@@ -123,14 +125,14 @@ class GuardedProtocol(HttpToolsProtocol):
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
 
-    def _give_up(self) -> None:
+    def _reject(self) -> None:
         """After unparsable input: finishes the answer in progress, then closes the connection."""
         if self._in_body and self.pipeline:
             self.transport.abort()
         elif self.cycle is None or self.cycle.response_complete or self._in_body:
-            self._refuse(self._refusal)
+            self._reply_and_close(self._error_reply)
         else:
-            self._is_deaf = True
+            self._drops_input = True
             self.cycle.keep_alive = False
 
     def on_message_begin(self) -> None:
@@ -147,17 +149,17 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.get_method() == b"CONNECT":
-            raise _Broken  # always another protocol
+            raise _StopParsing  # always another protocol
         if self.parser.should_upgrade():
             return  # `_parse` goes on
         self._stop_timing_headers()
         self._in_headers = False
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEADER_BYTES or len(self.headers) > MAX_HEADERS:
-            self._refusal = _TOO_LARGE
-            raise _Broken
+            self._error_reply = _TOO_LARGE
+            raise _StopParsing
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise _Broken
+            raise _StopParsing
         super().on_headers_complete()
         self._in_body = True
 
@@ -190,8 +192,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Closes a connection that sent no byte without an answer, like an idle one."""
         self._header_timer = None
         if self._in_headers:
-            self._refusal = _TOO_SLOW
-            self._give_up()
+            self._error_reply = _TOO_SLOW
+            self._reject()
         elif self._is_idle():
             self.transport.close()
 
@@ -202,21 +204,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _let_go_of_request(self) -> None:
+    def _disconnect_request(self) -> None:
         """Reports the disconnect to the app. uvicorn reports it to the last pipelined request only, which is queued."""
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
 
-    def _refuse(self, refusal: _Refusal) -> None:
+    def _reply_and_close(self, reply: _ErrorReply) -> None:
         self._stop_timing_headers()
-        self._let_go_of_request()
-        self.transport.write(_raw(refusal))
+        self._disconnect_request()
+        self.transport.write(_raw(reply))
         self.transport.close()
 
-    def stop_listening(self) -> bool:
+    def drop_input(self) -> bool:
         """Drops further input. Returns whether the client is still sending."""
-        self._is_deaf = True
+        self._drops_input = True
         return self._in_headers or self._in_body
 
 
@@ -245,7 +247,7 @@ class _ClosingTransport(asyncio.Transport):
         """Gives the client some seconds to stop sending and to read the answer. Later calls have no effect."""
         if self.is_closing():
             return
-        is_sending = self._protocol.stop_listening()
+        is_sending = self._protocol.drop_input()
         seconds = LINGER_SECONDS if is_sending else self._protocol.bounds.body_timeout_seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
         if is_sending and self._transport.can_write_eof():
@@ -265,9 +267,9 @@ def protocol_with(bounds: Bounds) -> type[GuardedProtocol]:
     return type("BoundedProtocol", (GuardedProtocol,), {"bounds": bounds})
 
 
-def _raw(refusal: _Refusal) -> bytes:
-    body = json.dumps(envelope(refusal.kind, refusal.message, None)).encode()
-    status = HTTPStatus(refusal.kind.status)
+def _raw(reply: _ErrorReply) -> bytes:
+    body = json.dumps(envelope(reply.kind, reply.message, None)).encode()
+    status = HTTPStatus(reply.kind.status)
     lines = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
     ending = f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    return lines.encode() + refusal.headers + ending.encode() + body
+    return lines.encode() + reply.headers + ending.encode() + body

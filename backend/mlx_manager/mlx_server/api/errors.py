@@ -14,11 +14,11 @@ from mlx_manager.mlx_server.errors import BrokenBody, MethodNotAllowed, ServerEr
 
 _MAX_FAULTS_NAMED = 3
 
-_WHERE_ENDPOINTS_ARE = (
+_ENDPOINTS_HINT = (
     "Set the base URL of OpenAI clients to one that ends with /v1, such as http://127.0.0.1:8000/v1, and of Anthropic "
     "clients to one without /v1. GET /docs lists all endpoints."
 )
-_USE_THE_ALLOWED_METHOD = "Use a method that the Allow header of this answer names."
+_METHOD_HINT = "Use a method that the Allow header of this answer names."
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -46,9 +46,9 @@ async def _http_error(request: Request, exc: Exception) -> JSONResponse:
     """Answers unknown paths and methods."""
     assert isinstance(exc, HTTPException)
     message = f"{exc.detail}: {request.method} {request.url.path}"
-    unknown = UnknownPath(f"{message}. {_WHERE_ENDPOINTS_ARE}")
+    unknown = UnknownPath(f"{message}. {_ENDPOINTS_HINT}")
     response = await _error(
-        request, MethodNotAllowed(f"{message}. {_USE_THE_ALLOWED_METHOD}") if exc.status_code == 405 else unknown
+        request, MethodNotAllowed(f"{message}. {_METHOD_HINT}") if exc.status_code == 405 else unknown
     )
     response.headers.update(exc.headers or {})
     return response

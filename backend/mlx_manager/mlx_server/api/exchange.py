@@ -48,7 +48,7 @@ class ExchangeMiddleware:
         scope = _as_routed(scope)
         with lines_of(exchange), self._span(exchange, scope, headers):
             try:
-                await self._app(scope, receive, _noting(exchange, protocol_of(scope).request_id_headers, send))
+                await self._app(scope, receive, _adding_headers(exchange, protocol_of(scope).request_id_headers, send))
             except BaseException as exc:
                 exchange.error = exc
                 raise
@@ -98,10 +98,12 @@ def note_generation(request: Request, generation: GenerationRequest, streamed: b
     generation.record.streamed = streamed
 
 
-def _noting(exchange: Exchange, id_headers: Collection[bytes], send: Send) -> Callable[[Message], Awaitable[None]]:
+def _adding_headers(
+    exchange: Exchange, id_headers: Collection[bytes], send: Send
+) -> Callable[[Message], Awaitable[None]]:
     """`send` that adds the request's id and its warnings to the headers."""
 
-    def noting(message: Message) -> Awaitable[None]:
+    def sending(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
             ids = [(name, exchange.request_id.encode()) for name in id_headers]
@@ -110,7 +112,7 @@ def _noting(exchange: Exchange, id_headers: Collection[bytes], send: Send) -> Ca
                 message["headers"].append((b"x-mlx-manager-warning", _joined(exchange.generation.warnings)))
         return send(message)
 
-    return noting
+    return sending
 
 
 def _joined(warnings: list[str]) -> bytes:

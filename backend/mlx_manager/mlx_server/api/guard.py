@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_manager.addresses import is_loopback, is_of_network
-from mlx_manager.mlx_server.api.bodies import Bodies, ClientLeft, check_size, replaying
+from mlx_manager.mlx_server.api.bodies import Bodies, ClientDisconnected, check_size, replaying
 from mlx_manager.mlx_server.api.rates import RateLimits, Rates
 from mlx_manager.mlx_server.api.scopes import has_body, headers, path_of, protocol_of
 from mlx_manager.mlx_server.bounds import Bounds
@@ -93,7 +93,7 @@ class Guard:
         self._bodies = Bodies(bounds.max_body_bytes, bounds.body_timeout_seconds)
         self._rates = Rates()
         self._origins: re.Pattern[str] | None = None
-        self._with_cors: ASGIApp = self._let_in
+        self._with_cors: ASGIApp = self._admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,36 +103,36 @@ class Guard:
             check_origin(rules, scope)
             check_host(rules, scope)
         except ServerError as exc:
-            return await _refuse(exc, scope, receive, send)
+            return await _answer_error(exc, scope, receive, send)
         if rules.cors_origins != self._origins:  # the settings were reloaded
-            self._origins, self._with_cors = rules.cors_origins, _with_cors(self._let_in, rules.cors_origins)
+            self._origins, self._with_cors = rules.cors_origins, _with_cors(self._admit, rules.cors_origins)
         return await self._with_cors(scope, receive, send)
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         rules, rate, body = _rules_of(scope), None, None
         try:
             check_key(rules, scope)
             rate = self._rates.of(rules.rates, scope)
             if rate is not None:
-                send = rate.noting(send)
+                send = rate.adding_headers(send)
                 rate.charge()
             if has_body(scope):
                 check_size(scope, self._max_body_bytes)
                 body = await self._bodies.read(receive)
                 receive = replaying(body, receive)
-        except ClientLeft:
+        except ClientDisconnected:
             return None
         except ServerError as exc:
-            return await _refuse(exc, scope, receive, send)
+            return await _answer_error(exc, scope, receive, send)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._bodies.give_back(body)
+            self._bodies.release(body)
             if rate is not None:
                 rate.charge_tokens()
 
 
-async def _refuse(error: ServerError, scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer_error(error: ServerError, scope: Scope, receive: Receive, send: Send) -> None:
     """Closes the connection after the answer if the client still sends a body, which the server does not read."""
     exchange = scope["state"]["exchange"]
     exchange.error = error
@@ -156,7 +156,7 @@ def check_origin(rules: GuardRules, scope: Scope) -> None:
     is_cross_site = any(site.lower() == "cross-site" for site in headers(scope, b"sec-fetch-site"))
     if not foreign and (origins or not is_cross_site):
         return
-    if _by_key(rules, _offered(scope)) is not None:  # a foreign page cannot know a key
+    if _known_key(rules, _offered(scope)) is not None:  # a foreign page cannot know a key
         return
     sender = f"the origin {foreign[0][:SHOWN_CHARACTERS]!r}" if foreign else "another site"
     raise OriginNotAllowed(
@@ -263,7 +263,7 @@ async def require_admin(request: Request) -> None:
 
 
 def _access(rules: GuardRules, scope: Scope, offered: list[bytes]) -> tuple[Access, str | None]:
-    known = _by_key(rules, offered)
+    known = _known_key(rules, offered)
     if known is not None:
         return known
     if rules.keys:
@@ -274,17 +274,17 @@ def _access(rules: GuardRules, scope: Scope, offered: list[bytes]) -> tuple[Acce
     return Access.ADMIN if is_open else Access.USER, None
 
 
-def _by_key(rules: GuardRules, offered: list[bytes]) -> tuple[Access, str] | None:
+def _known_key(rules: GuardRules, offered: list[bytes]) -> tuple[Access, str] | None:
     """Compares all keys, so that the time does not depend on which one matches."""
     digests = [_digest(key) for key in offered]
-    is_admin = _fits(rules.admin_digest, digests) if rules.admin_digest is not None else False
-    names = [key.name for key in rules.keys if _fits(key.digest, digests)]
+    is_admin = _matches(rules.admin_digest, digests) if rules.admin_digest is not None else False
+    names = [key.name for key in rules.keys if _matches(key.digest, digests)]
     if is_admin:
         return Access.ADMIN, "admin"
     return (Access.USER, names[0]) if names else None
 
 
-def _fits(digest: bytes, offered: list[bytes]) -> bool:
+def _matches(digest: bytes, offered: list[bytes]) -> bool:
     return any([secrets.compare_digest(digest, other) for other in offered])  # noqa: C419  no early exit
 
 

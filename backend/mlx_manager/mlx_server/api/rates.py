@@ -75,7 +75,7 @@ class Rate:
         if self._limits.tokens and record is not None:
             self._tokens.take(self._name, record.prompt_tokens + record.completion_tokens, self._limits.tokens)
 
-    def noting(self, send: Send) -> Send:
+    def adding_headers(self, send: Send) -> Send:
         """`send` that adds the rate headers. Not a coroutine, because it is called for each chunk."""
 
         def sending(message: Message) -> Awaitable[None]:

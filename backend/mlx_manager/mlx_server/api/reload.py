@@ -55,16 +55,16 @@ class Reloader:
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def reload(self) -> Reloaded:
         """Raises BadSettings with all faults, and changes nothing, if the settings are invalid."""
-        async with self._turn:
+        async with self._lock:
             running: MLXServerSettings = self._app.state.settings
             try:
                 wanted, reading = await asyncio.to_thread(_read, running, self._app.state.addresses)
             except UnreadableSettings as exc:
-                raise _refusal(faults_of(exc)) from exc
+                raise _bad_settings(faults_of(exc)) from exc
             report = self._apply(running, wanted, reading)
         _log(report)
         return report
@@ -75,7 +75,7 @@ class Reloader:
         report = Reloaded(
             _differing(running, settings),
             [name for name in _differing(running, wanted) if name not in LIVE],
-            changes(server.pool.catalog, reading.catalog, running.models, settings.models, _held(server.pool)),
+            changes(server.pool.catalog, reading.catalog, running.models, settings.models, _loaded_ids(server.pool)),
         )
         self._app.state.settings = settings
         self._app.state.server = replace(server, settings=settings)
@@ -88,7 +88,7 @@ class Reloader:
         return report
 
 
-async def reload_quietly(reloader: Reloader) -> None:
+async def reload_on_signal(reloader: Reloader) -> None:
     """The reload of SIGHUP: faults go to the log only."""
     with contextlib.suppress(BadSettings, NotReady):
         await reloader.reload()
@@ -104,10 +104,10 @@ def _read(running: MLXServerSettings, addresses: Sequence[str]) -> tuple[MLXServ
     try:
         reading = Reading(settings, catalog_of(settings), guard_rules(settings))
     except ValueError as exc:  # the key file has changed since
-        raise _refusal([str(exc)]) from exc
+        raise _bad_settings([str(exc)]) from exc
     fault = why_default_is_missing(reading.catalog) or why_too_open(settings, addresses)
     if fault is not None:
-        raise _refusal([fault])
+        raise _bad_settings([fault])
     return wanted, reading
 
 
@@ -115,18 +115,18 @@ def _differing(one: MLXServerSettings, other: MLXServerSettings) -> list[str]:
     return [name for name in MLXServerSettings.model_fields if getattr(one, name) != getattr(other, name)]
 
 
-def _held(pool: ModelPoolManager) -> list[str]:
+def _loaded_ids(pool: ModelPoolManager) -> list[str]:
     """Ids of the models that are loaded, or being loaded."""
     loading = [entry.id for entry in pool.catalog if pool.state(entry.id).progress is not None]
     return [*pool.get_loaded_models(), *loading]
 
 
-def _refusal(faults: list[str]) -> BadSettings:
+def _bad_settings(faults: list[str]) -> BadSettings:
     for fault in faults:
         logger.error("Settings not reloaded: %s", fault)
     named = " ".join(fault if fault.endswith((".", "?")) else f"{fault}." for fault in faults)
     return BadSettings(
-        f"The settings were not reloaded, and nothing has changed. {named} Correct them and reload again."
+        f"The settings were not reloaded: {named} Nothing has changed. Correct the faults, and reload again."
     )
 
 

@@ -31,7 +31,7 @@ _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """Caches do not store a stream, and nginx does not buffer it."""
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     pass
 
 
@@ -73,8 +73,8 @@ def _options(server: ServerState) -> ParseOptions:
 
 async def _whole(request: Request, events: GenerationEvents, writer: Writer) -> Response:
     try:
-        generation = await unless_client_leaves(request, fold(events))
-    except ClientLeft:
+        generation = await unless_disconnected(request, fold(events))
+    except ClientDisconnected:
         await events.aclose()
         return Response(status_code=STATUS_CLIENT_CLOSED_REQUEST)
     return Response(msgspec.json.encode(writer.response(generation)), media_type="application/json")
@@ -98,8 +98,8 @@ class _EventStream(Response):
         try:
             async with aclosing(self._events):
                 work = self._stream(send, scope["state"]["send"], exchange.request_id)
-                await unless_client_leaves(self._request, work)
-        except ClientLeft:
+                await unless_disconnected(self._request, work)
+        except ClientDisconnected:
             pass
         finally:
             if exchange.status is not None and not self._is_complete:  # cut off after its headers
@@ -138,14 +138,14 @@ class _EventStream(Response):
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
 
 
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`. Raises ClientLeft, after cancelling the work, if the client disconnects first."""
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. Raises ClientDisconnected, after cancelling the work, if the client disconnects first."""
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_client_leaves(request))
+    watching = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientLeft
+            raise ClientDisconnected
         return working.result()
     finally:
         for task in (working, watching):
@@ -153,6 +153,6 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _client_leaves(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
