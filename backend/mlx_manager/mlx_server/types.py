@@ -185,7 +185,7 @@ class GenerationRequest:
     min_tokens: int = 0
     """Stop tokens and stop strings have no effect before this many tokens."""
     include_stop: bool = False
-    """Whether the text of a choice includes its stop string."""
+    """Whether the text of a choice includes its stop string or token."""
     skip_special_tokens: bool = True
     grammar: Grammar | None = None
     keep_alive_seconds: float | None = None
