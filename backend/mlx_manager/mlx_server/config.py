@@ -221,7 +221,7 @@ class MemorySettings(_Group):
     """Memory"""
 
     max_models: int = Field(default=4, ge=1, le=10**9)
-    """Most models loaded at once. The server unloads the least recently used idle model for the next one. A request
+    """Limit of loaded models. The server unloads the least recently used idle model for the next one. A request
     waits while all are busy."""
     max_memory_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.75), gt=0, le=1e6, allow_inf_nan=False)
     """GB (1024**3 bytes) for weights and KV caches of all loaded models together. Default: three quarters of the memory

@@ -138,8 +138,8 @@ class SecuritySettings(BaseModel):
     admin_key: Annotated[SecretStr | None, AfterValidator(_admin_key)] = None
     """The key for `/admin`. All other endpoints accept it too."""
     insecure_no_auth: bool = False
-    """Whether the server may listen on addresses that other machines can reach without API keys; `--insecure-no-auth`
-    sets it too."""
+    """Whether the server may run without API keys on addresses that other machines can reach; `--insecure-no-auth` sets
+    it too."""
     allowed_hosts: Entries = []
     """Accepted names of the Host header, comma-separated; `*` for any. When empty, a loopback address accepts the names
     of this machine (`localhost`, `host.docker.internal`, ...), and any other address accepts every name."""
