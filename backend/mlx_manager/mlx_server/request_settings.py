@@ -17,7 +17,7 @@ class RequestSettings(BaseModel):
     request_timeout_seconds: float = Field(default=600, ge=0, le=1e9, allow_inf_nan=False)
     """Longest duration of a request; `0` for no limit."""
     inter_token_latency_ms: int = Field(default=100, ge=10, le=10**9)
-    """Target for the longest pause in running streams while a long prompt is prefilled. Larger values prefill faster."""
+    """Target for the longest pause in running streams during a long prefill. Larger values prefill faster."""
     tool_prompt: bool = True
     """Whether to describe tools in the prompt if the model's chat template does not. When off, `tools` are an error for
     such a model."""
