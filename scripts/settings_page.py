@@ -15,16 +15,16 @@ INTRODUCTION = """\
 # Settings
 
 Every setting is an environment variable, `MLX_SERVER_` and the name in upper case, and a key of `mlx-manager.toml`. The
-command line goes first, then the environment, then the file. `MLX_SERVER_CONFIG` names another file. The server warns
-of a `MLX_SERVER_*` variable that is not a setting, and does not start with such a key in the file.
+command line overrides the environment, which overrides the file. `MLX_SERVER_CONFIG` names another file. The server
+warns about an unknown `MLX_SERVER_*` variable, and does not start with an unknown key in the file.
 
 `scripts/settings_page.py` writes this page from the code. Reload (SIGHUP) applies some settings to the running server:
 [operations.md](operations.md#reload).
 """
 BOUNDS = """\
-## What has no setting
+## Fixed limits
 
-| bound | value | reason |
+| limit | value | reason |
 |---|---|---|
 """
 
@@ -44,7 +44,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """A default that is made at the start is what the description says."""
+    """The default of a field; the description explains a computed one."""
     value = field.get_default()
     if field.default_factory is not None:
         return "of the machine"

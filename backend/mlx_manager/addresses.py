@@ -1,4 +1,4 @@
-"""Addresses of servers and the keys for them, checked before anything is asked. Asks nothing itself."""
+"""Checks server addresses and API keys before use. Makes no requests."""
 
 import functools
 import ipaddress
@@ -9,17 +9,17 @@ from pydantic import SecretStr
 
 
 def server_root(base_url: str) -> str:
-    """`base_url` without the `/v1` at its end, where there is one. Raises ValueError when it cannot be used."""
+    """`base_url` without a trailing `/v1`. Raises ValueError if it is not a usable address."""
     try:
         parts = urlsplit(base_url.strip())
         is_address = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
-    except ValueError:  # a port that is no number, a broken IPv6 address
+    except ValueError:  # an invalid port or IPv6 address
         is_address = False
     shown = without_credentials(base_url)
     if not is_address:
-        raise ValueError(f"{shown!r} is not the address of a server: give one like http://localhost:8080/v1")
-    if "@" in parts.netloc:  # httpx writes every address that it asks into its log
-        raise ValueError(f"{shown!r} has a name and password before its host: give a key instead")
+        raise ValueError(f"{shown!r} is not the address of a server. Use one such as http://localhost:8080/v1.")
+    if "@" in parts.netloc:  # httpx logs every URL
+        raise ValueError(f"{shown!r} contains a user name and password. Remove them, and use an API key.")
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
@@ -29,23 +29,23 @@ def without_credentials(url: str) -> str:
 
 
 def header_key(key: SecretStr | None) -> SecretStr | None:
-    """The key as a header carries it; None for an empty one. Raises ValueError, which does not name the key."""
+    """The stripped key, or None for an empty one. Raises ValueError, which does not contain the key."""
     if key is None:
         return None
     stripped = key.get_secret_value().strip()
     if not (stripped.isascii() and stripped.isprintable()):
-        raise ValueError("the key holds characters that an HTTP header cannot carry: use printable ASCII")
+        raise ValueError("the key contains characters that are invalid in an HTTP header. Use printable ASCII.")
     return SecretStr(stripped) if stripped else None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is an address that other machines cannot reach. A name is not an address."""
+    """Whether `host` is a loopback address. False for a name."""
     address = _address(host)
     return address is not None and address.is_loopback
 
 
 def is_of_network(host: str) -> bool:
-    """Whether `host` is an address that other machines may reach. A name is not an address."""
+    """Whether `host` is an address that other machines may reach. False for a name."""
     address = _address(host)
     return address is not None and not address.is_loopback
 

@@ -1,4 +1,4 @@
-"""Which servers are asked through a proxy that the environment names: those of other machines, never this one."""
+"""HTTP clients that use the proxies of the environment for other machines, never for this one."""
 
 import ipaddress
 import os
@@ -11,12 +11,12 @@ VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 class UnusableProxy(Exception):
-    """The environment names a proxy that no client can be made for. The message says why, and what to do."""
+    """A proxy of the environment is unusable. The message says why, and what to do."""
 
 
 def client_for(url: str, make: Callable[..., T], **options: object) -> T:
-    """An httpx client, made by `make` with `options`, for the server at `url`. Raises UnusableProxy."""
-    from httpx import InvalidURL  # slow: a server without upstreams does without it
+    """An httpx client for the server at `url`, created by `make` with `options`. Raises UnusableProxy."""
+    from httpx import InvalidURL  # slow, and not needed without upstreams
 
     try:
         return make(trust_env=not is_this_machine(url), **options)
@@ -35,17 +35,17 @@ def is_this_machine(url: str) -> bool:
 
 
 def unusable(exc: Exception) -> UnusableProxy:
-    """`exc` is what an HTTP client raises when it is made, or first used."""
-    named = [name for name in os.environ if name.upper() in VARIABLES]  # their values may hold a password
-    remedy = "install socksio (pip install 'httpx[socks]'), or " if isinstance(exc, ImportError) else ""
+    """The error for `exc`, which an HTTP client raised when it was created or first used."""
+    named = [name for name in os.environ if name.upper() in VARIABLES]  # their values may contain a password
+    remedy = "Install socksio (pip install 'httpx[socks]'), unset" if isinstance(exc, ImportError) else "Unset"
     reason = "SOCKS needs the package socksio" if isinstance(exc, ImportError) else str(exc)
     return UnusableProxy(
-        f"The proxy of the environment ({', '.join(named)}) cannot be used: {reason}. To go on, {remedy}"
-        "unset the variable, or name the server in NO_PROXY."
+        f"The proxy of the environment ({', '.join(named)}) cannot be used: {reason}. {remedy} "
+        "the variable, or add the server to NO_PROXY."
     )
 
 
 def forget_proxies() -> None:
-    """For a process that asks this machine alone from now on, by a library that makes its own clients."""
+    """Removes the proxies from the environment of a process that connects to this machine only."""
     for name in [name for name in os.environ if name.upper() in VARIABLES]:
         del os.environ[name]

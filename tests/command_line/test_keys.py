@@ -23,7 +23,7 @@ def test_a_command_without_a_key_is_told_to_send_one(guarded: RunningServer) -> 
     for command in (["ps"], ["models"], ["chat", "demo"], ["bench"]):
         ended = mlx_manager(*command, server=guarded, stdin="Hi")
         assert ended.returncode == 1
-        assert "asks for an API key" in ended.stderr
+        assert "requires an API key" in ended.stderr
 
 
 def test_the_keys_of_the_settings_open_the_server_of_the_settings(guarded: RunningServer) -> None:
@@ -35,7 +35,7 @@ def test_the_keys_of_the_settings_open_the_server_of_the_settings(guarded: Runni
 
 
 def test_they_are_not_sent_to_a_server_that_the_command_names(guarded: RunningServer) -> None:
-    assert "asks for an API key" in mlx_manager("ps", "--base-url", guarded.url, **KEYS).stderr
+    assert "requires an API key" in mlx_manager("ps", "--base-url", guarded.url, **KEYS).stderr
     named = mlx_manager("ps", "--base-url", guarded.url, "--api-key", "sk-admin-5512")
     assert "demo" in named.stdout
 

@@ -175,7 +175,7 @@ def test_unknown_setting_in_the_file_ends_the_start_and_is_named(tmp_path: Path)
     (tmp_path / "mlx-manager.toml").write_text('[[models]]\nid = "a"\npaht = "."')
     with running_server(tmp_path, wait=False) as server:
         assert server.process.wait(HANG_SECONDS) == 2
-        assert server.log.read_text().strip() == "Bad setting models.0.paht: there is no such setting"
+        assert server.log.read_text().strip() == "Bad setting models.0.paht: there is no such setting. Remove it."
 
 
 def test_lora_that_does_not_fit_is_a_clear_error(tmp_path: Path) -> None:

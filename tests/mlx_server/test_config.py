@@ -186,7 +186,7 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
     [
         ("prot", "Bad setting prot: there is no such setting. Did you mean port?"),
         ("max_body_mb", "Bad setting max_body_mb: the setting was removed, and the server reads bodies of 32 MB."),
-        ("whimsical", "Bad setting whimsical: there is no such setting. docs/settings.md lists all."),
+        ("whimsical", "Bad setting whimsical: there is no such setting. See docs/settings.md for all settings."),
     ],
 )
 def test_a_key_of_the_file_that_does_not_exist_is_told_what_to_do(working_folder: Path, name: str, line: str) -> None:
@@ -302,7 +302,7 @@ def test_a_duration_is_seconds_or_text_as_ollama_has_it(written: object, seconds
 
 @pytest.mark.parametrize("written", ["", "5 minutes", "m", "1d", True, None, [], "inf", float("nan"), 1e300, 10**400])
 def test_what_is_no_duration_is_refused(written: object) -> None:
-    with pytest.raises(ValueError, match="is no duration"):
+    with pytest.raises(ValueError, match="is not a duration"):
         duration_seconds(written)
 
 
@@ -396,15 +396,15 @@ def test_a_file_that_is_not_there_or_no_toml_is_an_error(working_folder: Path, m
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("models", "nonsense", "Bad setting models: it is no JSON"),
+        ("models", "nonsense", "Bad setting models: the value is not valid JSON"),
         ("upstreams", "{", "Bad setting upstreams: Expecting property name enclosed in double quotes"),
         ("config", "/no/such/file.toml", "The settings file /no/such/file.toml cannot be read: "),
         ("config", "/", "The settings file / cannot be read: "),
         ("config", "~nobody-of-that-name/x", "The settings file ~nobody-of-that-name/x cannot be read: "),
         ("models_dir", "~nobody-of-that-name/x", "Bad setting models_dir: there is no folder "),
         ("default_model", "~nobody-of-that-name/x", "Bad setting default_model: there is no folder ~nobody"),
-        ("default_model", "/etc/hostname", "Bad setting default_model: /etc/hostname is a file and no folder"),
-        ("keep_alive", "soon", "Bad setting keep_alive: 'soon' is no duration"),
+        ("default_model", "/etc/hostname", "Bad setting default_model: /etc/hostname is a file, not a folder"),
+        ("keep_alive", "soon", "Bad setting keep_alive: 'soon' is not a duration"),
     ],
 )
 def test_each_fault_is_one_line_that_names_the_setting(

@@ -73,7 +73,7 @@ def test_entry_that_cannot_be_used_is_told_by_its_place_and_without_its_key(
 
 
 def test_two_upstreams_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValidationError, match="two upstreams are called 'gpu'"):
+    with pytest.raises(ValidationError, match="two upstreams have the name 'gpu'"):
         read(monkeypatch, ENTRY, ENTRY)
 
 

@@ -302,7 +302,7 @@ async def test_key_is_sent_and_stands_in_no_log_and_no_error(kind: Kind, caplog:
 @both
 async def test_password_in_an_address_is_refused_and_not_shown(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
     address = "http://me:hunter2@127.0.0.1:9/v1"
-    with caplog.at_level(logging.DEBUG), pytest.raises(ModelError, match="give a key instead") as raised:
+    with caplog.at_level(logging.DEBUG), pytest.raises(ModelError, match="use an API key") as raised:
         await kind.detect(address)
     status = await kind.health_check(kind.settings(base_url=address))
     assert (status.connected, status.base_url) == (False, "http://127.0.0.1:9/v1")

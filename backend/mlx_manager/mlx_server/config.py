@@ -1,7 +1,7 @@
-"""The server's settings, from `MLX_SERVER_*` environment variables and `mlx-manager.toml`, which they override.
+"""Reads the settings from `MLX_SERVER_*` environment variables, which go first, and from the settings file.
 
-The file is the one that `MLX_SERVER_CONFIG` names, else `mlx-manager.toml` in the working directory, if it is there.
-Its keys are the names of the settings; `[[models]]` entries describe models. Knows nothing of what they configure.
+The file is `MLX_SERVER_CONFIG`, or `mlx-manager.toml` in the working directory if it exists. Its keys are the names of
+the settings; `[[models]]` entries describe models. This module does not know what the settings configure.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from mlx_manager.mlx_server import machine
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.request_settings import RequestSettings
 from mlx_manager.mlx_server.security_settings import BLANK_IS_NONE, SecuritySettings, UserPath
-from mlx_manager.mlx_server.setting_names import what_instead
+from mlx_manager.mlx_server.setting_names import hint_for
 from mlx_manager.mlx_server.upstream_settings import UpstreamsSettings
 from mlx_manager.utf8 import is_utf8, shown
 
@@ -56,10 +56,10 @@ def _share_of_memory_gb(share: float) -> float:
 
 
 def duration_seconds(value: object) -> float:
-    """Seconds, as a number or as text, "5m" or "1h30m"; anything negative is -1: for ever. Raises ValueError."""
+    """Seconds of a number or a text such as "5m" or "1h30m". Negative ones become -1, no limit. Raises ValueError."""
     number: float | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # an int beyond all floats
+        with contextlib.suppress(OverflowError):  # an int larger than any float
             number = float(value)
     elif isinstance(value, str):
         text = value.strip().removeprefix("-")
@@ -70,22 +70,22 @@ def duration_seconds(value: object) -> float:
             parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
             number = sign * sum(float(amount) * _UNIT_SECONDS[unit] for amount, unit in parts)
     if number is None or not abs(number) < MAX_DURATION_SECONDS:
-        raise ValueError(f"{str(value)[:50]!r} is no duration: give seconds, or text such as '5m', or -1 for ever")
+        raise ValueError(f"{str(value)[:50]!r} is not a duration. Use seconds, text such as '5m', or -1 for no limit.")
     return number if number >= 0 else KEEP_FOREVER
 
 
 Duration = Annotated[float, BeforeValidator(duration_seconds)]
-"""Seconds; -1 for ever."""
+"""Seconds; -1 means no limit."""
 
 
 def why_no_folder(path: str | Path) -> str | None:
-    """Why there is no folder to read at `path`; None where there is one."""
+    """Why `path` is not a readable folder, without a full stop; None if it is one."""
     path = os.path.expanduser(path)
     if not is_utf8(path):
-        return f"the path {shown(path)} is not UTF-8: rename it"
+        return f"the path {shown(path)} is not UTF-8"
     if os.path.isdir(path):
-        return None if os.access(path, os.R_OK | os.X_OK) else f"the folder {path} may not be read: permission denied"
-    return f"{path} is a file and no folder" if os.path.exists(path) else f"there is no folder {path}"
+        return None if os.access(path, os.R_OK | os.X_OK) else f"the folder {path} cannot be read: permission denied"
+    return f"{path} is a file, not a folder" if os.path.exists(path) else f"there is no folder {path}"
 
 
 class _TomlTable(BaseModel):
@@ -93,7 +93,7 @@ class _TomlTable(BaseModel):
 
 
 class SamplingSettings(_TomlTable):
-    """What requests get for a model when they do not say; before what its generation_config.json says."""
+    """Sampling defaults of a model, which override its generation_config.json."""
 
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -105,7 +105,7 @@ class SamplingSettings(_TomlTable):
 
 
 class ModelSettings(_TomlTable):
-    """One `[[models]]` entry of the file: a model that lies at `path`, or is the hub's `repo` or has its id there."""
+    """One `[[models]]` entry of the file: a model at `path`, or the hub's `repo`, which defaults to `id`."""
 
     id: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     path: Annotated[UserPath | None, BLANK_IS_NONE] = None
@@ -114,31 +114,31 @@ class ModelSettings(_TomlTable):
     aliases: list[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]] = []
     sampling: SamplingSettings = SamplingSettings()
     max_tokens: int | None = Field(default=None, ge=1, le=10**9)
-    """Where answers end when the request does not say."""
+    """Default limit of an answer."""
     context_length: int | None = Field(default=None, ge=1, le=10**9)
     chat_template: Annotated[UserPath | None, BLANK_IS_NONE] = None
-    """A file with a Jinja template, in place of the model's own."""
+    """A file with a Jinja template that replaces the model's own."""
     adapter: Annotated[UserPath | None, BLANK_IS_NONE] = None
-    """A folder with a LoRA adapter, as mlx-lm makes them."""
+    """A folder with a LoRA adapter in mlx-lm's format."""
     kind: ModelKind | None = None
-    """What the model does; without it, what its files tell."""
+    """What the model does; detected from its files when not given."""
     pin: bool = False
-    """Once loaded, it stays."""
+    """Whether the model stays loaded."""
     ttl: Duration | None = None
-    """How long it stays loaded when it is idle; without it, `keep_alive` of the settings."""
+    """How long the model stays loaded when idle; defaults to `keep_alive`."""
     trust_remote_code: bool = False
-    """Whether code that the model brings is run."""
+    """Whether to run Python code that comes with the model."""
 
     @model_validator(mode="after")
-    def _lies_somewhere(self) -> "ModelSettings":
+    def _check_paths(self) -> "ModelSettings":
         if self.path is not None and (self.repo is not None or self.revision is not None):
-            raise ValueError("give path, or repo and revision, not both")
+            raise ValueError("path and repo or revision are mutually exclusive. Remove one.")
         for name, folder in (("path", self.path), ("adapter", self.adapter)):
             fault = why_no_folder(folder) if folder is not None else None
             if fault is not None:
-                raise ValueError(f"{name}: {fault}")
+                raise ValueError(f"{name}: {fault}. Correct the path.")
         if self.chat_template is not None and not os.path.isfile(self.chat_template):
-            raise ValueError(f"chat_template: there is no file {self.chat_template}")
+            raise ValueError(f"chat_template: there is no file {self.chat_template}. Correct the path.")
         return self
 
 
@@ -152,59 +152,59 @@ class ServeSettings(_Group):
     """Where the server listens"""
 
     host: str = "127.0.0.1"
-    """The address to listen on; `--host` goes first. Addresses beyond this machine need API keys."""
+    """The address to listen on; `--host` overrides it. Addresses that other machines can reach require API keys."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """The port to listen on; `--port` goes first."""
+    """The port to listen on; `--port` overrides it."""
     drain_timeout_seconds: int = Field(default=30, ge=0, le=10**9)
-    """How long running requests may go on after SIGTERM."""
+    """How long running requests may continue after SIGTERM."""
 
 
 class ModelsSettings(_Group):
-    """Which models there are"""
+    """Models"""
 
     default_model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = DEMO_MODEL_ID
-    """The model that is loaded at start: `demo`, a Hugging Face repo id or a local folder. `serve MODEL` goes first."""
+    """The model to load at start: `demo`, a Hugging Face repo id or a local folder. `serve MODEL` overrides it."""
     available_models: Annotated[list[str], NoDecode] = [DEMO_MODEL_ID, "mlx-community/Llama-3.2-3B-Instruct-4bit"]
     """Repo ids and folders that requests may load besides the default model, comma-separated."""
     models: list[ModelSettings] = []
-    """Models with settings of their own: `[[models]]` entries of the file, described in [models.md](models.md)."""
+    """Models with their own settings: `[[models]]` entries of the file, described in [models.md](models.md)."""
     models_dir: Annotated[UserPath | None, BLANK_IS_NONE] = None
     """A folder whose subfolders (`name` or `org/name`) are models that requests may load."""
     hub_cache: bool = True
     """Whether requests may load the models of the Hugging Face cache."""
     allow_downloads: bool = False
-    """Whether requests may download any model of the Hugging Face hub. When off, only models that the settings name."""
+    """Whether requests may download any model of the Hugging Face hub. When off, only models named by the settings."""
     default_for_unknown: bool = False
-    """Whether the default model answers requests for models that do not exist."""
+    """Whether the default model answers requests for unknown models."""
     preload: Annotated[list[str], NoDecode] = []
-    """Ids of models that are loaded at start besides the default model, comma-separated."""
+    """Ids of models to load at start besides the default model, comma-separated."""
     keep_alive: Duration = KEEP_FOREVER
-    """How long a model stays loaded when it is idle: seconds, or text such as `5m`; `-1` while there is room."""
+    """How long an idle model stays loaded: seconds, or text such as `5m`; `-1` until another model needs the memory."""
 
     @field_validator("default_model")
     @classmethod
-    def _folder_exists(cls, value: str) -> str:
+    def _check_folder(cls, value: str) -> str:
         is_folder = value.startswith(("/", "./", "../", "~")) or not is_utf8(value)
         fault = why_no_folder(value) if is_folder else None
         if fault is not None:
-            raise ValueError(fault)
+            raise ValueError(f"{fault}. Correct the path.")
         return value
 
     @field_validator("models")
     @classmethod
-    def _model_names_differ(cls, value: list[ModelSettings]) -> list[ModelSettings]:
+    def _check_model_names(cls, value: list[ModelSettings]) -> list[ModelSettings]:
         names = [name for model in value for name in (model.id, *model.aliases)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two models are called {twice[0]}")
+            raise ValueError(f"two models have the id or alias {twice[0]!r}. Rename one.")
         return value
 
     @field_validator("models_dir")
     @classmethod
-    def _models_lie_there(cls, value: Path | None) -> Path | None:
+    def _check_models_dir(cls, value: Path | None) -> Path | None:
         fault = why_no_folder(value) if value is not None else None
         if fault is not None:
-            raise ValueError(fault)
+            raise ValueError(f"{fault}. Correct the path.")
         return value
 
     @field_validator("available_models", "preload", mode="before")
@@ -218,19 +218,19 @@ class ModelsSettings(_Group):
 
 
 class MemorySettings(_Group):
-    """How much memory models take"""
+    """Memory"""
 
     max_models: int = Field(default=4, ge=1, le=10**9)
-    """Models that are loaded at once. The least recently used idle model makes room for the next; a request waits while
-    all are busy."""
+    """Limit of loaded models. The server unloads the least recently used idle model for the next one. A request
+    waits while all are busy."""
     max_memory_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.75), gt=0, le=1e6, allow_inf_nan=False)
-    """GB (1024**3 bytes) for weights and KV caches of all loaded models together. When not given: three quarters of the
-    memory of the machine or container, and no more than Metal recommends; on CUDA nine tenths of the GPU's memory."""
+    """GB (1024**3 bytes) for weights and KV caches of all loaded models together. Default: three quarters of the memory
+    of the machine or container, at most what Metal recommends; on CUDA nine tenths of the GPU's memory."""
     prefix_cache_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.1), ge=0, le=1e6, allow_inf_nan=False)
-    """GB for the KV caches of past prompts, in all models together, which later prompts with the same beginning use;
-    `0` turns this off. When not given: a tenth of the memory of the machine, container or CUDA device."""
+    """GB for cached prompt prefixes of all models together, which later prompts with the same prefix reuse; `0` turns
+    the cache off. Default: a tenth of the memory of the machine, container or CUDA device."""
     wire_memory: bool = False
-    """Whether to keep models wired in a Mac's memory. [It can crash the machine](operations.md#wired-memory)."""
+    """Whether to keep models wired in memory on a Mac. [It can crash the machine](operations.md#wired-memory)."""
 
 
 class LogSettings(_Group):
@@ -239,15 +239,15 @@ class LogSettings(_Group):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
     log_format: Literal["human", "json"] = "human"
-    """`human`, or `json`: an object a line."""
+    """`human`, or `json` for one object per line."""
     trace_content: bool = False
-    """Whether prompts and answers are recorded on the spans of requests."""
+    """Whether to record prompts and answers on the spans of requests."""
     logfire_enabled: bool = True
-    """Whether to trace requests. Without a token or an OTLP endpoint nothing is sent."""
+    """Whether to trace requests. Without a token or an OTLP endpoint the server sends nothing."""
     logfire_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("MLX_SERVER_LOGFIRE_TOKEN", "LOGFIRE_TOKEN")
     )
-    """The token of the LogFire project that gets the traces; plain `LOGFIRE_TOKEN` works too."""
+    """The token of the LogFire project that receives the traces; plain `LOGFIRE_TOKEN` works too."""
 
 
 GROUPS: tuple[type[BaseModel], ...] = (
@@ -261,7 +261,7 @@ GROUPS: tuple[type[BaseModel], ...] = (
 )
 
 
-class MLXServerSettings(  # in reverse: pydantic lists the fields of the last first
+class MLXServerSettings(  # reversed, because pydantic lists the fields of the last base first
     BaseSettings,
     LogSettings,
     UpstreamsSettings,
@@ -271,11 +271,9 @@ class MLXServerSettings(  # in reverse: pydantic lists the fields of the last fi
     ModelsSettings,
     ServeSettings,
 ):
-    """What a user may set. Each field is `MLX_SERVER_<NAME>` in the environment, which goes before the same name in the
-    file; a GB is 1024**3 bytes.
-    """
+    """All settings. Each field is `MLX_SERVER_<NAME>` in the environment, which overrides the same name in the file."""
 
-    # A refused upstream's key must not stand in the error.
+    # hide_input_in_errors keeps the key of an invalid upstream out of the error.
     model_config = SettingsConfigDict(
         env_prefix="MLX_SERVER_", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True
     )
@@ -287,7 +285,7 @@ class MLXServerSettings(  # in reverse: pydantic lists the fields of the last fi
         self._given = given
 
     def read_again(self) -> "MLXServerSettings":
-        """What environment and file say now; what the program gave itself stays. Raises as the first reading does."""
+        """The current settings of environment and file, with the constructor's arguments. Raises UnreadableSettings."""
         return MLXServerSettings(**self._given)
 
     @classmethod
@@ -303,63 +301,65 @@ class MLXServerSettings(  # in reverse: pydantic lists the fields of the last fi
 
 
 class ConfigFileError(Exception):
-    """The settings file is not there or is no TOML."""
+    """The settings file is missing or not TOML."""
 
 
 def _config_file() -> dict[str, Any]:
     named = os.environ.get("MLX_SERVER_CONFIG", "").strip()
     path = Path(os.path.expanduser(named if named else CONFIG_FILE))
-    if not named and not os.path.isfile(path):  # Path.is_file raises where the folder may not be entered
+    if not named and not os.path.isfile(path):  # Path.is_file raises for a folder without permission
         return {}
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as exc:
-        raise ConfigFileError(f"The settings file {path} cannot be read: {exc}") from exc
+        raise ConfigFileError(
+            f"The settings file {path} cannot be read: {exc}. Correct the file, or MLX_SERVER_CONFIG."
+        ) from exc
 
 
 UnreadableSettings = (ConfigFileError, SettingsError, ValidationError)
-"""What reading the settings raises."""
+"""The exceptions of reading the settings."""
 
 
 def faults_of(exc: Exception) -> list[str]:
-    """A line for each fault of settings that cannot be read."""
+    """One line per fault of invalid settings."""
     if isinstance(exc, ValidationError):
         return [_fault(fault["type"], fault["loc"], fault["msg"]) for fault in exc.errors()]
-    if isinstance(exc, SettingsError):  # its message names the field, and pydantic's own classes
+    if isinstance(exc, SettingsError):  # its message names the field and pydantic's classes
         field = re.search(r'field "(\w+)"', str(exc))
-        return [f"Bad setting {field[1] if field is not None else ''}: it is no JSON"]
+        return [f"Bad setting {field[1] if field is not None else ''}: the value is not valid JSON. Correct it."]
     return [str(exc)]
 
 
 def _fault(kind: str, place: tuple[int | str, ...], message: str) -> str:
     what = message.removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        what = what_instead(str(place[0]), _NAMES) if len(place) == 1 else "there is no such setting"
-    return f"Bad setting {'.'.join(map(str, place))}: {what}"
+        what = hint_for(str(place[0]), _NAMES) if len(place) == 1 else "there is no such setting. Remove it"
+    return f"Bad setting {'.'.join(map(str, place))}: {what if what.endswith(('.', '?')) else f'{what}.'}"
 
 
 _NAMES = tuple(MLXServerSettings.model_fields)
 
 
 def warnings_of_environment() -> list[str]:
-    """A line for each `MLX_SERVER_*` variable that has no effect, because it is not the name of a setting."""
+    """One line per `MLX_SERVER_*` variable that is not the name of a setting and has no effect."""
     named = [
         name for name in os.environ if name.upper().startswith("MLX_SERVER_") and name.upper() != "MLX_SERVER_CONFIG"
     ]
     settings = {name: name.lower().removeprefix("mlx_server_") for name in named}
     return [
-        f"{variable} has no effect: {what_instead(name, _NAMES, str.upper, 'MLX_SERVER_')}"
+        f"{variable} has no effect: {hint_for(name, _NAMES, str.upper, 'MLX_SERVER_')}"
         for variable, name in settings.items()
         if name not in _NAMES
     ]
 
 
 class InvalidSettings(Exception):
-    """The settings of this process cannot be used. The message has a line for each fault."""
+    """The settings of this process are invalid. The message has one line per fault."""
 
 
 mlx_server_settings: MLXServerSettings
-"""Those of this process, read when they are asked for first. Raises InvalidSettings."""
+"""The settings of this process, read on first access. Raises InvalidSettings."""
 
 
 @functools.cache
@@ -370,7 +370,7 @@ def _settings_of_this_process() -> MLXServerSettings:
         raise InvalidSettings("\n".join(faults_of(exc))) from exc
 
 
-if not TYPE_CHECKING:  # it would give every name a type
+if not TYPE_CHECKING:  # a module __getattr__ would give every name a type
 
     def __getattr__(name: str) -> MLXServerSettings:
         if name == "mlx_server_settings":

@@ -1,4 +1,4 @@
-"""Requests for embeddings and rankings as the services see them, and what they answer."""
+"""The internal requests and results of embeddings and rankings. Knows no wire format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,35 +7,35 @@ from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.types import CHARACTERS_PER_TOKEN
 
 WHOLE_MODEL = -1
-"""As a limit of tokens: as many as the model reads."""
+"""A token limit equal to the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingRequest:
-    """`inputs` are texts or token ids. Longer ones than `truncate_tokens` are cut; None refuses what is too long."""
+    """`inputs` are texts or token ids, truncated to `truncate_tokens`. With None, a longer input is an error."""
 
     id: str
     model: str
     inputs: tuple[str | tuple[int, ...], ...]
     is_list: bool
-    """Whether a list of them was sent: errors name the places in it."""
+    """Whether the client sent a list, so that errors name an index."""
     as_base64: bool = False
     dimensions: int | None = None
     truncate_tokens: int | None = None
     prompt_name: str | None = None
-    """One of the model's own prompts, which goes before each text."""
+    """The name of one of the model's prompts, which is prepended to each text."""
     keep_alive_seconds: float | None = None
     record: GenerationRecord = field(default_factory=GenerationRecord, compare=False, repr=False)
 
     @property
     def text_length(self) -> int:
-        """Characters, and for each token id as many as a token has."""
+        """Characters; a token id counts as CHARACTERS_PER_TOKEN."""
         return sum(len(one) if isinstance(one, str) else len(one) * CHARACTERS_PER_TOKEN for one in self.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankRequest:
-    """`shown` are the documents as they were sent, for an answer that gives them back."""
+    """`shown` are the documents as the client sent them, for an answer that returns them."""
 
     id: str
     model: str
@@ -45,7 +45,7 @@ class RerankRequest:
     top_n: int | None = None
     truncate_tokens: int | None = None
     document_tokens: int | None = None
-    """To which each document is cut first."""
+    """Each document is truncated to this limit first."""
     instruction: str | None = None
     keep_alive_seconds: float | None = None
     record: GenerationRecord = field(default_factory=GenerationRecord, compare=False, repr=False)
@@ -57,7 +57,7 @@ class RerankRequest:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """`vectors` are those of the inputs, one behind the other, as float32."""
+    """`vectors` are the concatenated float32 vectors of the inputs."""
 
     vectors: bytes
     dimensions: int
@@ -66,7 +66,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """One score between 0 and 1 for each document, in their order."""
+    """One score between 0 and 1 per document, in the order of the documents."""
 
     scores: tuple[float, ...]
     prompt_tokens: int

@@ -1,45 +1,45 @@
-"""Everything that can go wrong with a request, as exceptions. Knows no HTTP: `protocols/errors.py` maps them.
+"""The exceptions of failed requests. They know no HTTP: `protocols/errors.py` maps them to statuses.
 
 ServerError
-├── InvalidRequest             the client asked for something that cannot be served as asked
-│   ├── UnsupportedParameter   a parameter or content that this server does not have
-│   ├── ChatTemplateMissing    chat with a model that has no chat template
-│   ├── ChatTemplateFailed     the model's chat template takes too much time or memory
-│   ├── ContextLengthExceeded  the prompt leaves no room for an answer in the model's context
-│   ├── PreviousResponseNotFound  the response that the request goes on from is not stored
-│   └── BrokenBody             the body breaks the schema of its endpoint, or is not JSON
-├── ModelNotFound              no loadable model has that id
-├── ResponseNotFound           no stored response has that id
-├── UnknownPath                no endpoint has that path
-├── MethodNotAllowed           the endpoint has another method
-├── NotAuthorized              the key that the endpoint asks for is missing or wrong
-├── AdminClosed                there is no key that would open the admin endpoints
-├── HostNotAllowed             the request is addressed to a name that is not this server's
-├── OriginNotAllowed           a web page that the settings do not name sent the request
-├── RequestTooLarge            the body is longer than the server reads
-├── RequestTooSlow             the body does not arrive
+├── InvalidRequest             the request cannot be served as it is
+│   ├── UnsupportedParameter   the server does not support a parameter or content
+│   ├── ChatTemplateMissing    a chat request for a model without a chat template
+│   ├── ChatTemplateFailed     the model's chat template used too much time or memory
+│   ├── ContextLengthExceeded  prompt and answer exceed the model's context
+│   ├── PreviousResponseNotFound  the response named by previous_response_id is not stored
+│   └── BrokenBody             the body is not JSON, or violates the endpoint's schema
+├── ModelNotFound              no loadable model has this id
+├── ResponseNotFound           no stored response has this id
+├── UnknownPath                no endpoint has this path
+├── MethodNotAllowed           the endpoint does not support this method
+├── NotAuthorized              the API key is missing or wrong
+├── AdminClosed                the admin endpoints need an admin key, and none is set
+├── HostNotAllowed             the Host header is not a name of this server
+├── OriginNotAllowed           the request comes from a web page that the settings do not allow
+├── RequestTooLarge            the body exceeds the size limit
+├── RequestTooSlow             the body did not arrive in time
 ├── UnsupportedEncoding        the body is compressed
-├── RequestRateExceeded        the key has asked more often in a minute than it may
-├── TokenRateExceeded          the key has used more tokens in a minute than it may
-├── NotReady                   the server is not running its lifespan, is shutting down, or restarts a crashed worker
-├── BadSettings                settings that were to be reloaded have faults
-├── ServerBusy                 as many requests wait as may wait
-├── InsufficientMemory         the model does not fit beside those in use
+├── RequestRateExceeded        the key exceeded its requests per minute
+├── TokenRateExceeded          the key exceeded its tokens per minute
+├── NotReady                   the server starts, shuts down, or restarts a crashed worker
+├── BadSettings                the settings to reload are invalid
+├── ServerBusy                 the queue is full
+├── InsufficientMemory         the model does not fit into memory beside the models in use
 ├── ModelLoadFailed            the weights or the tokenizer could not be loaded
-│   └── LoadingCrashed         the worker process was killed while it loaded them, and may not be the next time
-├── EngineFailed               the worker process died or broke while it worked on the request
-├── UpstreamError              the upstream server cannot be reached, failed, or answered with nonsense
-│   └── UpstreamTimeout        the upstream server said nothing for too long
-└── RequestTimeout             the request took longer than the server lets one take
+│   └── LoadingCrashed         the worker process was killed during the load; a retry may succeed
+├── EngineFailed               the worker process died or failed during the request
+├── UpstreamError              the upstream server is unreachable, failed, or sent an invalid answer
+│   └── UpstreamTimeout        the upstream server sent nothing within its timeout
+└── RequestTimeout             the request exceeded the server's time limit
 """
 
 from mlx_manager.utf8 import shown
 
 
 class ServerError(Exception):
-    """Says what was wrong, with the value, and the remedy. `param` names the request field at fault, if one is.
+    """The message says what was wrong, with the value, and what to do. `param` is the request field at fault, if any.
 
-    `retry_after_seconds` is how long the client does best to wait before it tries again, where that is known.
+    `retry_after_seconds` is how long the client should wait before a retry, where that is known.
     """
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_seconds: int | None = None) -> None:
@@ -66,7 +66,7 @@ class ChatTemplateFailed(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """`tokens` are those of the prompt, and `limit` the most there may be, where both are known."""
+    """`tokens` counts the prompt, and `limit` is the largest prompt, where both are known."""
 
     def __init__(
         self, message: str, *, param: str | None = None, tokens: int | None = None, limit: int | None = None

@@ -1,4 +1,4 @@
-"""Events to a whole generation: for answers that are not streamed, and for traces of what was said."""
+"""Collects events into a whole generation, for answers without streaming and for traces. Knows no protocol."""
 
 from collections import defaultdict
 from contextlib import aclosing
@@ -27,7 +27,7 @@ from mlx_manager.mlx_server.types import (
 
 
 async def fold(events: GenerationEvents) -> Generation:
-    """Consumes and closes `events`: the whole generation, for an answer that is not streamed."""
+    """Consumes and closes `events`, and returns the whole generation."""
     parts: defaultdict[int, ChoiceParts] = defaultdict(ChoiceParts)
     choices: list[Choice] = []
     usage = Usage(0, 0)
@@ -48,11 +48,11 @@ async def fold(events: GenerationEvents) -> Generation:
 
 
 class ChoiceParts:
-    """What has come of one choice."""
+    """The deltas of one choice."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[type[TextDelta | ReasoningDelta | RefusalDelta], list[str]] | int] = []
-        """Passages, and the numbers of calls."""
+        """Passages and call numbers in order."""
         self._kind: type | None = None
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []

@@ -1,4 +1,4 @@
-"""The kinds of model that this server runs, and the endpoints that each kind answers. Imports nothing."""
+"""The kinds of model, and the endpoints of each kind. Imports no other module."""
 
 from typing import Literal
 
@@ -9,4 +9,4 @@ ENDPOINTS: dict[ModelKind, str] = {
     "embed": "POST /v1/embeddings",
     "rerank": "POST /v1/rerank",
 }
-"""Where requests for a model of the kind go, for error messages."""
+"""The endpoint of each kind, for error messages."""

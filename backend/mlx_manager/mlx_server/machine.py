@@ -1,4 +1,4 @@
-"""What the machine has for this process: its memory, or the container's where that has less. Reads files of Linux."""
+"""Reads the memory of the machine or container. Knows nothing of models."""
 
 import os
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 def memory_bytes() -> int:
-    """Of the machine, or of the container where that has less."""
+    """The memory of the machine, or the container's limit if it is smaller."""
     machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(machine_bytes, container_limit_bytes() or machine_bytes)
 
 
 def container_limit_bytes(root: Path = Path("/")) -> int | None:
-    """The smallest memory limit of the process's control groups (v1, v2) and of those around them; None for no limit.
+    """The smallest memory limit of the process's control groups (v1, v2) and their parents; None without a limit.
 
-    A limit above what the machine has is no limit: that is how v1 writes it.
+    A limit above the machine's memory counts as unlimited: cgroup v1 writes it so.
     """
     limits = [limit for file in _limit_files(root) if (limit := _limit(file)) is not None]
     return min(limits, default=None)
@@ -33,7 +33,7 @@ def _limit_files(root: Path) -> Iterator[Path]:
 
 
 def _groups(root: Path) -> dict[str, str]:
-    """The process's group for each controller of v1, and for v2 under the name of none."""
+    """The process's group for each controller of v1, and for v2 under the name ""."""
     groups: dict[str, str] = {}
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
@@ -42,9 +42,9 @@ def _groups(root: Path) -> dict[str, str]:
 
 
 def _upwards(root: Path, place: str, mounted_part: str, group: str, name: str) -> Iterator[Path]:
-    """The limit files of the group and of those that it lies in, as far as they are mounted at `place`.
+    """The limit files of the group and its parents below the mount point `place`.
 
-    A container sees a part of the tree, and its group by a name that may not begin with that part.
+    A container sees a part of the tree, and the name of its group may not begin with that part.
     """
     inside = os.path.relpath(group, mounted_part)
     top = root / place.lstrip("/")

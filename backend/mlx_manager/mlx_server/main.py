@@ -1,6 +1,6 @@
-"""The server: builds every object once, in order, and closes them in reverse. The first file to read.
+"""Builds the server's objects in order, and closes them in reverse. The first file to read.
 
-A request goes: `api/v1/*.py` -> `protocols/` -> `services/inference.py` -> `models/pool.py` and `engine/client.py`
+A request: `api/v1/*.py` -> `protocols/` -> `services/inference.py` -> `models/pool.py` and `engine/client.py`
 -> the worker process (`engine/worker.py`, `engine/core.py`) -> back as events -> `api/respond.py`.
 """
 
@@ -38,7 +38,7 @@ from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.guard import Guard, guard_rules
 from mlx_manager.mlx_server.api.health import router as health_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
-from mlx_manager.mlx_server.api.reload import Reloader, reload_quietly
+from mlx_manager.mlx_server.api.reload import Reloader, reload_on_signal
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.api.v1.embeddings import router as embeddings_router
 from mlx_manager.mlx_server.bounds import Bounds
@@ -76,18 +76,18 @@ DRAIN_POLL_SECONDS = 0.05
 
 
 def create_app(settings: MLXServerSettings, bounds: Bounds | None = None) -> FastAPI:
-    """The ASGI application. It validates without a lifespan, and answers inside of one."""
+    """The ASGI application. Without a lifespan it validates bodies and answers 503."""
     app = _App(
         title="MLX Manager",
         version=__version__,
         lifespan=lifespan,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # it records query strings, and is dear
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # slow, and records query strings
     )
     app.state.settings = settings
     app.state.bounds = bounds = bounds if bounds is not None else Bounds()
     app.state.tracing = instrument(settings)
     app.state.metrics = Metrics(lambda model_id: _is_model(app, model_id))
-    app.include_router(v1_router)  # first: FastAPI asks one route after the other
+    app.include_router(v1_router)  # first: FastAPI tries the routes in order
     app.include_router(embeddings_router)
     app.include_router(health_router)
     app.include_router(metrics_router)
@@ -108,23 +108,23 @@ def _protocols(settings: MLXServerSettings) -> Protocols:
 
 class _App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
-        """The exchange is around FastAPI's own middlewares too: the last of them answers when all else has failed."""
+        """Adds the exchange around FastAPI's own middlewares, the last of which answers unhandled exceptions."""
         inner = super().build_middleware_stack()
-        routes = iter_route_contexts(self.routes)  # the schema of all of them would take 0.2 s
+        routes = iter_route_contexts(self.routes)  # building the whole schema would take 0.2 s
         paths = frozenset(route.path_format for route in routes if route.path_format and route.include_in_schema)
         return ExchangeMiddleware(inner, self.state.metrics, paths, spans=self.state.tracing.collected)
 
 
 def _is_model(app: FastAPI, model_id: str) -> bool:
-    """Whether a model of this machine or of an upstream has that id."""
+    """Whether a local or upstream model has this id."""
     server: ServerState | None = getattr(app.state, "server", None)
     return server is not None and server.inference.backends.has(model_id)
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Starts the pool, and the default model's worker beside the server; ends with every worker gone."""
-    _refuse_several_api_processes()
+    """Starts the pool and the default model's worker. At the end, waits until all workers have exited."""
+    _check_single_process()
     settings: MLXServerSettings = app.state.settings
     bounds: Bounds = app.state.bounds
     for line in warnings_of_environment():
@@ -172,11 +172,11 @@ def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics, 
 
 
 def _preloaded(settings: MLXServerSettings, catalog: Catalog) -> list[str]:
-    """A name that is unknown does not keep the server from starting."""
+    """The ids of the models to preload. An unknown name is logged and skipped."""
     known = [name for name in settings.preload if catalog.knows(name)]
     for name in settings.preload:
         if name not in known:
-            logger.error("There is no model %r to preload: see GET /v1/models for those there are", name)
+            logger.error("Cannot preload %r: unknown model. Use an id that GET /v1/models lists", name)
     return [catalog.resolve(name).id for name in known]
 
 
@@ -191,16 +191,16 @@ def _budget(settings: MLXServerSettings) -> Budget:
     )
 
 
-def _refuse_several_api_processes() -> None:
-    """`uvicorn --workers 2` would load every model twice, and neither process would know the other's memory."""
+def _check_single_process() -> None:
+    """Raises RuntimeError under `uvicorn --workers 2`: each process would load every model."""
     words = " ".join(sys.argv).replace("=", " ").split()
     count = words[words.index("--workers") + 1] if "--workers" in words[:-1] else os.environ.get("WEB_CONCURRENCY", "1")
     if multiprocessing.parent_process() is not None and count != "1":
-        raise RuntimeError("One API process serves all models: start uvicorn with one worker (leave --workers out).")
+        raise RuntimeError("The server runs in one API process. Start uvicorn with one worker, without --workers.")
 
 
 app: FastAPI
-"""The application on the settings of this process, built when it is asked for first. Raises InvalidSettings."""
+"""The application with the settings of this process, built on first access. Raises InvalidSettings."""
 
 
 @functools.cache
@@ -208,7 +208,7 @@ def _app_of_this_process() -> FastAPI:
     return create_app(config.mlx_server_settings)
 
 
-if not TYPE_CHECKING:  # it would give every name a type
+if not TYPE_CHECKING:  # a module __getattr__ would give every name a type
 
     def __getattr__(name: str) -> FastAPI:
         if name == "app":
@@ -217,25 +217,27 @@ if not TYPE_CHECKING:  # it would give every name a type
 
 
 def serve(bounds: Bounds | None = None) -> None:
-    """Runs the server until a signal ends it. Running requests may finish within the drain timeout."""
+    """Runs the server until a signal stops it. Running requests may finish within the drain timeout."""
     open_closed_streams()
     try:
         settings = config.mlx_server_settings
         app = _app_of_this_process() if bounds is None else create_app(settings, bounds)
     except InvalidSettings as exc:
-        _end_start(str(exc))
+        _exit_with(str(exc))
     configure_logging(settings.log_level, settings.log_format)
     fault = why_mlx_cannot_run() or why_default_is_missing(catalog_of(settings.model_copy(update={"hub_cache": False})))
     if fault is not None:
-        _end_start(fault)
-    try:  # before anything is loaded
+        _exit_with(fault)
+    try:  # before loading anything
         listeners = listen(settings.host, settings.port)
     except OSError as exc:
-        _end_start(f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}.")
+        _exit_with(
+            f"Cannot listen on {settings.host}:{settings.port}: {exc.strerror}. Choose another --host or --port."
+        )
     app.state.addresses = addresses_of(listeners)
     too_open = why_too_open(settings, app.state.addresses)
     if too_open is not None:
-        _end_start(too_open)
+        _exit_with(too_open)
     warn_of_openness(settings, app.state.addresses)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
     served = uvicorn.Config(
@@ -249,26 +251,26 @@ def serve(bounds: Bounds | None = None) -> None:
         timeout_graceful_shutdown=LAST_ERRORS_SECONDS,
     )
     gc.collect()
-    gc.freeze()  # what is imported stays: a full collection that walked it would hold every stream up
+    gc.freeze()  # keeps imported objects out of full collections, which would pause every stream
     _Server(served, app).run(listeners)
 
 
 def _protocol(bounds: Bounds) -> type[GuardedProtocol]:
-    room = raise_descriptor_limit(bounds.max_connections)
-    if room is not None:
-        logger.warning("The system lets this process have %d connections: raise `ulimit -n`", room)
+    limit = raise_descriptor_limit(bounds.max_connections)
+    if limit is not None:
+        logger.warning("The system limits this process to %d connections: raise `ulimit -n`", limit)
     return protocol_with(bounds)
 
 
-def _end_start(reason: str) -> NoReturn:
+def _exit_with(reason: str) -> NoReturn:
     print(reason, file=sys.stderr)
     raise SystemExit(2)
 
 
 class _Server(uvicorn.Server):
-    """Drains in our way, and ends with status 0: uvicorn raises the signal again, which looks like a crash.
+    """Drains before it stops, and exits with status 0: uvicorn raises the signal again, which looks like a crash.
 
-    While it drains it listens on, so that whoever asks reads that it is not ready, and is not refused a connection.
+    It still listens while it drains, so that clients get an answer, not a refused connection.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
@@ -293,7 +295,7 @@ class _Server(uvicorn.Server):
 
     def _reload(self) -> None:
         if getattr(self._state, "server", None) is not None:
-            reloading = asyncio.create_task(reload_quietly(self._state.reloader))
+            reloading = asyncio.create_task(reload_on_signal(self._state.reloader))
             self._reloads.add(reloading)
             reloading.add_done_callback(self._reloads.discard)
 
@@ -304,7 +306,7 @@ class _Server(uvicorn.Server):
             server.pool.draining = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """After the drain timeout, whoever still waits gets an error in its protocol, not a cut connection."""
+        """After the drain timeout, remaining requests get an error in their protocol before the connections close."""
         self._state.server.pool.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._state.settings.drain_timeout_seconds):

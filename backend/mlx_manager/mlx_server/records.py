@@ -1,6 +1,6 @@
-"""What happened to a request, written down on its way and read once, when it has ended, by logs, spans and metrics.
+"""Records of a request: written while it runs, read by logs, spans and metrics at its end. Knows none of those three.
 
-Knows none of those three. Times are seconds of `time.perf_counter`, None where the request did not come so far.
+Times are seconds of `time.perf_counter`, None for a phase that the request did not reach.
 """
 
 import time
@@ -10,46 +10,46 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, eq=False)
 class GenerationRecord:
-    """One generation: waited for, queued, prefilled, decoded. It goes with its request."""
+    """The phases and counts of one generation. Part of its request."""
 
     began: float = field(default_factory=time.perf_counter)
     began_ns: int = field(default_factory=time.time_ns)
-    """The same moment as Unix time. All other times are told from it, so that no two clocks are compared."""
+    """The same moment as Unix time. All other times are relative to it, so that clocks are never mixed."""
     streamed: bool = False
     model: str = ""
-    """The id of the model that answers: the one asked for, or one that stands in for it; "" before one is found."""
+    """The id of the model that answers: the requested one or its fallback; "" until it is resolved."""
     upstream: str | None = None
-    """The name of the upstream server that has it."""
+    """The name of the upstream that serves the model."""
     leased: float | None = None
-    """When the model was there."""
+    """When the model was loaded."""
     load_seconds: float | None = None
-    """How long the request waited for it to be loaded, where it had to."""
+    """How long the request waited for the load."""
     admitted: float | None = None
-    """To the engine's queue."""
+    """When the engine's queue accepted the request."""
     queue_seconds: float = 0.0
-    """From there to the first chunk of its prompt; known when it is prefilled."""
+    """From `admitted` to the first prefill chunk; known after prefill."""
     prefilled: float | None = None
     first_output: float | None = None
     last_output: float | None = None
     output_gaps: "array[float]" = field(default_factory=lambda: array("d"))
-    """Seconds between the deltas of a choice, all choices together."""
+    """Seconds between the deltas of a choice, for all choices."""
     ended: float | None = None
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     stored_tokens: int = 0
-    """Of the prompt, that the prefix cache keeps from this request on."""
+    """Prompt tokens that this request added to the prefix cache."""
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     warnings: list[str] = field(default_factory=list)
-    """What of the request has no effect, in sentences of ASCII, for the client to read."""
+    """ASCII sentences for the client about fields without effect."""
     ignored_items: int = 0
-    """Items of the input that say nothing to a model here."""
+    """Input items that the server skipped."""
     finish_reasons: list[str] = field(default_factory=list)
     tool_calls: list[str] = field(default_factory=list)
     """Names of the tools called."""
     broken_calls: int = 0
-    """Calls that could not be read, and are text."""
+    """Tool calls that could not be parsed and were returned as text."""
 
     error: Exception | None = None
     client_left: bool = False
@@ -64,7 +64,7 @@ class GenerationRecord:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Between the first output and the last, for an answer of several tokens."""
+        """Mean time per token after the first; None for fewer than two tokens."""
         if self.first_output is None or self.last_output is None or self.completion_tokens < 2:
             return None
         return (self.last_output - self.first_output) / (self.completion_tokens - 1)
@@ -83,17 +83,17 @@ class Exchange:
     path: str
     began: float = field(default_factory=time.perf_counter)
     endpoint: str = "other"
-    """The route's path, such as `/v1/models/{model_id}`: one of a bounded number."""
+    """The route's path, such as `/v1/models/{model_id}`, one of a fixed set."""
     key_name: str | None = None
-    """Of the API key that it came with."""
+    """The name of the request's API key."""
     status: int | None = None
-    """Of the answer, once its headers are sent; 499 when the client left before its end."""
+    """The status of the answer once its headers are sent; 499 if the client disconnected before its end."""
     generation: GenerationRecord | None = None
-    """What the request generates, if it does."""
+    """The generation of the request, if any."""
     response_id: str | None = None
-    """Of what it generates, as the client reads it."""
+    """The id in the answer's body."""
     error: BaseException | None = None
-    """What it was refused with, or what reached the top."""
+    """The error that was answered, or the exception that was not handled."""
     ended: float | None = None
 
     @property
@@ -108,5 +108,5 @@ class Exchange:
 
     @property
     def refused(self) -> bool:
-        """Whether the fault is the client's."""
+        """Whether the status is a client error."""
         return self.status is not None and 400 <= self.status < 500

@@ -1,4 +1,4 @@
-"""The settings of how requests are served. Knows nothing of how they are."""
+"""The settings of requests. Does not know how the server applies them."""
 
 from typing import Annotated, Literal
 
@@ -6,28 +6,29 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class RequestSettings(BaseModel):
-    """How requests are served"""
+    """Requests"""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     default_max_tokens: int = Field(default=4096, ge=1, le=10**9)
-    """Most tokens of a chat answer when neither the request nor the model's generation_config says."""
+    """Longest chat answer in tokens when neither the request nor the model's generation_config sets a limit."""
     max_queue: int = Field(default=256, ge=0, le=10**9)
-    """Generations of one model that may wait, beyond the 64 that run. The server answers the next with 429."""
+    """Generations of one model that may wait, besides the 64 that run. Beyond that the server answers 429."""
     request_timeout_seconds: float = Field(default=600, ge=0, le=1e9, allow_inf_nan=False)
-    """Longest time that a request may take; `0` for no limit."""
+    """Longest duration of a request; `0` for no limit."""
     inter_token_latency_ms: int = Field(default=100, ge=10, le=10**9)
-    """Target for the longest pause in running streams while a long prompt is read. More reads the prompt faster."""
+    """Target for the longest pause in running streams during a long prefill. Larger values prefill faster."""
     tool_prompt: bool = True
-    """Whether a prompt shows tools to a model whose chat template does not. When off, such a model refuses `tools`."""
+    """Whether to describe tools in the prompt if the model's chat template does not. When off, `tools` are an error for
+    such a model."""
     hoist_system_messages: bool = False
-    """Whether late system messages that a chat template does not accept move to the beginning, which empties the prefix
-    cache for that chat. When off, each becomes a marked block of a user message."""
+    """Whether to move late system messages to the beginning if the chat template does not accept them, which makes the
+    prefix cache useless for that chat. When off, each becomes a marked block of a user message."""
     reject_unknown_fields: bool = False
-    """Whether to refuse request fields that the server does not know. When off, it logs each name once."""
+    """Whether unknown request fields are an error. When off, the server logs each name once."""
     validation_error_status: Annotated[Literal[422, 400], BeforeValidator(int)] = 422
-    """Status of a body that breaks the schema; `400` is what api.openai.com answers."""
+    """Status for a body that violates the schema; api.openai.com answers `400`."""
     response_store_mb: float = Field(default=64, ge=0, le=1e6, allow_inf_nan=False)
-    """MB for stored responses of `/v1/responses`, which later requests can fetch or continue; `0` stores none."""
+    """MB for stored responses of `/v1/responses`, which later requests can fetch or continue; `0` stores nothing."""
     response_ttl_seconds: float = Field(default=3600, gt=0, le=1e9, allow_inf_nan=False)
-    """How long such a response is stored."""
+    """How long the server stores such a response."""

@@ -1,4 +1,4 @@
-"""The vocabulary that all rooms share: requests as the services see them, and the events a generation consists of."""
+"""The types that all packages share: internal requests, and the events of a generation. Knows no wire format."""
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from mlx_manager.mlx_server.records import GenerationRecord
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 CHARACTERS_PER_TOKEN = 4
-"""About as many in English text."""
+"""Approximately, for English text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the engine draws tokens; each default is the value that changes nothing. `engine/sampling.py` has the maths.
+    """Sampling parameters; each default has no effect. `engine/sampling.py` has the maths.
 
     Temperature 0 is greedy, top_k 0 means all, and `seed` makes the draw repeatable in any batch. The repetition
     penalty counts the tokens of prompt and output, the frequency and presence penalties those of the output.
@@ -31,13 +31,13 @@ class SamplingParams:
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = field(default_factory=dict)
     min_tokens: int = 0
-    """Before so many tokens are drawn, none of `end_tokens` is."""
+    """The engine samples no token of `end_tokens` before this many tokens."""
     end_tokens: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOverrides:
-    """What a request, or a model's files, say of `SamplingParams`; None where they say nothing."""
+    """The `SamplingParams` that a request or a model's files set; None where they set nothing."""
 
     seed: int | None = None
     temperature: float | None = None
@@ -52,11 +52,10 @@ class SamplingOverrides:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking:
-    """How a thinking model sets its thoughts apart, in token ids; a grammar is for what comes behind them.
+    """The token ids that delimit a model's reasoning; a grammar applies after it.
 
-    `open_token` begins them where the model chooses to think; it is None where the prompt has begun them already.
-    `budget` is the number of tokens after which they are closed, whatever the model makes of it; then `again_token`,
-    which would begin them again, may not be drawn.
+    `open_token` begins reasoning; it is None if the prompt has begun it already. After `budget` tokens the engine
+    closes the reasoning, and from then on masks `again_token`, which would begin it again.
     """
 
     open_token: int | None
@@ -70,10 +69,10 @@ GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer has to look like, asked for by the request's field `param`.
+    """The grammar of an answer, from the request's field `param`.
 
-    `source` is a JSON schema, a regular expression, a JSON list of strings, or Lark as llguidance speaks it; nothing
-    for a JSON object. A `strict` schema is refused where it cannot be enforced whole.
+    `source` is a JSON schema, a regular expression, a JSON list of strings, or llguidance's Lark; empty for a JSON
+    object. A `strict` schema that cannot be enforced completely is an error.
     """
 
     kind: GrammarKind
@@ -83,18 +82,18 @@ class Grammar:
 
 
 NO_TOKEN_LIMIT = 2**31 - 1
-"""As the most tokens of an answer: as many as there is room for."""
+"""A `max_tokens` limited only by context and memory."""
 ENFORCED_FORMATS = frozenset(
     {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
 )
-"""The values of a JSON schema's `format` that a grammar enforces. The others are annotations."""
+"""The values of a JSON schema's `format` that a grammar enforces. Others are annotations."""
 SCHEMA_LABEL = "x-mlx-manager"
-"""A key of the schemas inside of a Lark grammar: `{"what": a name for messages, "strict": whether it is}`."""
+"""A key of the schemas in a Lark grammar: `{"what": a name for messages, "strict": a bool}`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that an assistant's turn made. `arguments` is JSON text, as far as the model wrote JSON."""
+    """A tool call of an assistant's turn. `arguments` is JSON text, unless the model wrote invalid JSON."""
 
     id: str
     name: str
@@ -103,7 +102,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ChatTurn:
-    """One message. `content` is None where an assistant calls tools and says nothing."""
+    """One message. `content` is None for an assistant's tool calls without text."""
 
     role: str
     content: str | None
@@ -125,15 +124,14 @@ CUSTOM_PARAMETERS: Mapping[str, object] = {
     "required": [CUSTOM_INPUT],
     "additionalProperties": False,
 }
-"""Of a tool that takes text, where only functions are known."""
+"""The parameters of a custom tool, which takes text, where only functions are supported."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolDefinition:
-    """A function on offer. `parameters` is the JSON schema of its arguments; `text_length` is in characters.
+    """A function that the model may call. `parameters` is a JSON schema; `text_length` is in characters.
 
-    A `custom` tool takes text: its calls have the one argument `input`, wherever arguments are JSON. A `grammar` says
-    what that text has to look like.
+    A `custom` tool takes text: as JSON, its calls have the single argument `input`. `grammar` constrains that text.
     """
 
     name: str
@@ -147,9 +145,9 @@ class ToolDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse:
-    """All `tools` are shown to the model; `required` says that it has to call one of the `callable` ones.
+    """The prompt describes all `tools`; with `required` the model must call one of `callable`.
 
-    Without `parallel` it makes one call at most.
+    Without `parallel` it makes at most one call.
     """
 
     tools: tuple[ToolDefinition, ...] = ()
@@ -160,13 +158,13 @@ class ToolUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """What every protocol asks for. Where it says nothing, the model's files decide, and then the default.
+    """The fields common to all protocols. The model's files, then the defaults, replace what is None.
 
-    `id` and `created` (Unix seconds) are made once and are the same in log, response and every chunk.
+    `id` and `created` (Unix seconds) are the same in log, response and every chunk.
     """
 
     prompt_field: ClassVar[str]
-    """The wire's name for the prompt, for errors that are about it."""
+    """The prompt's field name on the wire, for errors."""
 
     id: str
     created: int
@@ -177,23 +175,23 @@ class GenerationRequest:
     stop: tuple[str, ...]
     include_usage: bool
     max_tokens_is_a_ceiling: bool = False
-    """Whether a limit that memory has no room for is cut, as one beyond the context is, and not refused."""
+    """Whether `max_tokens` beyond the memory is lowered, as beyond the context, instead of an error."""
     n: int = 1
-    """Choices for each prompt. The first is the one that n = 1 gives."""
+    """Choices per prompt. The first equals the choice of n = 1."""
     logprobs: int | None = None
-    """How many of the likeliest tokens to name beside each token; None gives no logprobs at all."""
+    """Number of top tokens to return with each token; None returns no logprobs."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
-    """Neither a stop token nor a stop string ends a choice before."""
+    """Stop tokens and stop strings have no effect before this many tokens."""
     include_stop: bool = False
-    """Whether what stopped a choice is part of its text."""
+    """Whether the text of a choice includes its stop string or token."""
     skip_special_tokens: bool = True
     grammar: Grammar | None = None
     keep_alive_seconds: float | None = None
-    """How long the model stays loaded when it is idle afterwards; negative for ever."""
+    """How long the idle model stays loaded afterwards; negative means no limit."""
     record: GenerationRecord = field(default_factory=GenerationRecord, compare=False, repr=False)
-    """What happens to the request, for whoever serves it to write down."""
+    """The record of the request, written by the service that handles it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,25 +202,25 @@ class ChatRequest(GenerationRequest):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
-    """What the chat template gets beside the messages."""
+    """Further arguments of the chat template."""
     tool_use: ToolUse = ToolUse()
     thinking_budget: int | None = None
-    """Tokens that the model may think for; None for as many as it likes."""
+    """Most tokens of reasoning; None means no limit."""
 
     @property
     def sequences(self) -> int:
-        """Generations that the request needs, whether all of them are given or not."""
+        """Generations that the request runs, including those not returned."""
         return self.n
 
     @property
     def text_length(self) -> int:
-        """Characters that the template is given."""
+        """Characters of messages and tools."""
         return sum(tool.text_length for tool in self.tool_use.tools) + sum(turn.text_length for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRequest(GenerationRequest):
-    """`prompts` are texts or token ids. `best_of` choices are made of each, and the `n` likeliest given."""
+    """`prompts` are texts or token ids. The engine generates `best_of` choices of each; the answer has the best `n`."""
 
     prompt_field: ClassVar[str] = "prompt"
 
@@ -237,26 +235,26 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def text_length(self) -> int:
-        """Characters, and for each token id as many as a token has."""
+        """Characters; a token id counts as CHARACTERS_PER_TOKEN."""
         lengths = (len(part) if isinstance(part, str) else len(part) * CHARACTERS_PER_TOKEN for part in self.prompts)
         return sum(lengths) + len(self.suffix or "")
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the engine counts them, each prompt once; a choice includes its stop token and nothing past a stop."""
+    """Token counts of the engine. Each prompt counts once; a choice counts its stop token, and no token after it."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     stored_tokens: int = 0
-    """Tokens of the prompt that the prefix cache did not have and keeps."""
+    """Prompt tokens that this request added to the prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopLogprob:
-    """A token and its log-probability. `bytes` are the token's own, which may be a part of a character."""
+    """A token and its log-probability. `bytes` may be an incomplete UTF-8 character."""
 
     token: str
     logprob: float
@@ -265,10 +263,10 @@ class TopLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob(TopLogprob):
-    """A token of a choice, and the likeliest ones at its place, the likeliest first.
+    """A token of a choice, and the top tokens at its position, in descending order.
 
-    `offset` is where its text begins in the text of the choice, in characters. `predicted` is False for a prompt's
-    first token, which nothing predicts.
+    `offset` is the position of its text in the choice, in characters. `predicted` is False for a prompt's first token,
+    which has no logprob.
     """
 
     top: tuple[TopLogprob, ...]
@@ -280,15 +278,15 @@ Logprobs = tuple[TokenLogprob, ...]
 
 
 class _Event(msgspec.Struct, frozen=True):
-    """Events are Structs, which take a sixth of the time of frozen dataclasses to make: there is one for each token."""
+    """A Struct, because there is an event per token, and a frozen dataclass takes six times as long to create."""
 
 
 class Started(_Event, frozen=True):
-    """The request is admitted to the engine's queue: from here on a failure comes in mid-stream."""
+    """The engine's queue accepted the request: later failures happen in mid-stream."""
 
 
 class Prefilled(_Event, frozen=True):
-    """The prompt is read; the tokens as `Usage` has them. Once, before the first delta. Not every upstream tells it."""
+    """Prefill is complete. Sent once, before the first delta; some upstreams do not report it."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -296,7 +294,7 @@ class Prefilled(_Event, frozen=True):
 
 
 class TextDelta(_Event, frozen=True):
-    """`logprobs`, where they were asked for, are those of the tokens whose text is complete with this delta."""
+    """`logprobs`, if requested, belong to the tokens whose text this delta completes."""
 
     index: int
     text: str
@@ -310,14 +308,14 @@ class ReasoningDelta(_Event, frozen=True):
 
 
 class RefusalDelta(_Event, frozen=True):
-    """What an upstream's model says in place of an answer that it may not give."""
+    """The refusal of an upstream's model, in place of text."""
 
     index: int
     text: str
 
 
 class ToolCallStarted(_Event, frozen=True):
-    """`call` counts the calls of the choice from 0; the deltas of its arguments follow under the same number."""
+    """`call` numbers the calls of the choice from 0; the deltas of its arguments have the same number."""
 
     index: int
     call: int
@@ -332,7 +330,7 @@ class ToolCallDelta(_Event, frozen=True):
 
 
 class ChoiceFinished(_Event, frozen=True):
-    """`stop` is the stop string that ended the choice, None when a stop token or the limit did."""
+    """`stop` is the stop string that ended the choice; None for a stop token or the limit."""
 
     index: int
     reason: FinishReason
@@ -350,7 +348,7 @@ GenerationEvents = AsyncGenerator[GenerationEvent, None]
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A stretch of a choice's text, of its reasoning, or of its refusal."""
+    """A contiguous part of a choice's text, reasoning or refusal."""
 
     kind: type[TextDelta | ReasoningDelta | RefusalDelta]
     text: str
@@ -358,7 +356,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`parts` are text, reasoning and calls once more, in the order in which the model wrote them."""
+    """`parts` repeat text, reasoning and calls in the order in which the model wrote them."""
 
     index: int
     text: str

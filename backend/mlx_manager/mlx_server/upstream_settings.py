@@ -1,4 +1,4 @@
-"""The settings of other servers, whose models this one serves too. Knows nothing of asking them."""
+"""The settings of upstreams: other servers whose models this server offers. Does not connect to them."""
 
 import json
 from typing import Annotated, Literal, Self
@@ -13,28 +13,28 @@ ModelId = Annotated[str, StringConstraints(min_length=1)]
 
 
 class UpstreamSettings(BaseModel):
-    """The id of each of its models here is `prefix` and the upstream's own id for it."""
+    """One upstream. Its models have the id `prefix` + the upstream's own id."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
-    """What errors, logs and `owned_by` call it."""
+    """The name in errors, logs and `owned_by`."""
     kind: UpstreamKind
     base_url: str
-    """With `/v1` at its end or without."""
+    """The URL, with or without `/v1` at its end."""
     api_key: SecretStr | None = None
     models: Annotated[list[ModelId], Field(min_length=1)] | None = None
-    """The upstream's own ids of the models to serve; all that it lists when not given."""
+    """The upstream's own ids of the models to offer. Default: all that it lists."""
     prefix: str | None = None
-    """When not given: none for `models`, and the name with a slash for what the upstream lists."""
+    """Default: empty with `models`, otherwise the name and a slash."""
     fallback: list[ModelId] = []
-    """Models that answer in place of this upstream's while it cannot, the first one that can."""
+    """Models to try in order while the upstream is unavailable."""
     timeout_seconds: float = Field(default=300, gt=0, le=1e9, allow_inf_nan=False)
-    """The longest that it may say nothing while it answers."""
+    """Longest pause in an answer of the upstream."""
 
     @field_validator("base_url")
     @classmethod
-    def _is_address(cls, url: str) -> str:
+    def _check_url(cls, url: str) -> str:
         server_root(url)
         return url
 
@@ -44,9 +44,9 @@ class UpstreamSettings(BaseModel):
         return header_key(key)
 
     @model_validator(mode="after")
-    def _lists_under_a_prefix(self) -> Self:
+    def _check_prefix(self) -> Self:
         if self.models is None and self.prefix == "":
-            raise ValueError("without a prefix, the models to serve have to be named: give models, or a prefix")
+            raise ValueError("prefix is empty, and models is not set. Set models or a prefix.")
         return self
 
     @property
@@ -57,17 +57,17 @@ class UpstreamSettings(BaseModel):
 
 
 class UpstreamsSettings(BaseModel):
-    """Models of other servers, and other names for models"""
+    """Upstreams and aliases"""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     upstreams: Annotated[list[UpstreamSettings], NoDecode] = []
-    """Other servers whose models this one serves too, as a JSON list: [providers.md](providers.md#upstreams)."""
+    """Other servers whose models this server offers, as a JSON list: [providers.md](providers.md#upstreams)."""
     aliases: Annotated[dict[str, str], NoDecode] = {}
-    """Names of models that are not there, or patterns with `*`, and the id of the model that answers for each, as a
-    JSON object. The first that fits counts."""
+    """A JSON object: other model names, or patterns with `*`, and the model id for each. The first match counts. Names
+    of models take precedence."""
     fallbacks: Annotated[dict[str, list[str]], NoDecode] = {}
-    """For a model's id, the models to try in order while it cannot be loaded or its queue is full, as a JSON object."""
+    """A JSON object: a model id and the models to try in order while it cannot be loaded or its queue is full."""
 
     @field_validator("upstreams", "fallbacks", "aliases", mode="before")
     @classmethod
@@ -76,9 +76,9 @@ class UpstreamsSettings(BaseModel):
 
     @field_validator("upstreams")
     @classmethod
-    def _names_differ(cls, upstreams: list[UpstreamSettings]) -> list[UpstreamSettings]:
+    def _check_names(cls, upstreams: list[UpstreamSettings]) -> list[UpstreamSettings]:
         names = [upstream.name for upstream in upstreams]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"two upstreams are called {twice!r}")
+            raise ValueError(f"two upstreams have the name {twice!r}. Rename one.")
         return upstreams

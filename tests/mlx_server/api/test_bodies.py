@@ -38,7 +38,7 @@ def test_a_body_of_the_limit_is_read_and_one_byte_more_is_not(guarded: RunningSe
     refused = posted(guarded, padded(MB + 1))
     assert (refused.status, refused.code) == (413, "request_too_large")
     assert refused.headers["connection"] == "close"
-    assert b"larger than 1 MB" in refused.body
+    assert b"exceeds the limit of 1 MB" in refused.body
 
 
 def test_a_body_that_says_that_it_is_too_long_is_refused_before_it_comes(guarded: RunningServer) -> None:

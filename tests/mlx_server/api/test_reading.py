@@ -63,7 +63,7 @@ def test_a_large_body_is_read_and_converted_in_a_thread(client: TestClient) -> N
         ('{"text": 5}', "text: Input should be a valid string"),
         ('{"text": "a", "text": "b"}', "text: duplicate key 'text' in a JSON object"),
         ('{"text": "a"', "The body is not valid JSON: Expecting ',' delimiter at character "),
-        ("[]", "The body must be a JSON object"),
+        ("[]", "The body is not a JSON object"),
     ],
 )
 def test_faults_are_the_same_however_large_the_body_is(

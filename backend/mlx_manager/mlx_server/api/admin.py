@@ -1,4 +1,4 @@
-"""What is loaded and what it takes (`GET /admin/pool`), and changing it: load, unload, pin, unpin, reload."""
+"""The admin endpoints: the state and memory of the pool, load, unload, pin, unpin and reload."""
 
 import asyncio
 from dataclasses import asdict
@@ -33,7 +33,7 @@ router = APIRouter(
     dependencies=[Depends(require_admin)],
     responses={
         401: {"model": ErrorResponse, "description": "The admin key is missing or wrong."},
-        403: {"model": ErrorResponse, "description": "There are API keys, and no admin key that would open this."},
+        403: {"model": ErrorResponse, "description": "There are API keys, but no admin key is set."},
         503: {"model": ErrorResponse, "description": "The server is not running, or the model cannot be loaded."},
     },
 )
@@ -58,9 +58,9 @@ async def pool_status(state: State) -> PoolStatus:
     return PoolStatus(draining=pool.draining, budget=budget, models=models)
 
 
-@router.post("/reload", responses={400: {"model": ErrorResponse, "description": "The settings have faults."}})
+@router.post("/reload", responses={400: {"model": ErrorResponse, "description": "The settings are invalid."}})
 async def reload(request: Request, state: State) -> ReloadReport:
-    """Reads the settings file again, as SIGHUP does. Faults change nothing; requests under way go on as they are."""
+    """Reloads the settings, as SIGHUP does. Invalid settings change nothing. Running requests are not affected."""
     require(state)
     reloader: Reloader = request.app.state.reloader
     return ReloadReport.model_validate(await reloader.reload(), from_attributes=True)
@@ -68,7 +68,7 @@ async def reload(request: Request, state: State) -> ReloadReport:
 
 @router.post("/models/{model_id:path}/load", responses=_UNKNOWN)
 async def load(model_id: str, state: State) -> PoolModel:
-    """Loads the model, and answers when it is there. A client that leaves before does not stop the load."""
+    """Loads the model, and answers when it is loaded. The load continues if the client disconnects."""
     server = require(state)
     model = await server.pool.load(model_id)
     return await _by_id(server, model.model_id)
@@ -76,7 +76,7 @@ async def load(model_id: str, state: State) -> PoolModel:
 
 @router.post("/models/{model_id:path}/unload", responses=_UNKNOWN)
 async def unload(model_id: str, state: State) -> PoolModel:
-    """Ends the model's worker, or its load, with all that it is generating. One that is not loaded stays as it is."""
+    """Stops the model's worker or its load, and fails its running requests. No effect if the model is not loaded."""
     server = require(state)
     await server.pool.unload_model(model_id)
     return await _by_id(server, model_id)
@@ -84,7 +84,7 @@ async def unload(model_id: str, state: State) -> PoolModel:
 
 @router.post("/models/{model_id:path}/pin", responses=_UNKNOWN)
 async def pin(model_id: str, state: State) -> PoolModel:
-    """Once loaded, the model stays: it is not let go to make room, nor for being idle."""
+    """Keeps the model loaded: neither another model nor idle time unloads it."""
     server = require(state)
     server.pool.pin(model_id)
     return await _by_id(server, model_id)
@@ -125,7 +125,7 @@ async def _pool_model(pool: ModelPoolManager, entry: ModelEntry) -> PoolModel:
 
 
 def sequences_of(pool: ModelPoolManager, model_id: str) -> ModelSequences:
-    """What runs, by the worker's last word, and what waits."""
+    """The running generations, by the worker's last heartbeat, and the waiting ones."""
     model, admitted = pool.loaded(model_id), pool.admission.admitted(model_id)
     running = min(admitted, model.engine.stats.running) if model is not None else 0
     return ModelSequences(running=running, waiting=admitted - running)

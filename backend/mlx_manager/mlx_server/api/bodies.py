@@ -1,4 +1,4 @@
-"""Reads a request's body whole, within its bounds, before the routes see the request."""
+"""Reads a whole request body within limits of size and time, before routing. Does not decode it."""
 
 import asyncio
 
@@ -12,21 +12,23 @@ LARGEST_BODIES_HELD = 8
 SLOWEST_BYTES_PER_SECOND = 16_384
 
 
-class ClientLeft(Exception):
-    """Before its body was complete."""
+class ClientDisconnected(Exception):
+    """The client disconnected before its body was complete."""
 
 
 def check_size(scope: Scope, max_bytes: int) -> None:
-    """By the headers. Raises RequestTooLarge and UnsupportedEncoding."""
+    """Checks the headers. Raises RequestTooLarge and UnsupportedEncoding."""
     length = header(scope, b"content-length")
     if length.isdigit() and int(length) > max_bytes:
         raise _too_large(max_bytes)
     if header(scope, b"content-encoding").strip().lower() not in (b"", b"identity"):
-        raise UnsupportedEncoding("The server does not read compressed bodies: send it without Content-Encoding.")
+        raise UnsupportedEncoding(
+            "Compressed request bodies are not supported. Send the body without Content-Encoding."
+        )
 
 
 class Bodies:
-    """Bodies above 1 MiB share the room of eight of the largest; each holds its part until its answer has ended."""
+    """Limits the memory of all bodies above 1 MiB to eight bodies of the largest size, until their answers end."""
 
     def __init__(self, max_bytes: int, timeout_seconds: float) -> None:
         self._max_bytes = max_bytes
@@ -34,20 +36,20 @@ class Bodies:
         self._free_bytes = LARGEST_BODIES_HELD * max_bytes
 
     async def read(self, receive: Receive) -> bytes:
-        """Raises RequestTooLarge, RequestTooSlow, ServerBusy and ClientLeft. Afterwards the caller gives it back."""
+        """Raises RequestTooLarge, RequestTooSlow, ServerBusy and ClientDisconnected. Call `release` afterwards."""
         body = bytearray()
         try:
             await self._read_into(body, receive)
         except BaseException:
-            self.give_back(body)
+            self.release(body)
             raise
         return bytes(body)
 
-    def give_back(self, body: bytes | bytearray | None) -> None:
+    def release(self, body: bytes | bytearray | None) -> None:
         self._free_bytes += len(body) if body is not None else 0
 
     async def _read_into(self, body: bytearray, receive: Receive) -> None:
-        """The time grows with what has come: a byte a second, each of them progress, would take minutes."""
+        """The time limit grows with the bytes received, so that a client cannot hold it open with a byte a second."""
         begun = asyncio.get_running_loop().time()
         more = True
         while more:
@@ -55,31 +57,33 @@ class Bodies:
                 async with asyncio.timeout_at(begun + self._timeout_seconds + len(body) / SLOWEST_BYTES_PER_SECOND):
                     message = await receive()
             except TimeoutError as exc:
-                raise RequestTooSlow(f"Timed out reading the request body ({len(body)} bytes received).") from exc
+                raise RequestTooSlow(
+                    f"Timed out reading the request body ({len(body)} bytes received). Send it faster, or retry."
+                ) from exc
             if message["type"] == "http.disconnect":
-                raise ClientLeft
+                raise ClientDisconnected
             body += message["body"]
             self._free_bytes -= len(message["body"])
             if len(body) > self._max_bytes:
                 raise _too_large(self._max_bytes)
             if len(body) > SMALL_BODY_BYTES and self._free_bytes < 0:
-                raise ServerBusy("Too many large requests are under way: try again shortly.", retry_after_seconds=1)
+                raise ServerBusy("Too many large requests are in progress. Retry in a second.", retry_after_seconds=1)
             more = message.get("more_body", False)
 
 
 def replaying(body: bytes, receive: Receive) -> Receive:
-    """Gives the body, and then what the client does: it leaves, sooner or later."""
-    is_given = False
+    """Returns the body as one message, then the client's messages: its disconnect."""
+    is_sent = False
 
     async def replay() -> Message:
-        nonlocal is_given
-        if is_given:
+        nonlocal is_sent
+        if is_sent:
             return await receive()
-        is_given = True
+        is_sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
 
 
 def _too_large(max_bytes: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The body is larger than {max_bytes / 2**20:g} MB, the most that this server reads.")
+    return RequestTooLarge(f"The body exceeds the limit of {max_bytes / 2**20:g} MB. Send a smaller one.")

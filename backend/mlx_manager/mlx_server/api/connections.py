@@ -1,8 +1,7 @@
-"""What a connection may do before and beside its requests: how many there are, how slow and how large headers may be.
+"""Limits of connections: their number, and the time and size of request headers. Does not know the routes.
 
-uvicorn's protocol on httptools, with the bounds that it does not have; `tests/mlx_server/api/test_connections.py`
-has the attack or the client that each part is for. What is refused here is not a request yet, or not any more: it is
-answered in raw bytes, and no middleware sees it.
+Extends uvicorn's httptools protocol; `tests/mlx_server/api/test_connections.py` has the attack or client behind each
+part. Rejections here are written as raw bytes, and no middleware sees them.
 """
 
 import asyncio
@@ -22,33 +21,36 @@ MAX_HEADERS = 200
 MAX_PIPELINED = 16
 LINGER_SECONDS = 2.0
 _EXTRA_CONNECTIONS = 64
-"""Beyond the limit, while the server tells them so; it cuts more."""
+"""Connections beyond the limit that get an error answer. The server drops any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
+class _ErrorReply:
     kind: ErrorKind
     message: str
     headers: bytes = b""
 
 
-_MALFORMED = _Refusal(ErrorKind(400, "invalid_request_error", "invalid_http"), "Malformed HTTP/1.1 request.")
-_TOO_LARGE = _Refusal(
+_MALFORMED = _ErrorReply(
+    ErrorKind(400, "invalid_request_error", "invalid_http"), "Malformed HTTP/1.1 request. Check the client."
+)
+_TOO_LARGE = _ErrorReply(
     ErrorKind(431, "invalid_request_error", "headers_too_large"),
-    f"The headers are larger than {MAX_HEADER_BYTES:,} bytes, or more than {MAX_HEADERS}: send less.",
+    f"The headers exceed {MAX_HEADER_BYTES:,} bytes or {MAX_HEADERS} fields. Send fewer or shorter headers.",
 )
-_TOO_SLOW = _Refusal(
-    ErrorKind(408, "invalid_request_error", "request_timeout"), "Timed out reading the headers of the request."
+_TOO_SLOW = _ErrorReply(
+    ErrorKind(408, "invalid_request_error", "request_timeout"),
+    "Timed out reading the request headers. Send them at once.",
 )
-_FULL = _Refusal(
+_FULL = _ErrorReply(
     ErrorKind(503, "server_error", "too_many_connections"),
-    "Too many connections are open: close idle ones, or try again shortly.",
+    "Too many connections are open. Close idle ones, or retry in a second.",
     b"retry-after: 1\r\n",
 )
 
 
-class _Broken(Exception):
-    """Ends the parsing of a connection; `_refusal` says why."""
+class _StopParsing(Exception):
+    """Ends the parsing of a connection; `_error_reply` holds the answer."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -56,9 +58,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     bounds: ClassVar[Bounds]
 
-    _refusal = _MALFORMED
-    _is_deaf = False
-    """Whether what comes is of no interest any more."""
+    _error_reply = _MALFORMED
+    _drops_input = False
+    """Whether further input is dropped."""
     _in_headers = False
     _in_body = False
     _header_bytes = 0
@@ -72,8 +74,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if over >= _EXTRA_CONNECTIONS:
             transport.abort()
         elif over >= 0:
-            self._in_headers = True  # a request is on its way, or will be
-            self._refuse(_FULL)
+            self._in_headers = True  # a request is in transit, or will be
+            self._reply_and_close(_FULL)
         else:
             self._time_headers()
 
@@ -83,30 +85,32 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_timing_headers()
         self.resume_writing()
         self._unset_keepalive_if_required()
-        self._let_go_of_request()
+        self._disconnect_request()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
+        if self._drops_input:
             return
         self._unset_keepalive_if_required()
         was_in_body, request_before = self._in_body, self.cycle
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            self._give_up()
-        if self._in_headers and not (was_in_body or self._is_deaf) and self.cycle is request_before:  # all are headers
+            self._reject()
+        if (
+            self._in_headers and not (was_in_body or self._drops_input) and self.cycle is request_before
+        ):  # all are headers
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(_TOO_LARGE)
+                self._reply_and_close(_TOO_LARGE)
         if self._is_idle() and self._header_timer is None:
-            self._time_headers()  # an empty line, which begins no request, has ended uvicorn's own waiting
+            self._time_headers()  # an empty line has ended uvicorn's own keep-alive timer
 
     def _parse(self, data: bytes) -> None:
-        """A request that offers another protocol (h2c of Java's client, websocket) is read as HTTP/1.1.
+        """Reads a request that offers another protocol (h2c of Java's client, websocket) as HTTP/1.1.
 
-        httptools takes what follows the headers for the other protocol. So a new parser gets the same headers without
-        the offer, and what followed them.
+        httptools treats the bytes after such headers as the other protocol. A new parser therefore gets the same
+        headers without the offer, and the bytes after them.
         """
         try:
             self.parser.feed_data(data)
@@ -121,14 +125,14 @@ class GuardedProtocol(HttpToolsProtocol):
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
 
-    def _give_up(self) -> None:
-        """On what cannot be parsed. What is being answered is answered, and the connection ends."""
+    def _reject(self) -> None:
+        """After unparsable input: finishes the answer in progress, then closes the connection."""
         if self._in_body and self.pipeline:
             self.transport.abort()
         elif self.cycle is None or self.cycle.response_complete or self._in_body:
-            self._refuse(self._refusal)
+            self._reply_and_close(self._error_reply)
         else:
-            self._is_deaf = True
+            self._drops_input = True
             self.cycle.keep_alive = False
 
     def on_message_begin(self) -> None:
@@ -139,23 +143,23 @@ class GuardedProtocol(HttpToolsProtocol):
             self._time_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Trailers, which come behind the body, are not headers."""
+        """Skips trailers, which follow the body."""
         if self._in_headers:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.parser.get_method() == b"CONNECT":
-            raise _Broken  # always another protocol
+            raise _StopParsing  # always another protocol
         if self.parser.should_upgrade():
             return  # `_parse` goes on
         self._stop_timing_headers()
         self._in_headers = False
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEADER_BYTES or len(self.headers) > MAX_HEADERS:
-            self._refusal = _TOO_LARGE
-            raise _Broken
+            self._error_reply = _TOO_LARGE
+            raise _StopParsing
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise _Broken
+            raise _StopParsing
         super().on_headers_complete()
         self._in_body = True
 
@@ -165,7 +169,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_body = False
 
     def pause_writing(self) -> None:
-        """A client that takes nothing in for long is dropped."""
+        """Drops a client that stops reading for too long."""
         super().pause_writing()
         if self._stall_timer is None:
             self._stall_timer = self.loop.call_later(self.bounds.body_timeout_seconds, self.transport.abort)
@@ -185,11 +189,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._header_timer = None
 
     def _headers_are_late(self) -> None:
-        """A connection that brought no byte is closed without a word, as an idle one is."""
+        """Closes a connection that sent no byte without an answer, like an idle one."""
         self._header_timer = None
         if self._in_headers:
-            self._refusal = _TOO_SLOW
-            self._give_up()
+            self._error_reply = _TOO_SLOW
+            self._reject()
         elif self._is_idle():
             self.transport.close()
 
@@ -200,29 +204,29 @@ class GuardedProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _let_go_of_request(self) -> None:
-        """The app reads that the client has left. uvicorn tells the last of pipelined requests alone, which waits."""
+    def _disconnect_request(self) -> None:
+        """Reports the disconnect to the app. uvicorn reports it to the last pipelined request only, which is queued."""
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
 
-    def _refuse(self, refusal: _Refusal) -> None:
+    def _reply_and_close(self, reply: _ErrorReply) -> None:
         self._stop_timing_headers()
-        self._let_go_of_request()
-        self.transport.write(_raw(refusal))
+        self._disconnect_request()
+        self.transport.write(_raw(reply))
         self.transport.close()
 
-    def stop_listening(self) -> bool:
-        """The connection ends. Returns whether the client is still sending."""
-        self._is_deaf = True
+    def drop_input(self) -> bool:
+        """Drops further input. Returns whether the client is still sending."""
+        self._drops_input = True
         return self._in_headers or self._in_body
 
 
 class _ClosingTransport(asyncio.Transport):
-    """A connection's transport, whose `close` lets the answer arrive, and ends.
+    """A connection's transport whose `close` delivers the answer and ends within a time limit.
 
-    A socket that is closed while bytes are unread sends a reset, and the client may lose the answer that was written
-    before. And a transport waits until all that was written is taken, which may be never.
+    Closing a socket with unread bytes sends a reset, and the client may lose the answer. A plain transport also waits
+    without limit until the client has read everything.
     """
 
     def __init__(self, transport: asyncio.Transport, protocol: GuardedProtocol) -> None:
@@ -230,7 +234,7 @@ class _ClosingTransport(asyncio.Transport):
         self._transport = transport
         self._protocol = protocol
         self._timer: asyncio.TimerHandle | None = None
-        self.write = transport.write  # type: ignore[method-assign]  # each token of a stream comes this way
+        self.write = transport.write  # type: ignore[method-assign]  # called for each token of a stream
         self.pause_reading = transport.pause_reading  # type: ignore[method-assign]
         self.resume_reading = transport.resume_reading  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
@@ -240,10 +244,10 @@ class _ClosingTransport(asyncio.Transport):
         return self._timer is not None or self._transport.is_closing()
 
     def close(self) -> None:
-        """Once; the client has a while to stop sending, and to take in what was written."""
+        """Gives the client some seconds to stop sending and to read the answer. Later calls have no effect."""
         if self.is_closing():
             return
-        is_sending = self._protocol.stop_listening()
+        is_sending = self._protocol.drop_input()
         seconds = LINGER_SECONDS if is_sending else self._protocol.bounds.body_timeout_seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
         if is_sending and self._transport.can_write_eof():
@@ -259,13 +263,13 @@ class _ClosingTransport(asyncio.Transport):
 
 
 def protocol_with(bounds: Bounds) -> type[GuardedProtocol]:
-    """For `uvicorn.Config(http=...)`, which makes one for each connection."""
+    """The class for `uvicorn.Config(http=...)`, which creates one per connection."""
     return type("BoundedProtocol", (GuardedProtocol,), {"bounds": bounds})
 
 
-def _raw(refusal: _Refusal) -> bytes:
-    body = json.dumps(envelope(refusal.kind, refusal.message, None)).encode()
-    status = HTTPStatus(refusal.kind.status)
+def _raw(reply: _ErrorReply) -> bytes:
+    body = json.dumps(envelope(reply.kind, reply.message, None)).encode()
+    status = HTTPStatus(reply.kind.status)
     lines = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
     ending = f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    return lines.encode() + refusal.headers + ending.encode() + body
+    return lines.encode() + reply.headers + ending.encode() + body

@@ -1,4 +1,4 @@
-"""What the routes get from the running server. Without a lifespan there is nothing to get, and handlers refuse."""
+"""Gives the routes the state of the running server: None without a lifespan, so that handlers answer 503."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,7 +16,7 @@ from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """All that the lifespan builds, on `app.state.server` while it runs. `started_at` is in Unix seconds."""
+    """The objects that the lifespan builds, at `app.state.server`. `started_at` is in Unix seconds."""
 
     settings: MLXServerSettings
     pool: ModelPoolManager
@@ -28,9 +28,9 @@ class ServerState:
 
 
 async def server_state(request: Request) -> ServerState | None:
-    """None without a lifespan: a dependency that raised would hide what is wrong with the request's body.
+    """None without a lifespan: raising here would hide errors in the request's body.
 
-    It is async because FastAPI runs the others in threads.
+    It is async because FastAPI runs sync dependencies in threads.
     """
     return getattr(request.app.state, "server", None)
 
@@ -40,5 +40,5 @@ State = Annotated[ServerState | None, Depends(server_state)]
 
 def require(state: ServerState | None) -> ServerState:
     if state is None:
-        raise NotReady("The server is not running: it has not been started, or it is shutting down.")
+        raise NotReady("The server is not running: it is starting or shutting down. Retry later.")
     return state

@@ -1,4 +1,4 @@
-"""Exceptions to error responses, each in the envelope of the protocol that the request speaks."""
+"""Turns exceptions into error responses, in the envelope of the request's protocol."""
 
 from typing import Any
 
@@ -14,10 +14,11 @@ from mlx_manager.mlx_server.errors import BrokenBody, MethodNotAllowed, ServerEr
 
 _MAX_FAULTS_NAMED = 3
 
-_WHERE_ENDPOINTS_ARE = (
-    "The base URL of OpenAI's clients ends with /v1, as in http://127.0.0.1:8000/v1, and that of Anthropic's does not; "
-    "GET /docs lists all endpoints."
+_ENDPOINTS_HINT = (
+    "Set the base URL of OpenAI clients to one that ends with /v1, such as http://127.0.0.1:8000/v1, and of Anthropic "
+    "clients to one without /v1. GET /docs lists all endpoints."
 )
+_METHOD_HINT = "Use a method that the Allow header of this answer names."
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -42,11 +43,13 @@ async def _broken_body(request: Request, exc: Exception) -> JSONResponse:
 
 
 async def _http_error(request: Request, exc: Exception) -> JSONResponse:
-    """Unknown paths and methods."""
+    """Answers unknown paths and methods."""
     assert isinstance(exc, HTTPException)
     message = f"{exc.detail}: {request.method} {request.url.path}"
-    unknown = UnknownPath(f"{message}. {_WHERE_ENDPOINTS_ARE}")
-    response = await _error(request, MethodNotAllowed(message) if exc.status_code == 405 else unknown)
+    unknown = UnknownPath(f"{message}. {_ENDPOINTS_HINT}")
+    response = await _error(
+        request, MethodNotAllowed(f"{message}. {_METHOD_HINT}") if exc.status_code == 405 else unknown
+    )
     response.headers.update(exc.headers or {})
     return response
 
@@ -58,7 +61,7 @@ def _message(fault: dict[str, Any]) -> str:
 
 
 def _field(fault: dict[str, Any]) -> str:
-    """("body", "messages", 0, "role") is messages[0].role. pydantic's names for a union's variants are left out."""
+    """Formats ("body", "messages", 0, "role") as messages[0].role, without pydantic's names of union variants."""
     field = ""
     for part in fault["loc"][1:]:
         if isinstance(part, int):

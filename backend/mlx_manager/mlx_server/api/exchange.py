@@ -1,4 +1,4 @@
-"""One `Exchange` for each HTTP request: its id, its span, its line in the log, and the metrics when it has ended."""
+"""Creates an `Exchange` per HTTP request: its id, span, access log line and metrics. Does not know the routes."""
 
 import contextlib
 import re
@@ -16,24 +16,24 @@ from mlx_manager.mlx_server.records import Exchange
 from mlx_manager.mlx_server.types import GenerationRequest
 
 STATUS_CLIENT_CLOSED_REQUEST = 499
-"""nginx's; nobody is left to read it."""
+"""nginx's status for a client that disconnected; it stands in logs and metrics only."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _UNTRACED = {"/health", "/ready", "/metrics"}
 _MAX_SHOWN = 200
-"""Characters of a client's text that logs and spans get."""
+"""Longest text of a client in logs and spans, in characters."""
 _MAX_WARNING = 1000
-"""Characters of the warnings in an answer's header."""
+"""Longest warning header of an answer, in characters."""
 
 
 class ExchangeMiddleware:
-    """Around all else, what answers a crash of the app among it. The exchange is `scope["state"]["exchange"]`.
+    """The outermost middleware, around the handler of crashes too. The exchange is `scope["state"]["exchange"]`.
 
-    `scope["state"]["send"]` is the HTTP server's own: what looks at headers alone need not see each chunk of a stream.
+    `scope["state"]["send"]` is the HTTP server's own: chunks of a stream bypass middlewares that change headers only.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], *, spans: bool) -> None:
-        """`paths` are those of the routes. `spans` is off where nobody collects them."""
+        """`paths` are the route paths. `spans` is False where no exporter collects them."""
         self._app = app
         self._metrics = metrics
         self._paths = paths
@@ -48,7 +48,7 @@ class ExchangeMiddleware:
         scope = _as_routed(scope)
         with lines_of(exchange), self._span(exchange, scope, headers):
             try:
-                await self._app(scope, receive, _noting(exchange, protocol_of(scope).request_id_headers, send))
+                await self._app(scope, receive, _adding_headers(exchange, protocol_of(scope).request_id_headers, send))
             except BaseException as exc:
                 exchange.error = exc
                 raise
@@ -72,9 +72,9 @@ class ExchangeMiddleware:
         self._metrics.exchange_ended(exchange)
 
     def _endpoint(self, scope: Scope) -> str:
-        """The path of the route that was found; FastAPI notes apart from it the one with its routers' prefixes.
+        """The path of the matched route; FastAPI stores the one with router prefixes separately.
 
-        What was refused before that is told by its own path, where that is a route's.
+        For a request that was rejected before routing, its own path if a route has it.
         """
         included = scope.get("fastapi", {}).get("effective_route_context")
         route = included if included is not None else scope.get("route")
@@ -92,16 +92,18 @@ def exchange_of(request: Request) -> Exchange:
 
 
 def note_generation(request: Request, generation: GenerationRequest, streamed: bool) -> None:
-    """Says what the HTTP request generates."""
+    """Records what the HTTP request generates."""
     exchange = exchange_of(request)
     exchange.generation, exchange.response_id = generation.record, generation.id
     generation.record.streamed = streamed
 
 
-def _noting(exchange: Exchange, id_headers: Collection[bytes], send: Send) -> Callable[[Message], Awaitable[None]]:
-    """`send`, with the request's id and its warnings among the headers."""
+def _adding_headers(
+    exchange: Exchange, id_headers: Collection[bytes], send: Send
+) -> Callable[[Message], Awaitable[None]]:
+    """`send` that adds the request's id and its warnings to the headers."""
 
-    def noting(message: Message) -> Awaitable[None]:
+    def sending(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
             ids = [(name, exchange.request_id.encode()) for name in id_headers]
@@ -110,7 +112,7 @@ def _noting(exchange: Exchange, id_headers: Collection[bytes], send: Send) -> Ca
                 message["headers"].append((b"x-mlx-manager-warning", _joined(exchange.generation.warnings)))
         return send(message)
 
-    return noting
+    return sending
 
 
 def _joined(warnings: list[str]) -> bytes:
@@ -124,9 +126,9 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
 
 
 def _as_routed(scope: Scope) -> Scope:
-    """As the app sees the request: slashes that clients put in twice or at the end are taken out, and HEAD is GET.
+    """The scope for routing: without doubled and trailing slashes, and with GET for HEAD.
 
-    The HTTP server, which knows the request as it came, leaves the body of an answer to HEAD out.
+    The HTTP server still knows the original method and omits the body of an answer to HEAD.
     """
     root = scope.get("root_path", "")
     steps = filter(None, scope["path"].removeprefix(root).split("/"))
@@ -135,7 +137,7 @@ def _as_routed(scope: Scope) -> Scope:
 
 
 def _shown_path(scope: Scope) -> str:
-    """As it stands in a URL, without its query."""
+    """The URL-quoted path without its query."""
     return urllib.parse.quote(scope["path"], errors="replace")[:_MAX_SHOWN]
 
 

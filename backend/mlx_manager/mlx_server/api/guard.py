@@ -1,15 +1,15 @@
-"""Decides which requests the routes see. The first check that fails answers, in the protocol of the request's path.
+"""Decides which requests reach the routes. The first failed check answers in the protocol of the request's path.
 
-check          | refuses with | what
+check          | answers      | when
 ---------------|--------------|------------------------------------------------------------------------------
-check_origin   | 403          | a web page that the settings do not name: any page can send to loopback
-check_host     | 421          | a name that is not this server's: a page whose own name points to 127.0.0.1
-check_key      | 401          | no key, or an unknown one
-Rate.charge    | 429          | the requests or tokens of the key's minute are used up
-check_size     | 413, 415     | a body that says that it is too long, or compressed
-Bodies.read    | 408, 413, 429| a body that comes too slowly, is too long, or is one of too many large ones
+check_origin   | 403          | a web page is not allowed by the settings: any page can send to loopback
+check_host     | 421          | the Host is not this server's: a page's own name may resolve to 127.0.0.1
+check_key      | 401          | the key is missing or unknown
+Rate.charge    | 429          | the key has used its requests or tokens of the minute
+check_size     | 413, 415     | the headers announce a body that is too long or compressed
+Bodies.read    | 408, 413, 429| the body is too slow, too long, or one of too many large ones
 
-Between host and key, CORS answers preflights, and lets the pages that the settings name read all answers.
+Between host and key, CORS answers preflights and lets allowed pages read all answers. It knows no request fields.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_manager.addresses import is_loopback, is_of_network
-from mlx_manager.mlx_server.api.bodies import Bodies, ClientLeft, check_size, replaying
+from mlx_manager.mlx_server.api.bodies import Bodies, ClientDisconnected, check_size, replaying
 from mlx_manager.mlx_server.api.rates import RateLimits, Rates
 from mlx_manager.mlx_server.api.scopes import has_body, headers, path_of, protocol_of
 from mlx_manager.mlx_server.bounds import Bounds
@@ -33,10 +33,10 @@ from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import AdminClosed, HostNotAllowed, NotAuthorized, OriginNotAllowed, ServerError
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/api/hello"})
-"""They need no key: they say only whether the server is there."""
+"""Paths without a key: they report only whether the server runs."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCAL_NAMES = frozenset({"localhost", "host.docker.internal", "gateway.docker.internal", "host.containers.internal"})
-"""Names of this machine: its own, and those by which containers on it reach its loopback address."""
+"""Names of this machine: its own, and the names that containers on it use for its loopback address."""
 EXPOSED_HEADERS = (
     "x-request-id",
     "request-id",
@@ -52,7 +52,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """Digests are compared, so that not even a key's length takes its time."""
+    """An API key as a digest: comparing digests does not leak a key's length by timing."""
 
     name: str
     digest: bytes
@@ -60,19 +60,19 @@ class KnownKey:
 
 @dataclass(frozen=True, slots=True)
 class GuardRules:
-    """What the settings say. One object on `app.state.guard`, replaced whole on a reload."""
+    """The rules that the settings define. A reload replaces the object at `app.state.guard`."""
 
     keys: tuple[KnownKey, ...]
     admin_digest: bytes | None
     insecure_no_auth: bool
     allowed_hosts: frozenset[str]
     cors_origins: re.Pattern[str] | None
-    """Of the web pages that may ask."""
+    """Matches the origins of allowed web pages."""
     rates: RateLimits
 
 
 def guard_rules(settings: MLXServerSettings) -> GuardRules:
-    """Raises ValueError when the file with the keys cannot be read."""
+    """Raises ValueError when the key file cannot be read."""
     admin_key = settings.admin_key
     return GuardRules(
         keys=tuple(KnownKey(key.name, _digest(key.key.get_secret_value().encode())) for key in settings.all_api_keys()),
@@ -85,7 +85,7 @@ def guard_rules(settings: MLXServerSettings) -> GuardRules:
 
 
 class Guard:
-    """The one middleware between the exchange and the app."""
+    """The middleware between the exchange and the app."""
 
     def __init__(self, app: ASGIApp, bounds: Bounds) -> None:
         self._app = app
@@ -93,7 +93,7 @@ class Guard:
         self._bodies = Bodies(bounds.max_body_bytes, bounds.body_timeout_seconds)
         self._rates = Rates()
         self._origins: re.Pattern[str] | None = None
-        self._with_cors: ASGIApp = self._let_in
+        self._with_cors: ASGIApp = self._admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,37 +103,37 @@ class Guard:
             check_origin(rules, scope)
             check_host(rules, scope)
         except ServerError as exc:
-            return await _refuse(exc, scope, receive, send)
+            return await _answer_error(exc, scope, receive, send)
         if rules.cors_origins != self._origins:  # the settings were reloaded
-            self._origins, self._with_cors = rules.cors_origins, _with_cors(self._let_in, rules.cors_origins)
+            self._origins, self._with_cors = rules.cors_origins, _with_cors(self._admit, rules.cors_origins)
         return await self._with_cors(scope, receive, send)
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         rules, rate, body = _rules_of(scope), None, None
         try:
             check_key(rules, scope)
             rate = self._rates.of(rules.rates, scope)
             if rate is not None:
-                send = rate.noting(send)
+                send = rate.adding_headers(send)
                 rate.charge()
             if has_body(scope):
                 check_size(scope, self._max_body_bytes)
                 body = await self._bodies.read(receive)
                 receive = replaying(body, receive)
-        except ClientLeft:
+        except ClientDisconnected:
             return None
         except ServerError as exc:
-            return await _refuse(exc, scope, receive, send)
+            return await _answer_error(exc, scope, receive, send)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._bodies.give_back(body)
+            self._bodies.release(body)
             if rate is not None:
                 rate.charge_tokens()
 
 
-async def _refuse(error: ServerError, scope: Scope, receive: Receive, send: Send) -> None:
-    """The connection closes where a body is still to come, which the server does not read."""
+async def _answer_error(error: ServerError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Closes the connection after the answer if the client still sends a body, which the server does not read."""
     exchange = scope["state"]["exchange"]
     exchange.error = error
     reply = protocol_of(scope).error(error, exchange.request_id)
@@ -148,7 +148,7 @@ def _rules_of(scope: Scope) -> GuardRules:
 
 
 def check_origin(rules: GuardRules, scope: Scope) -> None:
-    """A browser sends Origin with every unsafe method, or else Sec-Fetch-Site. Programs send neither."""
+    """Browsers send Origin or Sec-Fetch-Site with every unsafe method; other programs send neither."""
     if scope["method"] in SAFE_METHODS:
         return
     origins, hosts = headers(scope, b"origin"), headers(scope, b"host")
@@ -156,11 +156,11 @@ def check_origin(rules: GuardRules, scope: Scope) -> None:
     is_cross_site = any(site.lower() == "cross-site" for site in headers(scope, b"sec-fetch-site"))
     if not foreign and (origins or not is_cross_site):
         return
-    if _by_key(rules, _offered(scope)) is not None:  # a foreign page cannot know one
+    if _known_key(rules, _offered(scope)) is not None:  # a foreign page cannot know a key
         return
     sender = f"the origin {foreign[0][:SHOWN_CHARACTERS]!r}" if foreign else "another site"
     raise OriginNotAllowed(
-        f"Refused a {scope['method']} request of a web page of {sender}. To let the page in, add its origin to "
+        f"The server does not accept a {scope['method']} request from a web page of {sender}. Add the page's origin to "
         "MLX_SERVER_CORS_ORIGINS, or send an API key of this server."
     )
 
@@ -175,9 +175,9 @@ def _is_listed(rules: GuardRules, origin: str) -> bool:
 
 
 def _is_own(origin: str, hosts: list[str]) -> bool:
-    """Whether a page of `origin` came from this server: the same name and port as Host has.
+    """Whether a page of `origin` came from this server: its name and port equal the Host header's.
 
-    A port that is left out is that of the page's scheme. A proxy that ends TLS leaves the server to see http alone.
+    A missing port is the default of the page's scheme: behind a TLS proxy the server itself sees http only.
     """
     scheme, _, address = origin.lower().partition("://")
     default = _DEFAULT_PORTS.get(scheme)
@@ -190,12 +190,12 @@ def _is_own(origin: str, hosts: list[str]) -> bool:
 
 
 def _with_cors(app: ASGIApp, origins: re.Pattern[str] | None) -> ASGIApp:
-    """Without cookies, which this server does not use: a page sends its key in a header."""
+    """CORS without credentials: the server uses no cookies, and a page sends its key in a header."""
     if origins is None:
         return app
     return CORSMiddleware(
         app,
-        allow_origin_regex=origins,  # type: ignore[arg-type]  # re.compile takes a compiled one
+        allow_origin_regex=origins,  # type: ignore[arg-type]  # re.compile accepts a compiled pattern
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
@@ -203,8 +203,8 @@ def _with_cors(app: ASGIApp, origins: re.Pattern[str] | None) -> ASGIApp:
 
 
 def check_host(rules: GuardRules, scope: Scope) -> None:
-    """A client of HTTP/1.0 may leave the header out; browsers never do."""
-    server = scope.get("server")  # the address that the connection came in at; in-process clients have only a name
+    """An HTTP/1.0 client may omit the Host header; browsers never do."""
+    server = scope.get("server")  # the local address of the connection; in-process clients have only a name
     on_loopback = server is not None and is_loopback(server[0])
     if "*" in rules.allowed_hosts or not (on_loopback or rules.allowed_hosts):
         return
@@ -216,13 +216,13 @@ def check_host(rules: GuardRules, scope: Scope) -> None:
         return
     named = ", ".join(hosts)[:SHOWN_CHARACTERS]
     raise HostNotAllowed(
-        f"The Host header {named!r} is not a name of this server: ask for 127.0.0.1 or localhost, "
-        "or let the name in with MLX_SERVER_ALLOWED_HOSTS."
+        f"The Host header {named!r} is not a name of this server. Use 127.0.0.1 or localhost, "
+        "or add the name to MLX_SERVER_ALLOWED_HOSTS."
     )
 
 
 def _name_of(host: str) -> str:
-    """Without the port, the brackets of an IPv6 address, and the dot that may end a name."""
+    """The host without its port, the brackets of an IPv6 address and a trailing dot."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower().removesuffix(".")
@@ -235,15 +235,15 @@ class Access(IntEnum):
 
 
 def check_key(rules: GuardRules, scope: Scope) -> None:
-    """Notes the `Access` in `scope["state"]`, and the key's name in the exchange."""
+    """Stores the `Access` in `scope["state"]` and the key's name in the exchange. Raises NotAuthorized."""
     offered = _offered(scope)
     access, name = _access(rules, scope, offered)
     scope["state"]["access"] = access
     scope["state"]["exchange"].key_name = name
     if access is not Access.NONE or path_of(scope) in OPEN_PATHS:
         return
-    fault = "This server does not know this API key" if offered else "This server asks for an API key"
-    raise NotAuthorized(f"{fault}: send one of its keys as Authorization: Bearer KEY, or as x-api-key: KEY.")
+    fault = "Unknown API key" if offered else "This server requires an API key"
+    raise NotAuthorized(f"{fault}. Send one of its keys as Authorization: Bearer KEY, or as x-api-key: KEY.")
 
 
 def access_of(request: Request) -> Access:
@@ -252,16 +252,18 @@ def access_of(request: Request) -> Access:
 
 
 async def require_admin(request: Request) -> None:
-    """For the admin endpoints. Raises NotAuthorized or AdminClosed."""
+    """The dependency of the admin endpoints. Raises NotAuthorized or AdminClosed."""
     if access_of(request) is Access.ADMIN:
         return
     if _rules_of(request.scope).admin_digest is not None:
-        raise NotAuthorized("This endpoint needs the admin key: send it as Authorization: Bearer KEY.")
-    raise AdminClosed("An API key does not open this endpoint: set MLX_SERVER_ADMIN_KEY, and send that key.")
+        raise NotAuthorized("This endpoint requires the admin key. Send it as Authorization: Bearer KEY.")
+    raise AdminClosed(
+        "This endpoint requires an admin key, and none is set. Set MLX_SERVER_ADMIN_KEY, and send that key."
+    )
 
 
 def _access(rules: GuardRules, scope: Scope, offered: list[bytes]) -> tuple[Access, str | None]:
-    known = _by_key(rules, offered)
+    known = _known_key(rules, offered)
     if known is not None:
         return known
     if rules.keys:
@@ -272,17 +274,17 @@ def _access(rules: GuardRules, scope: Scope, offered: list[bytes]) -> tuple[Acce
     return Access.ADMIN if is_open else Access.USER, None
 
 
-def _by_key(rules: GuardRules, offered: list[bytes]) -> tuple[Access, str] | None:
-    """All keys are compared, whichever fits: the time it takes tells nothing."""
+def _known_key(rules: GuardRules, offered: list[bytes]) -> tuple[Access, str] | None:
+    """Compares all keys, so that the time does not depend on which one matches."""
     digests = [_digest(key) for key in offered]
-    is_admin = _fits(rules.admin_digest, digests) if rules.admin_digest is not None else False
-    names = [key.name for key in rules.keys if _fits(key.digest, digests)]
+    is_admin = _matches(rules.admin_digest, digests) if rules.admin_digest is not None else False
+    names = [key.name for key in rules.keys if _matches(key.digest, digests)]
     if is_admin:
         return Access.ADMIN, "admin"
     return (Access.USER, names[0]) if names else None
 
 
-def _fits(digest: bytes, offered: list[bytes]) -> bool:
+def _matches(digest: bytes, offered: list[bytes]) -> bool:
     return any([secrets.compare_digest(digest, other) for other in offered])  # noqa: C419  no early exit
 
 

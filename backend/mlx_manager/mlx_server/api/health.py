@@ -1,4 +1,4 @@
-"""Is the process there (`/health`), and can it answer (`/ready`)?"""
+"""GET /health reports whether the process runs, and GET /ready whether the default model can answer."""
 
 from dataclasses import asdict
 
@@ -19,15 +19,15 @@ async def health() -> dict[str, str]:
 
 @router.get("/api/hello", include_in_schema=False)
 async def hello() -> Response:
-    """Claude Code asks so whether its server is there."""
+    """Claude Code's check that its server runs."""
     return Response()
 
 
 @router.get("/ready")
 async def ready(request: Request, state: State) -> JSONResponse:
-    """503 while the default model cannot answer, with what is known of why; how upstreams are does not count.
+    """503 with the reason while the default model cannot answer. The state of upstreams does not count.
 
-    Who has none of the keys that the server asks for gets the status alone.
+    Without a valid API key, where the server requires one, the answer has the status only.
     """
     body: dict[str, object] = {"status": "not_running"} if state is None else _readiness(state)
     status = 200 if body["status"] == "ready" else 503

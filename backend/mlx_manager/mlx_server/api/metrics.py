@@ -1,4 +1,4 @@
-"""GET /metrics: what Prometheus reads."""
+"""GET /metrics for Prometheus. Reads the pool, the upstreams and the processes; `observability/` writes the format."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def read_metrics(request: Request, state: State) -> Response:
-    """Requests, tokens, latencies, models and memory, as Prometheus reads them; as OpenMetrics where it is accepted."""
+    """Requests, tokens, latencies, models and memory in Prometheus' text format, or in OpenMetrics if accepted."""
     metrics: Metrics = request.app.state.metrics
     families = metrics.families(await _read_server(state) if state is not None else None)
     text, content_type = await asyncio.to_thread(exposition, families, request.headers.get("accept", ""))
@@ -41,7 +41,7 @@ async def _read_server(server: ServerState) -> ServerReading:
 
 
 def _models_in_use(pool: ModelPoolManager) -> list[str]:
-    """Those that are loaded, and those that are waited for."""
+    """Ids of the loaded models, and of those that requests wait for."""
     waited_for = [entry.id for entry in pool.catalog if pool.admission.admitted(entry.id) > 0]
     return list(dict.fromkeys([*pool.get_loaded_models(), *waited_for]))
 
@@ -70,7 +70,7 @@ def _read_model(pool: ModelPoolManager, model_id: str) -> ModelReading:
 
 
 def _read_processes(workers: dict[int, str]) -> list[ProcessReading]:
-    """Asks the system: for a thread. `workers` are models by process id; one that has just died is left out."""
+    """Reads /proc or its like, so it runs in a thread. `workers` maps process ids to models; dead ones are left out."""
     readings = []
     for pid, model_id in {os.getpid(): "", **workers}.items():
         try:

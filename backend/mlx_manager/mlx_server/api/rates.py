@@ -1,8 +1,7 @@
-"""Requests and tokens per minute, for each key, or each client's address where there are no keys.
+"""Limits requests and tokens per minute, per API key or per client address. Knows neither settings nor routes.
 
-A request is charged when it comes, and its tokens when it has ended, because they are not known before: a client that
-has used more than there was waits until that is made up for. The headers and errors are OpenAI's, and its clients wait
-as they say.
+A request is charged on arrival, its tokens at its end, when they are known; a client that overdraws its tokens waits
+until the balance is positive again. The headers and errors are OpenAI's, and OpenAI clients wait accordingly.
 """
 
 import math
@@ -23,21 +22,21 @@ SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """Of each minute; 0 for no limit."""
+    """Limits per minute; 0 means no limit."""
 
     requests: int = 0
     tokens: int = 0
 
 
 class Rates:
-    """What every key has used. `clock` gives seconds."""
+    """The buckets of all keys. `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._requests = Buckets(clock)
         self._tokens = Buckets(clock)
 
     def of(self, limits: RateLimits, scope: Scope) -> "Rate | None":
-        """None for a request that counts for nothing: only those that a protocol reads count."""
+        """The rate of a POST to an endpoint of a protocol; None for any other request, which is not limited."""
         if not (limits.requests or limits.tokens) or scope["method"] != "POST":
             return None
         if protocols_of(scope).at(path_of(scope)) is None:
@@ -46,7 +45,7 @@ class Rates:
 
 
 class Rate:
-    """One request's part in the rates."""
+    """Charges one request to its key."""
 
     def __init__(
         self, requests: "Buckets", tokens: "Buckets", limits: RateLimits, exchange: Exchange, address: str
@@ -58,7 +57,7 @@ class Rate:
         self._name = exchange.key_name if exchange.key_name is not None else address
 
     def charge(self) -> None:
-        """Raises TokenRateExceeded and RequestRateExceeded, and charges nothing then."""
+        """Raises TokenRateExceeded or RequestRateExceeded without charging."""
         if self._limits.tokens:
             balance = self._tokens.balance(self._name, self._limits.tokens)
             if balance.wait_seconds > 0:
@@ -71,13 +70,13 @@ class Rate:
             self._requests.take(self._name, 1, self._limits.requests)
 
     def charge_tokens(self) -> None:
-        """When the answer has ended; those of clients that left, too."""
+        """Called when the answer has ended, or the client has disconnected."""
         record = self._exchange.generation
         if self._limits.tokens and record is not None:
             self._tokens.take(self._name, record.prompt_tokens + record.completion_tokens, self._limits.tokens)
 
-    def noting(self, send: Send) -> Send:
-        """`send`, with the headers of the rates. No coroutine of its own: it is called for each chunk."""
+    def adding_headers(self, send: Send) -> Send:
+        """`send` that adds the rate headers. Not a coroutine, because it is called for each chunk."""
 
         def sending(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
@@ -104,20 +103,20 @@ class Balance:
     limit: int
     remaining: int
     reset_seconds: float
-    """Until it is full again."""
+    """Seconds until the bucket is full again."""
     wait_seconds: float
-    """Until something may be taken; 0 where that is now."""
+    """Seconds until the next request is allowed; 0 if it is now."""
 
 
 class Buckets:
-    """A token bucket for each name, which fills up evenly; the names not heard of for longest are forgotten."""
+    """A token bucket per name, refilled evenly. The least recently used names are dropped."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._levels: OrderedDict[str, _Level] = OrderedDict()
 
     def take(self, name: str, amount: float, limit: int) -> None:
-        """However much there is: what has been used can only be noted, and the bucket owes it then."""
+        """Takes `amount` even if the bucket holds less: its level becomes negative."""
         level = self._filled(name, limit)
         level.amount -= amount
 
@@ -128,7 +127,7 @@ class Buckets:
         return Balance(limit, max(0, int(amount)), (limit - amount) / per_second, wait_seconds)
 
     def _filled(self, name: str, limit: int) -> _Level:
-        """The level as it is now. A limit that has changed counts from here on."""
+        """The level refilled up to now, at the current limit."""
         now = self._clock()
         level = self._levels.get(name)
         if level is None:
@@ -142,7 +141,7 @@ class Buckets:
 
 
 def duration(seconds: float) -> str:
-    """As Go writes one, and OpenAI's headers do: `6m0s`, `1.5s`, `20ms`."""
+    """Formats seconds as Go and OpenAI's headers do: `6m0s`, `1.5s`, `20ms`."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms" if seconds > 0 else "0s"
     minutes, rest = divmod(round(seconds, 3), 60)
@@ -159,7 +158,7 @@ def _headers_of(what: str, balance: Balance) -> Iterator[tuple[bytes, bytes]]:
 
 def _message(what: str, balance: Balance) -> str:
     wait = duration(balance.wait_seconds)
-    return f"Rate limit reached: {balance.limit} {what} per minute for each key. Try again in {wait}."
+    return f"Rate limit reached: {balance.limit} {what} per minute for each key. Retry in {wait}."
 
 
 def _whole(seconds: float) -> int:

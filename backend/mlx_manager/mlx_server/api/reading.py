@@ -1,6 +1,6 @@
-"""How the routes read a JSON body: decoded once and validated once, away from the event loop where it is large.
+"""Decodes and validates JSON bodies for the routes, large ones in a thread. Knows no fields of a protocol.
 
-The bounds are counted before a decoder makes objects: its time and memory go by the value, not by the byte.
+Bounds are checked before decoding, because the decoder's time and memory depend on the number of values, not of bytes.
 """
 
 import asyncio
@@ -24,21 +24,21 @@ from mlx_manager.mlx_server.protocols.sizes import check_sizes
 
 T = TypeVar("T")
 SMALL_BYTES = 100_000
-"""What is made of so much JSON takes a few milliseconds."""
+"""Decoding and validating this much JSON takes a few milliseconds."""
 MAX_COMMAS = 1_200_000
-"""A prompt of a million token ids, and some more, so that the prompt's own limit is what names the field."""
+"""Above a prompt of a million token ids, so that the limit of the prompt applies first: its error names the field."""
 MAX_OPENED = 600_000
-"""Lists and objects, 230 bytes each. Brackets in texts count too; no prompt of a model's context has so many."""
+"""Lists and objects, 230 bytes each. Brackets in texts count too; no prompt has as many."""
 MAX_DEPTH = 256
-"""Our own code and the model's template go through a tool's schema by recursion."""
+"""The server and the model's template recurse through the schema of a tool."""
 SHOWN_CHARACTERS = 100
-NO_JSON = "The body must be a JSON object in UTF-8, sent with the header Content-Type: application/json."
+NO_JSON = "The body is not a JSON object. Send one in UTF-8 with the header Content-Type: application/json."
 
 
 class JsonRoute(APIRoute):
-    """`APIRouter(route_class=JsonRoute)`: for endpoints of a `body`, the `request` and the server's `state`.
+    """The `route_class` of endpoints with the arguments `body`, `request` and `state`.
 
-    FastAPI describes them; it would decode, validate and inject in ways of its own, which take as long as all else.
+    FastAPI only describes them: its own decoding, validation and injection would double the time of a request.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -62,12 +62,12 @@ class JsonRoute(APIRoute):
 
 
 async def converted(request: Request, convert: Callable[..., T], *arguments: object) -> T:
-    """What `convert` makes of the request's body, away from the event loop where that is large."""
+    """Calls `convert` with the arguments, in a thread if the request's body is large."""
     return await _off_loop(len(await request.body()), convert, *arguments)
 
 
 async def _off_loop(size_bytes: int, work: Callable[..., T], *arguments: object) -> T:
-    """What `work` makes of a JSON text of that size: in a thread, unless it is small."""
+    """Calls `work` on a JSON text of that size, in a thread if it is large."""
     if size_bytes <= SMALL_BYTES:
         return work(*arguments)
     return await asyncio.to_thread(work, *arguments)
@@ -81,7 +81,7 @@ async def _read(request: Request, model: type[BaseModel]) -> BaseModel:
 
 
 def _validated(body: bytes, model: type[BaseModel], bounds: Bounds) -> BaseModel:
-    """Raises RequestValidationError, BrokenBody, and InvalidRequest for a body that holds too much. Pure."""
+    """Raises RequestValidationError, BrokenBody, and InvalidRequest for a body above the bounds. Pure."""
     values = _decoded(body)
     check_sizes(values, bounds)
     try:
@@ -96,18 +96,18 @@ def _decoded(body: bytes) -> object:
     opened = body.count(b"[") + body.count(b"{")
     if opened > MAX_OPENED or body.count(b",") > MAX_COMMAS:
         most = f"{MAX_OPENED:,} lists and objects, or {MAX_COMMAS:,} values"
-        raise BrokenBody(f"The body has more than {most}: send less.")
+        raise BrokenBody(f"The body has more than {most}. Send fewer.")
     try:
         values = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_unique)
         is_deep = opened > MAX_DEPTH and _is_deep(values)
     except json.JSONDecodeError as exc:
-        raise BrokenBody(f"The body is not valid JSON: {exc.msg} at character {exc.pos}.") from exc
-    except ValueError as exc:  # a number of thousands of digits, or no UTF-8
+        raise BrokenBody(f"The body is not valid JSON: {exc.msg} at character {exc.pos}. Correct it.") from exc
+    except ValueError as exc:  # a number of thousands of digits, or invalid UTF-8
         raise BrokenBody(NO_JSON) from exc
     except RecursionError:
         is_deep = True
     if is_deep:
-        raise BrokenBody(f"The body is nested more than {MAX_DEPTH} deep: flatten it.")
+        raise BrokenBody(f"The body is nested more than {MAX_DEPTH} levels deep. Flatten it.")
     return values
 
 
@@ -125,12 +125,12 @@ def _children(value: Any) -> Iterable[object]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python's decoder drops the first of two values of one key."""
+    """Raises BrokenBody for a duplicate key, of which Python's decoder would drop the first value."""
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         shown = ascii(twice[:SHOWN_CHARACTERS])  # a lone surrogate could not be sent
         param = twice if twice.isidentifier() else None
         place = f"{param}: " if param is not None else ""
-        raise BrokenBody(f"{place}duplicate key {shown} in a JSON object", param=param)
+        raise BrokenBody(f"{place}duplicate key {shown} in a JSON object. Remove one.", param=param)
     return made

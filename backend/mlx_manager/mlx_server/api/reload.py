@@ -1,7 +1,7 @@
-"""Settings that are read again while the server runs, at SIGHUP or `POST /admin/reload`.
+"""Reloads the settings while the server runs, at SIGHUP or `POST /admin/reload`. Does not interrupt requests.
 
-Those of `LIVE` take effect at once: models of this machine and of upstreams, who may use them, and the log's level. All
-others wait for a restart, and are named until it has come. Requests under way are not disturbed.
+The settings in `LIVE` take effect at once: models, upstreams, access and the log level. All others need a restart, and
+each reload names them until then.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 LIVE = frozenset(
     {*ModelsSettings.model_fields, *SecuritySettings.model_fields, *UpstreamsSettings.model_fields, "log_level"}
-    - {"default_model", "preload"}  # they say what is loaded at the start
+    - {"default_model", "preload"}  # they apply at the start only
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The settings from now on, and what is made of them by reading files, which may fail."""
+    """The new settings, and what was read from the files that they name, which may fail."""
 
     settings: MLXServerSettings
     catalog: Catalog
@@ -43,7 +43,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """`changed` took effect; `needs_restart` did not, and does at the next start."""
+    """`changed` took effect; `needs_restart` takes effect at the next start."""
 
     changed: list[str]
     needs_restart: list[str]
@@ -51,31 +51,31 @@ class Reloaded:
 
 
 class Reloader:
-    """One reload after another, for the app whose lifespan runs. Used on its event loop."""
+    """Runs one reload at a time for a running app. Used on its event loop."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def reload(self) -> Reloaded:
-        """Raises BadSettings, with every fault, when the settings cannot be used; then nothing has changed."""
-        async with self._turn:
+        """Raises BadSettings with all faults, and changes nothing, if the settings are invalid."""
+        async with self._lock:
             running: MLXServerSettings = self._app.state.settings
             try:
                 wanted, reading = await asyncio.to_thread(_read, running, self._app.state.addresses)
             except UnreadableSettings as exc:
-                raise _refusal(faults_of(exc)) from exc
+                raise _bad_settings(faults_of(exc)) from exc
             report = self._apply(running, wanted, reading)
         _log(report)
         return report
 
     def _apply(self, running: MLXServerSettings, wanted: MLXServerSettings, reading: Reading) -> Reloaded:
-        """All at once, without an await in between. What did not change is set again: its files may have changed."""
+        """Applies everything without an await. Unchanged settings are applied too: their files may have changed."""
         server, settings = require(self._app.state.server), reading.settings
         report = Reloaded(
             _differing(running, settings),
             [name for name in _differing(running, wanted) if name not in LIVE],
-            changes(server.pool.catalog, reading.catalog, running.models, settings.models, _held(server.pool)),
+            changes(server.pool.catalog, reading.catalog, running.models, settings.models, _loaded_ids(server.pool)),
         )
         self._app.state.settings = settings
         self._app.state.server = replace(server, settings=settings)
@@ -88,26 +88,26 @@ class Reloader:
         return report
 
 
-async def reload_quietly(reloader: Reloader) -> None:
-    """For a signal, to which nothing can be answered: the log has the faults."""
+async def reload_on_signal(reloader: Reloader) -> None:
+    """The reload of SIGHUP: faults go to the log only."""
     with contextlib.suppress(BadSettings, NotReady):
         await reloader.reload()
 
 
 def _read(running: MLXServerSettings, addresses: Sequence[str]) -> tuple[MLXServerSettings, Reading]:
-    """What is wanted, and as much of it as can be had without a restart. Reads files: for a thread.
+    """The settings as they are written, and the part of them that takes effect without a restart.
 
-    `addresses` are where the server listens.
+    `addresses` are where the server listens. Reads files, so it runs in a thread.
     """
     wanted = running.read_again()
     settings = running.model_copy(update={name: getattr(wanted, name) for name in LIVE})
     try:
         reading = Reading(settings, catalog_of(settings), guard_rules(settings))
-    except ValueError as exc:  # the file with the keys is another one by now
-        raise _refusal([str(exc)]) from exc
+    except ValueError as exc:  # the key file has changed since
+        raise _bad_settings([str(exc)]) from exc
     fault = why_default_is_missing(reading.catalog) or why_too_open(settings, addresses)
     if fault is not None:
-        raise _refusal([fault])
+        raise _bad_settings([fault])
     return wanted, reading
 
 
@@ -115,17 +115,19 @@ def _differing(one: MLXServerSettings, other: MLXServerSettings) -> list[str]:
     return [name for name in MLXServerSettings.model_fields if getattr(one, name) != getattr(other, name)]
 
 
-def _held(pool: ModelPoolManager) -> list[str]:
+def _loaded_ids(pool: ModelPoolManager) -> list[str]:
     """Ids of the models that are loaded, or being loaded."""
     loading = [entry.id for entry in pool.catalog if pool.state(entry.id).progress is not None]
     return [*pool.get_loaded_models(), *loading]
 
 
-def _refusal(faults: list[str]) -> BadSettings:
+def _bad_settings(faults: list[str]) -> BadSettings:
     for fault in faults:
         logger.error("Settings not reloaded: %s", fault)
-    named = "; ".join(faults)
-    return BadSettings(f"The settings were not reloaded, and nothing has changed: correct them and try again. {named}.")
+    named = " ".join(fault if fault.endswith((".", "?")) else f"{fault}." for fault in faults)
+    return BadSettings(
+        f"The settings were not reloaded: {named} Nothing has changed. Correct the faults, and reload again."
+    )
 
 
 def _log(report: Reloaded) -> None:
@@ -137,4 +139,7 @@ def _log(report: Reloaded) -> None:
     if report.needs_restart:
         logger.warning("Settings that need a restart to take effect: %s", ", ".join(report.needs_restart))
     if models.to_load_again:
-        logger.warning("Models that serve as they are until they are loaded again: %s", ", ".join(models.to_load_again))
+        logger.warning(
+            "Models that keep their old settings until they are loaded again: %s. Unload them to apply the change",
+            ", ".join(models.to_load_again),
+        )

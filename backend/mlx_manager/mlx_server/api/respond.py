@@ -1,7 +1,7 @@
-"""One request's events to its HTTP answer: the only HTTP code that knows `stream`.
+"""Turns the events of a request into its HTTP answer, streamed or not. Knows no wire format.
 
-Headers are sent with the first event, so refusals are real statuses in both modes. The client is watched from the first
-moment: when it leaves, the events are closed, and with them the generation.
+Headers are sent with the first event, so that errors before it have real statuses in both modes. When the client
+disconnects, the events are closed, and with them the generation.
 """
 
 import asyncio
@@ -28,24 +28,21 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-"""No cache keeps a stream, and nginx passes each chunk on at once."""
+"""Caches do not store a stream, and nginx does not buffer it."""
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     pass
 
 
 async def count_tokens(body: Any, request: Request, state: ServerState | None) -> int:
-    """How many tokens the prompt has that `answer` would read for the body."""
+    """The number of prompt tokens that `answer` would read for the body."""
     server, protocol = require(state), _generating_protocol(request)
     return await server.inference.count_tokens(await converted(request, protocol.parse, body, _options(server)))
 
 
 async def answer(body: Any, request: Request, state: ServerState | None) -> Response:
-    """The answer to a body of the protocol that the request's path belongs to. Raises the ServerError that refuses it.
-
-    The body says with `stream` whether it wants a stream, in every protocol.
-    """
+    """Answers a body of the protocol of the request's path, streamed if its `stream` is set. Raises ServerError."""
     server = require(state)
     generation = await parsed(body, request, server)
     writer = _generating_protocol(request).writer(generation)
@@ -53,7 +50,7 @@ async def answer(body: Any, request: Request, state: ServerState | None) -> Resp
 
 
 async def parsed(body: Any, request: Request, server: ServerState) -> Any:
-    """The body as what it asks to be generated. Raises the ServerError that refuses it."""
+    """The body as the request for a generation. Raises ServerError."""
     protocol = _generating_protocol(request)
     generation = await converted(request, protocol.parse, body, _options(server))
     note_generation(request, generation, body.stream)
@@ -76,15 +73,15 @@ def _options(server: ServerState) -> ParseOptions:
 
 async def _whole(request: Request, events: GenerationEvents, writer: Writer) -> Response:
     try:
-        generation = await unless_client_leaves(request, fold(events))
-    except ClientLeft:
+        generation = await unless_disconnected(request, fold(events))
+    except ClientDisconnected:
         await events.aclose()
         return Response(status_code=STATUS_CLIENT_CLOSED_REQUEST)
     return Response(msgspec.json.encode(writer.response(generation)), media_type="application/json")
 
 
 class _EventStream(Response):
-    """Owns the events: they are closed when the response ends, however early it does."""
+    """Owns the events and closes them when the response ends."""
 
     media_type = "text/event-stream"
 
@@ -101,11 +98,11 @@ class _EventStream(Response):
         try:
             async with aclosing(self._events):
                 work = self._stream(send, scope["state"]["send"], exchange.request_id)
-                await unless_client_leaves(self._request, work)
-        except ClientLeft:
+                await unless_disconnected(self._request, work)
+        except ClientDisconnected:
             pass
         finally:
-            if exchange.status is not None and not self._is_complete:  # cut off behind its headers
+            if exchange.status is not None and not self._is_complete:  # cut off after its headers
                 exchange.status = STATUS_CLIENT_CLOSED_REQUEST
 
     async def _stream(self, send_headers: Send, send: Send, request_id: str) -> None:
@@ -120,7 +117,7 @@ class _EventStream(Response):
         self._is_complete = True
 
     async def _send_events(self, first: GenerationEvent, send: Send, request_id: str) -> bytes:
-        """Sends all frames but the last, which it returns: the protocol's error frame when the events fail."""
+        """Sends all frames but the last, which it returns: an error frame if the events fail."""
         frames = self._writer.frames
         try:
             if body := b"".join(frames(first)):
@@ -141,14 +138,14 @@ class _EventStream(Response):
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
 
 
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; raises ClientLeft, with the work cancelled and ended, when the client leaves first."""
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. Raises ClientDisconnected, after cancelling the work, if the client disconnects first."""
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_client_leaves(request))
+    watching = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientLeft
+            raise ClientDisconnected
         return working.result()
     finally:
         for task in (working, watching):
@@ -156,6 +153,6 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _client_leaves(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""What every layer of the API reads from an ASGI scope: the path, the protocol that its sender speaks, a header."""
+"""Reads an ASGI scope for every layer of the API: its path, its protocol, its headers. Reads no bodies."""
 
 from starlette.types import Scope
 
@@ -6,7 +6,7 @@ from mlx_manager.mlx_server.protocols.base import Endpoint, Protocols
 
 
 def path_of(scope: Scope) -> str:
-    """As the routes see it, wherever the app is mounted."""
+    """The path without the prefix under which the app is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
@@ -17,12 +17,12 @@ def protocols_of(scope: Scope) -> Protocols:
 
 
 def protocol_of(scope: Scope) -> Endpoint:
-    """The protocol that answers the request, refusals included."""
+    """The protocol in which the request is answered, errors included."""
     return protocols_of(scope).of(path_of(scope), scope["headers"])
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """The first header of that name; empty without one."""
+    """The first header of that name, or b""."""
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
@@ -35,7 +35,7 @@ def has_body(scope: Scope) -> bool:
 
 
 def is_json(scope: Scope) -> bool:
-    """Whether the body is to be read as JSON: also where the client says nothing, or what curl says of all data."""
+    """Whether to read the body as JSON: also without a content type, or with curl's default one."""
     given = header(scope, b"content-type")
     kind = given.partition(b";")[0].strip().lower()
     return (

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from mlx_manager.mlx_server.api.dependencies import State, require
 from mlx_manager.mlx_server.api.exchange import STATUS_CLIENT_CLOSED_REQUEST, exchange_of
 from mlx_manager.mlx_server.api.reading import JsonRoute, converted
-from mlx_manager.mlx_server.api.respond import ClientLeft, unless_client_leaves
+from mlx_manager.mlx_server.api.respond import ClientDisconnected, unless_disconnected
 from mlx_manager.mlx_server.embedding_types import EmbeddingRequest, RerankRequest
 from mlx_manager.mlx_server.protocols import embeddings as protocol
 from mlx_manager.mlx_server.protocols.wire import JsonObject
@@ -16,7 +16,7 @@ from mlx_manager.mlx_server.schemas import embeddings as wire
 
 router = APIRouter(tags=["embeddings"], route_class=JsonRoute)
 LARGE_BYTES = 2**16
-"""Of vectors: more of them are written in a thread."""
+"""Vectors above this size are encoded in a thread."""
 
 
 @router.post("/v1/embeddings", response_model=wire.EmbeddingResponse)
@@ -25,8 +25,8 @@ async def create_embeddings(body: wire.EmbeddingRequest, request: Request, state
     asked = await converted(request, protocol.embedding_request, body, server.settings.reject_unknown_fields)
     _note(request, asked)
     try:
-        embeddings = await unless_client_leaves(request, server.embedding.embed(asked))
-    except ClientLeft:
+        embeddings = await unless_disconnected(request, server.embedding.embed(asked))
+    except ClientDisconnected:
         return Response(status_code=STATUS_CLIENT_CLOSED_REQUEST)
     if len(embeddings.vectors) > LARGE_BYTES:
         return await asyncio.to_thread(lambda: _json(protocol.embedding_response(asked, embeddings)))
@@ -40,8 +40,8 @@ async def rerank(body: wire.RerankRequest, request: Request, state: State) -> Re
     asked = await converted(request, protocol.rerank_request, body, server.settings.reject_unknown_fields)
     _note(request, asked)
     try:
-        ranking = await unless_client_leaves(request, server.embedding.rerank(asked))
-    except ClientLeft:
+        ranking = await unless_disconnected(request, server.embedding.rerank(asked))
+    except ClientDisconnected:
         return Response(status_code=STATUS_CLIENT_CLOSED_REQUEST)
     return _json(protocol.rerank_response(asked, ranking))
 

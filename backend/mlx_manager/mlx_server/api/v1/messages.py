@@ -17,5 +17,5 @@ async def create_message(body: MessagesRequest, request: Request, state: State) 
 
 @router.post("/messages/count_tokens")
 async def count_message_tokens(body: CountTokensRequest, request: Request, state: State) -> TokenCount:
-    """Tokens of the prompt, as the same body without `max_tokens` has them in /v1/messages."""
+    """The number of prompt tokens of the same body in /v1/messages."""
     return TokenCount(input_tokens=await count_tokens(body, request, state))

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: what is loaded and what can be."""
+"""GET /v1/models and /v1/models/{id}: the loaded and the loadable models."""
 
 import asyncio
 from dataclasses import asdict, replace
@@ -18,7 +18,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models")
 async def list_models(state: State) -> ModelListResponse:
-    """The loaded models first, then all others that a request may have loaded."""
+    """The loaded models, then all others that a request may load."""
     server = require(state)
     await asyncio.to_thread(server.pool.catalog.refresh)
     backends = list(server.inference.backends)
@@ -32,16 +32,16 @@ async def list_models(state: State) -> ModelListResponse:
 
 @router.get("/models/{model_id:path}")
 async def retrieve_model(model_id: str, state: State) -> ModelInfo:
-    """The model that would answer a request for the id."""
+    """The model that answers requests for the id."""
     server = require(state)
     model = await server.inference.backends.resolve(model_id)
     if isinstance(model, UpstreamModel):
-        await model.server.own_id(model.id)  # its list may not have come yet
+        await model.server.own_id(model.id)  # its list may not be fetched yet
     return await asyncio.to_thread(_describe, server, model)
 
 
 def _describe(server: ServerState, model: LocalModel | UpstreamModel) -> ModelInfo:
-    """Reads files: for a thread."""
+    """Reads files, so it runs in a thread."""
     if isinstance(model, UpstreamModel):
         return model_info(model.id, server.started_at, owned_by=model.server.name)
     known, facts = read_facts(model.entry), dict[str, object]()
@@ -52,9 +52,9 @@ def _describe(server: ServerState, model: LocalModel | UpstreamModel) -> ModelIn
     return model_info(model.id, server.started_at, loaded=loaded, aliases=entry.aliases, kind=entry.kind, **facts)
 
 
-def _served(server: ServerState, model: LocalModel, told: Capabilities) -> Capabilities:
-    """What a loaded model's template was found to accept goes before what its files tell."""
+def _served(server: ServerState, model: LocalModel, by_files: Capabilities) -> Capabilities:
+    """The capabilities by the model's files, corrected by the template of a loaded model."""
     loaded = server.pool.loaded(model.id)
-    if told.tools and isinstance(loaded, LoadedModel):
-        told = replace(told, tools="native" if loaded.language.traits.native_tools else "prompted")
-    return told.with_tool_prompt(model.rules.tool_prompt)
+    if by_files.tools and isinstance(loaded, LoadedModel):
+        by_files = replace(by_files, tools="native" if loaded.language.traits.native_tools else "prompted")
+    return by_files.with_tool_prompt(model.rules.tool_prompt)

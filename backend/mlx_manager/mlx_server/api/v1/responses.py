@@ -1,4 +1,4 @@
-"""POST /v1/responses, and what can be done with a stored response."""
+"""POST /v1/responses, and the endpoints of a stored response."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ _creating = APIRouter(route_class=JsonRoute)
 BodyT = TypeVar("BodyT", bound=schemas.InputTokensRequest)
 _ITEM: TypeAdapter[schemas.AnyItem] = TypeAdapter(schemas.AnyItem)
 CANCEL_SECONDS = 5.0
-"""How long the end of a response that is cancelled may take to come."""
+"""Longest wait for the end of a cancelled response."""
 
 
 @_creating.post("/responses", response_model=schemas.Response)
@@ -48,7 +48,7 @@ async def create_response(body: schemas.ResponsesRequest, request: Request, stat
 
 @_creating.post("/responses/input_tokens")
 async def count_input_tokens(body: schemas.InputTokensRequest, request: Request, state: State) -> schemas.InputTokens:
-    """Tokens of the prompt that the same body has in /v1/responses."""
+    """The number of prompt tokens of the same body in /v1/responses."""
     body = _with_conversation(body, request, require(state))
     return schemas.InputTokens(input_tokens=await count_tokens(body, request, state))
 
@@ -69,7 +69,7 @@ async def delete_response(response_id: str, request: Request, state: State) -> s
 
 @router.post("/responses/{response_id}/cancel", response_model=schemas.Response)
 async def cancel_response(response_id: str, request: Request, state: State) -> Response:
-    """Ends a response that still runs, where it is."""
+    """Stops a running response and keeps what it has generated."""
     stored = _stored(response_id, request, state)
     stored.cancel()
     with contextlib.suppress(TimeoutError):  # its client reads slowly
@@ -93,7 +93,9 @@ async def list_input_items(
     if after is not None:
         places = [i for i, item in enumerate(items) if item.get("id") == after]
         if not places:
-            raise InvalidRequest(f"There is no item {after[:100]!r} in this response.", param="after")
+            raise InvalidRequest(
+                f"Unknown item {after[:100]!r} in this response. Use the id of a listed item.", param="after"
+            )
         items = items[places[0] + 1 :]
     page = items[:limit]
     first_id, last_id = (str(page[0]["id"]), str(page[-1]["id"])) if page else (None, None)
@@ -116,7 +118,7 @@ def _sent(stored: StoredResponse) -> Response:
 
 
 def _with_conversation(body: BodyT, request: Request, server: ServerState) -> BodyT:
-    """The body with all items of its conversation as its input: those before it, and those that it refers to."""
+    """The body with its whole conversation as input: previous items and resolved references."""
     items = [_found(item, request, server) for item in input_items(body)]
     if body.previous_response_id is not None:
         before = server.responses.conversation(body.previous_response_id, _owner(request))
@@ -124,14 +126,14 @@ def _with_conversation(body: BodyT, request: Request, server: ServerState) -> Bo
     limit = request.app.state.bounds.max_messages
     if len(items) > limit:
         raise InvalidRequest(
-            f"The input has {len(items)} items with those of the previous responses; {limit} is the most. Send fewer.",
+            f"The input and the previous responses have {len(items)} items, and the limit is {limit}. Send fewer.",
             param="input",
         )
     return body.model_copy(update={"input": items})
 
 
 def _found(item: schemas.AnyItem, request: Request, server: ServerState) -> schemas.AnyItem:
-    """The item that a reference stands for; the protocol refuses one that is not there."""
+    """The item that a reference names. An unknown reference stays, and the protocol rejects it."""
     if item.type != "item_reference" or item.id is None:
         return item
     found = server.responses.item(item.id, _owner(request))
@@ -143,7 +145,7 @@ def _item_of(stored: bytes) -> schemas.AnyItem:
 
 
 def _as_json(item: schemas.AnyItem) -> bytes:
-    """As `input_items` gives it: with an id, and a message's text as a part."""
+    """The item in the form that `input_items` lists: with an id, and with the text of a message as a part."""
     written: JsonObject = {"type": item.type, **item.model_dump(exclude_unset=True)}
     if written.get("id") is None:
         written["id"] = f"{_PREFIXES.get(item.type, 'item')}_{uuid4().hex}"
