@@ -1,4 +1,4 @@
-"""What an answer is to look like, on the wire to `Grammar`: OpenAI's `response_format`, and vLLM's `guided_*`. Pure."""
+"""Converts output constraints to `Grammar`: OpenAI's `response_format` and vLLM's `guided_*`. Pure."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _only(asked: list[Grammar]) -> Grammar | None:
     if len(asked) > 1:
         names = [grammar.param.partition(".")[0] for grammar in asked]
         raise InvalidRequest(
-            f"{' and '.join(names)} each say what the answer is to look like: give one of them.", param=names[1]
+            f"{' and '.join(names)} are mutually exclusive. Send only one of these fields.", param=names[1]
         )
     return asked[0] if asked else None
 
@@ -45,7 +45,7 @@ def _guided(body: openai.GenerationBody) -> Iterator[Grammar]:
 
 
 def _response_format(asked: openai.ResponseFormat, reject_unknown: bool) -> Iterator[Grammar]:
-    """A schema is followed whether it is strict or not; a strict one whole, or it is refused."""
+    """The schema is enforced with or without `strict`; a strict schema that cannot be enforced fully is refused."""
     check_unused(asked.model_extra, reject_unknown, "response_format.")
     match asked.type:
         case "text":
@@ -56,14 +56,14 @@ def _response_format(asked: openai.ResponseFormat, reject_unknown: bool) -> Iter
             yield _json_schema(asked.json_schema, reject_unknown)
         case other:
             raise UnsupportedParameter(
-                f"response_format of type {other[:100]!r} is not supported: give 'text', 'json_object' or "
+                f"response_format of type {other[:100]!r} is not supported. Use 'text', 'json_object' or "
                 "'json_schema'.",
                 param="response_format.type",
             )
 
 
 def _json_object(schema: dict[str, object] | None) -> Grammar:
-    """Clients of llama.cpp put a schema beside the type."""
+    """llama.cpp clients send the schema in the same object as the type."""
     if schema is None:
         return json_object_grammar("response_format")
     where = "response_format.schema"
@@ -73,7 +73,7 @@ def _json_object(schema: dict[str, object] | None) -> Grammar:
 def _json_schema(asked: openai.JsonSchemaFormat | None, reject_unknown: bool) -> Grammar:
     if asked is None:
         raise InvalidRequest(
-            "response_format of type 'json_schema' needs a 'json_schema' with a name and a schema.",
+            "response_format of type 'json_schema' has no 'json_schema'. Send one with a name and a schema.",
             param="response_format.json_schema",
         )
     check_unused(asked.model_extra, reject_unknown, "response_format.json_schema.")
@@ -85,7 +85,7 @@ def json_object_grammar(where: str) -> Grammar:
 
 
 def json_schema_grammar(asked: openai.JsonSchemaFormat, where: str) -> Grammar:
-    """`where` is the schema's place."""
+    """`where`: the path of the schema in the request body."""
     if asked.schema_ is None:
         return json_object_grammar(where)
     return Grammar("json_schema", json_text(asked.schema_, where), where, asked.strict is True)

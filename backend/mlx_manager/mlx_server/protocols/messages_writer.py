@@ -1,4 +1,4 @@
-"""An answer as Anthropic's Messages have it: content blocks, one open at a time, or all in one body. Pure."""
+"""Encodes an answer for Anthropic Messages: streamed content blocks, or one body. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from mlx_manager.mlx_server.types import (
 class MessagesChat(ChatRequest):
     shows_thoughts: bool = True
     marks_cache: bool = False
-    """Whether the client asked for the prompt to be kept: only then it reads how much of it was."""
+    """Whether the client sent `cache_control`: only such clients read the cache counts."""
 
 
 class MessagesWriter(Writer):
@@ -99,7 +99,7 @@ class MessagesWriter(Writer):
                 assert_never(event)
 
     def _start(self, usage: Usage | None = None) -> Iterator[JsonObject]:
-        """Without usage where an upstream does not tell it before its answer."""
+        """Without usage if the upstream sends it only after the answer."""
         if not self._has_started:
             self._has_started = True
             ending: JsonObject = {"stop_reason": None, "stop_sequence": None}
@@ -118,7 +118,7 @@ class MessagesWriter(Writer):
         }
 
     def _stop_reason(self, reason: FinishReason, usage: Usage) -> str:
-        """An upstream that does not count the prompt's tokens did not count the answer's either."""
+        """An upstream that does not report prompt tokens does not report answer tokens either."""
         match reason:
             case "stop":
                 return "end_turn"
@@ -134,7 +134,7 @@ class MessagesWriter(Writer):
                 assert_never(reason)
 
     def _usage(self, usage: Usage) -> JsonObject:
-        """The three counts of input tokens add up to the prompt."""
+        """The three counts of input tokens sum to the prompt tokens."""
         stored = usage.stored_tokens if self._request.marks_cache else 0
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens - stored,
@@ -149,7 +149,7 @@ class MessagesWriter(Writer):
 
 
 class _Blocks(Blocks):
-    """The content blocks of a stream, as events."""
+    """Emits the content blocks of a stream as events."""
 
     def __init__(self, shows_thoughts: bool) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _Blocks(Blocks):
         self._text_frame: TextFrame | None = None
 
     def text_frame(self, text: str) -> bytes | None:
-        """The frame of a text that goes on in an open block of text, where only the text is new; None elsewhere."""
+        """A frame that continues the open text block, from a template; None if another event is needed."""
         if self.open is not TextDelta:
             return None
         self._held = {}
@@ -195,13 +195,13 @@ class _Blocks(Blocks):
 
 
 def _content(choice: Choice, shows_thoughts: bool) -> list[JsonObject]:
-    """The blocks that the stream of the same answer adds up to."""
+    """The blocks of a whole answer, equal to the blocks of its stream."""
     parts = tuple(Passage(_kind(part.kind), part.text) if isinstance(part, Passage) else part for part in choice.parts)
     return [_block(part, shows_thoughts) for part in joined_parts(parts)] or [_empty(TextDelta)]
 
 
 def _kind(kind: PassageKind) -> PassageKind:
-    """A refusal is a text here."""
+    """Messages have no refusal block, so a refusal becomes text."""
     return ReasoningDelta if kind is ReasoningDelta else TextDelta
 
 
@@ -221,12 +221,12 @@ def _empty(kind: PassageKind) -> JsonObject:
 
 
 def _signature(thoughts: list[str], shows_thoughts: bool) -> str:
-    """Thoughts that are not shown come back in it with the next turn."""
+    """Carries hidden reasoning, which the client sends back in the next turn."""
     return signature("" if shows_thoughts else "".join(thoughts))
 
 
 def _input(arguments: str) -> object:
-    """An object, as far as the model wrote one before the limit, which is what SDKs make of a stream."""
+    """The arguments as an object; incomplete JSON is completed as SDKs do for a stream."""
     try:
         written = pydantic_core.from_json(arguments, allow_partial=True)
     except ValueError:
