@@ -73,7 +73,7 @@ def test_max_completion_tokens_is_the_new_name_of_max_tokens() -> None:
     assert request(max_completion_tokens=5, max_tokens=-1).max_tokens == 5
     refused = refusal(max_completion_tokens=5, max_tokens=6)
     assert refused.param == "max_completion_tokens"
-    assert "max_tokens is 6 and max_completion_tokens is 5" in refused.message
+    assert "max_tokens=6 and max_completion_tokens=5" in refused.message
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "num_predict"])

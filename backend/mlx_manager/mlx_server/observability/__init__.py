@@ -1,6 +1,6 @@
-"""What can be seen of the server: logs, traces, metrics. The only importer of logfire, OpenTelemetry and Prometheus.
+"""Logs, traces and metrics. The only package that imports logfire, OpenTelemetry and Prometheus.
 
-Whatever is wrong with any of them, or with who collects, the server runs the same.
+Failures of these libraries or of a collector do not affect requests.
 """
 
 from mlx_manager.mlx_server.observability.access_log import log_access
@@ -12,12 +12,12 @@ from mlx_manager.mlx_server.observability.traces import (
     AttributeValue,
     PastSpan,
     Tracing,
+    emit_event,
     emit_past_spans,
     fail_span,
     instrument,
     request_span,
     start_span,
-    tell_event,
     trace_headers,
     within_span,
 )
@@ -32,6 +32,7 @@ __all__ = [
     "ServerReading",
     "Tracing",
     "configure_logging",
+    "emit_event",
     "emit_past_spans",
     "exposition",
     "fail_span",
@@ -42,7 +43,6 @@ __all__ = [
     "request_span",
     "set_log_level",
     "start_span",
-    "tell_event",
     "trace_headers",
     "within_span",
 ]
