@@ -84,7 +84,9 @@ def families_of(reading: ServerReading, label: Callable[[str], str]) -> Iterator
     yield upstreams
     yield GaugeMetricFamily("mlx_server_models_loaded", "Number of loaded models.", reading.models_loaded)
     yield GaugeMetricFamily("mlx_server_memory_budget_bytes", "Memory limit for all models.", reading.budget_bytes)
-    yield GaugeMetricFamily("mlx_server_memory_used_bytes", "Memory reserved by models.", reading.budget_used_bytes)
+    yield GaugeMetricFamily(
+        "mlx_server_memory_used_bytes", "Memory used by loaded and loading models.", reading.budget_used_bytes
+    )
     yield GaugeMetricFamily("mlx_server_draining", "1 while the server shuts down.", reading.draining)
 
 
