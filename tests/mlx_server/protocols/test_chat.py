@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlx_manager.mlx_server.errors import ServerError, UnsupportedParameter
-from mlx_manager.mlx_server.protocols.chat import OURS_IN_TEMPLATES, to_request
+from mlx_manager.mlx_server.protocols.chat import RESERVED_TEMPLATE_KWARGS, to_request
 from mlx_manager.mlx_server.schemas import openai as schemas
 from mlx_manager.mlx_server.types import (
     NO_TOKEN_LIMIT,
@@ -246,7 +246,7 @@ def test_template_kwargs_go_before_what_reasoning_effort_implies() -> None:
     assert made.template_kwargs == {"reasoning_effort": "high", "enable_thinking": False}
 
 
-@pytest.mark.parametrize("name", sorted(OURS_IN_TEMPLATES))
+@pytest.mark.parametrize("name", sorted(RESERVED_TEMPLATE_KWARGS))
 def test_template_kwargs_cannot_set_what_the_server_sets(name: str) -> None:
     refused = refusal(chat_template_kwargs={name: "x"})
     assert isinstance(refused, UnsupportedParameter)

@@ -10,14 +10,14 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from mlx_manager.mlx_server.grammars.sources import Translation, serialised, translate
-from mlx_manager.mlx_server.grammars.verdict import Question, Refused, Verdict
+from mlx_manager.mlx_server.grammars.verdict import GrammarRefused, Question, Verdict
 from mlx_manager.mlx_server.isolation.answering import answer_questions
 
 CPU_SECONDS = 2
 MEMORY_BYTES = 2**30
 NICENESS = 10
 
-_TOO_MUCH = {
+_PARTIAL_KEYWORDS = {
     "are not disjoint": ("patternProperties",),
     "Unable to determine": ("patternProperties",),
     "min/maxProperties": ("minProperties", "maxProperties"),
@@ -52,25 +52,25 @@ def main() -> None:
 def _verdict(question_json: bytes, tokenizer: LLTokenizer) -> Verdict:
     question = msgspec.json.decode(question_json, type=Question)
     try:
-        translation, failure = _tried(question, tokenizer)
+        translation, failure = _translated(question, tokenizer)
         if failure:
             part = _faulty_part(translation)
-            raise Refused(f"{part}{_reason(failure)}", unsupported=any(sign in failure for sign in _UNSUPPORTED))
-    except Refused as refusal:
+            raise GrammarRefused(f"{part}{_reason(failure)}", unsupported=any(sign in failure for sign in _UNSUPPORTED))
+    except GrammarRefused as refusal:
         return Verdict(refusal=str(refusal), unsupported=refusal.unsupported)
     return Verdict(translation.text, tuple(dict.fromkeys(translation.unenforced)))
 
 
-def _tried(question: Question, tokenizer: LLTokenizer) -> tuple[Translation, str]:
-    """The grammar without keywords that llguidance cannot enforce, and the remaining error. Raises Refused."""
+def _translated(question: Question, tokenizer: LLTokenizer) -> tuple[Translation, str]:
+    """The grammar without keywords that llguidance cannot enforce, and the remaining error. Raises GrammarRefused."""
     without: frozenset[str] = frozenset()
     while True:
         translation = translate(question, without)
         failure = _failure(translation.text, tokenizer, has_special_tokens=question.kind == "lark")
-        too_much = {keyword for sign, keywords in _TOO_MUCH.items() if sign in failure for keyword in keywords}
-        if too_much <= without:
+        removed = {keyword for sign, keywords in _PARTIAL_KEYWORDS.items() if sign in failure for keyword in keywords}
+        if removed <= without:
             return translation, failure
-        without |= too_much
+        without |= removed
 
 
 def _faulty_part(translation: Translation) -> str:

@@ -21,7 +21,7 @@ from mlx_manager.mlx_server.grammars.keywords import (
     is_unenforced,
     says_nothing,
 )
-from mlx_manager.mlx_server.grammars.verdict import Refused
+from mlx_manager.mlx_server.grammars.verdict import GrammarRefused
 
 MAX_DEPTH = 100
 MAX_SCHEMAS = 50_000
@@ -83,7 +83,7 @@ class SchemaRewriter:
         self.unenforced: dict[str, None] = {}
 
     def rewrite(self) -> Json:
-        """Raises Refused if the schema is too large."""
+        """Raises GrammarRefused if the schema is too large."""
         rewritten = self._schema(self._root, (), _ALONE)
         definitions: JsonObject = {}
         while self._pending:
@@ -94,7 +94,7 @@ class SchemaRewriter:
     def _schema(self, schema: Json, path: Path, around: _Around) -> Json:
         self._schemas += 1
         if len(path) > MAX_DEPTH or self._schemas > MAX_SCHEMAS:
-            raise Refused(
+            raise GrammarRefused(
                 f"it is nested more than {MAX_DEPTH} levels deep"
                 if len(path) > MAX_DEPTH
                 else f"it has more than {MAX_SCHEMAS} schemas in it"

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from mlx_manager.mlx_server.grammars.json_schemas import SchemaRewriter
 from mlx_manager.mlx_server.grammars.keywords import Json, JsonObject
-from mlx_manager.mlx_server.grammars.verdict import Question, Refused
+from mlx_manager.mlx_server.grammars.verdict import GrammarRefused, Question
 from mlx_manager.mlx_server.types import SCHEMA_LABEL
 
-WRITTEN_AS: JsonObject = {
+JSON_OPTIONS: JsonObject = {
     "whitespace_flexible": False,
     "key_separator": ": ?",
     "item_separator": ", ?",
@@ -37,7 +37,7 @@ class Translation:
 
 
 def translate(question: Question, without: Collection[str] = ()) -> Translation:
-    """`without`: JSON schema keywords to remove, which llguidance failed on. Raises Refused."""
+    """`without`: JSON schema keywords to remove, which llguidance failed on. Raises GrammarRefused."""
     translation, source = Translation(), question.source
     match question.kind:
         case "json_object" | "json_schema":
@@ -61,15 +61,15 @@ def _parse(source: str) -> Json:
     try:
         return json.loads(source)
     except (ValueError, RecursionError) as exc:
-        raise Refused(f"it is not JSON: {exc}") from exc
+        raise GrammarRefused(f"it is not JSON: {exc}") from exc
 
 
 def _choices(source: str) -> list[str]:
     choices = _parse(source)
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise Refused("it is not a list of strings")
+        raise GrammarRefused("it is not a list of strings")
     if not choices:
-        raise Refused("it has no choices")
+        raise GrammarRefused("it has no choices")
     return choices
 
 
@@ -115,21 +115,21 @@ def _expressed(schema: Json, question: Question, without: Collection[str], trans
     try:
         rewritten = rewriter.rewrite()
     except RecursionError as exc:
-        raise Refused("its chain of references is too long") from exc
+        raise GrammarRefused("its chain of references is too long") from exc
     if isinstance(rewritten, bool):
         rewritten = {} if rewritten else {"enum": []}
     if not isinstance(rewritten, dict):
-        raise Refused(f"it is not an object: {json.dumps(schema)[:80]}")
+        raise GrammarRefused(f"it is not an object: {json.dumps(schema)[:80]}")
     prefix = f"{_in_ascii(question.what)}: " if question.what else ""
     for keyword in map(_in_ascii, rewriter.unenforced):
         if question.strict:
-            raise Refused(
+            raise GrammarRefused(
                 f"{prefix}{keyword} cannot be enforced, as strict=true requires (strict=false does not)",
                 unsupported=True,
             )
         translation.unenforced.append(f"{prefix}{keyword} is not enforced")
     rewritten.pop(SCHEMA_LABEL, None)
-    expressed = {"x-guidance": WRITTEN_AS, **rewritten}
+    expressed = {"x-guidance": JSON_OPTIONS, **rewritten}
     translation.parts.append((question.what, expressed))
     return expressed
 

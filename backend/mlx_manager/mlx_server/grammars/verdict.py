@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mlx_manager.mlx_server.types import GrammarKind
 
 
-class Refused(Exception):
+class GrammarRefused(Exception):
     """The grammar cannot be served, for the reason in the message. `unsupported`: valid, but not in llguidance."""
 
     def __init__(self, message: str, unsupported: bool = False) -> None:

@@ -5,7 +5,7 @@ Failures of these libraries or of a collector do not affect requests.
 
 from mlx_manager.mlx_server.observability.access_log import log_access
 from mlx_manager.mlx_server.observability.genai_metrics import record_generation
-from mlx_manager.mlx_server.observability.logs import configure_logging, lines_of, set_log_level
+from mlx_manager.mlx_server.observability.logs import configure_logging, request_log_context, set_log_level
 from mlx_manager.mlx_server.observability.metrics import EvictionReason, Metrics, exposition
 from mlx_manager.mlx_server.observability.readings import ModelReading, ProcessReading, ServerReading
 from mlx_manager.mlx_server.observability.traces import (
@@ -37,9 +37,9 @@ __all__ = [
     "exposition",
     "fail_span",
     "instrument",
-    "lines_of",
     "log_access",
     "record_generation",
+    "request_log_context",
     "request_span",
     "set_log_level",
     "start_span",

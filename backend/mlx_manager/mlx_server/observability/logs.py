@@ -37,7 +37,7 @@ def set_log_level(level: str) -> None:
 
 
 @contextlib.contextmanager
-def lines_of(exchange: Exchange) -> Iterator[None]:
+def request_log_context(exchange: Exchange) -> Iterator[None]:
     """Adds the request id to log lines of the block and of tasks started in it, until the exchange ends."""
     token = _current.set(exchange)
     try:

@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.parsers.source import SPACE, Malformed, Parse, Sourc
 _NAME = re.compile(r"[-.:/\w]+")
 _KEY = re.compile(r"[-.\w]+")
 _SPACES = re.compile(f"[{SPACE}]+")
-_KEY_BEHIND = re.compile(r"\s*,\s*([-.\w]+)\s*:\s*")
+_NEXT_KEY = re.compile(r"\s*,\s*([-.\w]+)\s*:\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,11 @@ class GemmaCalls:
         while (found := (yield from source.until((",", "}", self.quote, self.end), parts.append))) == ",":
             space = yield from source.word(_SPACES)
             key = yield from source.word(_KEY)
-            space_behind = yield from source.word(_SPACES)
+            space_after = yield from source.word(_SPACES)
             if arguments.expects(key) and (yield from source.peek()) == ":":
-                source.put_back(f",{space}{key}{space_behind}")
+                source.put_back(f",{space}{key}{space_after}")
                 return word_value("".join(parts), Dialect(self.quote))
-            parts.append(f",{space}{key}{space_behind}")
+            parts.append(f",{space}{key}{space_after}")
         if found is None and source.is_cut_off:
             raise Malformed("the output ended inside a value")
         if found is not None and found != self.quote:
@@ -109,12 +109,12 @@ class GemmaCalls:
 
 
 def _ends_with_key(text: str, arguments: ArgumentsWriter) -> bool:
-    return any(found.end() == len(text) and arguments.expects(found[1]) for found in _KEY_BEHIND.finditer(text))
+    return any(found.end() == len(text) and arguments.expects(found[1]) for found in _NEXT_KEY.finditer(text))
 
 
 def _end_of_value(text: str, arguments: ArgumentsWriter) -> int:
     """The end of a value without closing quote: before the next possible key, else before the last brace."""
-    keys = (found.start() for found in _KEY_BEHIND.finditer(text) if arguments.expects(found[1]))
+    keys = (found.start() for found in _NEXT_KEY.finditer(text) if arguments.expects(found[1]))
     bare = text.rstrip()
     return next(keys, len(bare) - bare.endswith("}"))
 

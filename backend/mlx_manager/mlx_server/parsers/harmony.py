@@ -25,7 +25,7 @@ def parse_harmony(source: Source) -> Parse[None]:
     begin = yield from source.accept(*_HEADER_BEGINS, " to=", "to=")
     while True:
         if begin is None:
-            begin = yield from source.until(_HEADER_BEGINS, source.says(Text), trim=True)
+            begin = yield from source.until(_HEADER_BEGINS, source.piece_sink(Text), trim=True)
         if begin is None:
             return
         try:
@@ -44,7 +44,7 @@ def _read_message(source: Source, begin: str) -> Parse[str | None]:
     source.forget()
     source.in_reasoning = _ANALYSIS.search(header) is not None
     kind = Reasoning if source.in_reasoning else Text
-    end = yield from source.until((*ENDS, START, CHANNEL), source.says(kind))
+    end = yield from source.until((*ENDS, START, CHANNEL), source.piece_sink(kind))
     source.in_reasoning = False
     source.mark()
     return end if end in _HEADER_BEGINS else None

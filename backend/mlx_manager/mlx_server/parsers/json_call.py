@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.parsers.source import Malformed, Parse, Sink, Source
 
 ARGUMENT_KEYS = ("arguments", "parameters")
 _DETAILS = ("id", "type", "index")
-_REMAINS = re.compile(r"[\s,;}\]]+")
+_EXTRA_CHARACTERS = re.compile(r"[\s,;}\]]+")
 """Extra characters that models write after a call or between calls."""
 KEYS_OF_AN_UNMARKED_CALL = ("name", "type", *ARGUMENT_KEYS)
 
@@ -23,14 +23,14 @@ KEYS_OF_AN_UNMARKED_CALL = ("name", "type", *ARGUMENT_KEYS)
 class _Call:
     """`arguments`: set if they precede the name. `known`: the names that a call without a marker may have.
 
-    `strays`: whether the call has unknown members.
+    `has_unknown_members`: whether the call has unknown members.
     """
 
     known: Collection[str] | None
     name: str | None = None
     arguments: str | None = None
     sent: bool = False
-    strays: bool = False
+    has_unknown_members: bool = False
 
 
 def read_call(source: Source, known: Collection[str] | None = None) -> Parse[None]:
@@ -39,7 +39,7 @@ def read_call(source: Source, known: Collection[str] | None = None) -> Parse[Non
     yield from _read_members(source, call)
     if call.name is None or (known is not None and not call.sent):
         raise Malformed("the call has no name or no arguments")
-    if call.strays and not call.sent and call.arguments is None:
+    if call.has_unknown_members and not call.sent and call.arguments is None:
         raise Malformed("the call has arguments as direct members")
     if not call.sent:
         source.emit(ToolCallStart(call.name))
@@ -59,7 +59,7 @@ def read_call_in_tags(source: Source, end: str) -> Parse[None]:
         else:
             yield from read_call(source)
         source.mark()
-        yield from source.run(_REMAINS, lambda text: None)
+        yield from source.run(_EXTRA_CHARACTERS, lambda text: None)
         if (yield from source.peek()) not in ("{", "["):
             break
     if fence is not None:
@@ -131,7 +131,7 @@ def _read_member(source: Source, call: _Call, key: str) -> Parse[None]:
     elif key in ("name", "function"):
         yield from _read_name(source, call)
     else:
-        call.strays |= key not in _DETAILS
+        call.has_unknown_members |= key not in _DETAILS
         yield from copy_value(source, lambda text: None)
 
 

@@ -110,7 +110,7 @@ def parse_output(
     if formats:
         yield from _parse_content(source, formats, tools)
     else:
-        yield from source.rest(source.says(Text))
+        yield from source.rest(source.piece_sink(Text))
 
 
 def _parse_reasoning(
@@ -124,26 +124,26 @@ def _parse_reasoning(
         source.forget()
         source.in_reasoning = True
         yield from source.skip_space()
-        yield from _read_thoughts(source, markers, formats, tools)
+        yield from _read_reasoning(source, markers, formats, tools)
         source.in_reasoning = False
         source.forget()
         yield from source.skip_space()
     source.give_back(Malformed("the output does not begin with reasoning"), looked_like_a_call=False)
 
 
-def _read_thoughts(source: Source, markers: ReasoningMarkers, formats: Formats, tools: Tools) -> Parse[None]:
+def _read_reasoning(source: Source, markers: ReasoningMarkers, formats: Formats, tools: Tools) -> Parse[None]:
     """Reads reasoning. Calls inside reasoning are reasoning, unless the output ends after them."""
     begins = tuple(begin for begin, call in formats.items() if begin not in call.unmarked)
-    think = source.says(Reasoning)
+    sink = source.piece_sink(Reasoning)
     while True:
-        found = yield from source.until((markers.end, *begins), think, trim=True)
+        found = yield from source.until((markers.end, *begins), sink, trim=True)
         if found is None or found == markers.end:
             return
         source.hold()
         if (yield from _ends_with_calls(source, found, markers, formats, tools)):
             source.release()
             return
-        think(source.discard())
+        sink(source.discard())
 
 
 def _ends_with_calls(
@@ -169,7 +169,7 @@ def _ends_with_calls(
 
 def _parse_content(source: Source, formats: Formats, tools: Tools) -> Parse[None]:
     begins = tuple(formats)
-    while (begin := (yield from source.until(begins, source.says(Text), trim=True))) is not None:
+    while (begin := (yield from source.until(begins, source.piece_sink(Text), trim=True))) is not None:
         call = formats[begin]
         try:
             yield from call.read(source, begin, tools)

@@ -49,7 +49,7 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
-class _Saying:
+class _PieceSink:
     source: "Source"
     kind: type[Text] | type[Reasoning]
 
@@ -101,9 +101,9 @@ class Source:
         self._add_span(begin if kind is Text else self._taken)
         return kind(text)
 
-    def says(self, kind: type[Text] | type[Reasoning]) -> Sink:
+    def piece_sink(self, kind: type[Text] | type[Reasoning]) -> Sink:
         """A sink that emits text as pieces of that kind."""
-        return _Saying(self, kind)
+        return _PieceSink(self, kind)
 
     def drain(self) -> list[Piece]:
         pieces, self._pieces = joined(self._pieces), []
@@ -282,7 +282,7 @@ class Source:
         return "".join(parts)
 
     def _wait_in(self, sink: Sink, is_plain: Callable[[str], object]) -> None:
-        self._passing = (sink.kind, is_plain) if isinstance(sink, _Saying) else None
+        self._passing = (sink.kind, is_plain) if isinstance(sink, _PieceSink) else None
 
     def _records(self) -> list[list[str]]:
         held = [self._held.unsettled] if self._held is not None else []

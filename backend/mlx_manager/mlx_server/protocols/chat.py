@@ -42,7 +42,7 @@ from mlx_manager.mlx_server.types import (
     ToolCallStarted,
 )
 
-OURS_IN_TEMPLATES = frozenset(
+RESERVED_TEMPLATE_KWARGS = frozenset(
     {
         "add_generation_prompt",
         "chat_template",
@@ -132,20 +132,20 @@ def _add_generation_prompt(body: openai.ChatCompletionRequest) -> bool:
 def _template_kwargs(body: openai.ChatCompletionRequest) -> dict[str, object]:
     """`chat_template_kwargs` take precedence over the arguments derived from `reasoning_effort`."""
     given = body.chat_template_kwargs if body.chat_template_kwargs is not None else {}
-    for name in sorted(OURS_IN_TEMPLATES & given.keys()):
+    for name in sorted(RESERVED_TEMPLATE_KWARGS & given.keys()):
         raise UnsupportedParameter(
             f"chat_template_kwargs cannot set {name!r}. Remove it.", param=f"chat_template_kwargs.{name}"
         )
-    asked = reasoning_kwargs(body.reasoning_effort)
+    requested = reasoning_kwargs(body.reasoning_effort)
     if body.enable_thinking is not None:
-        if asked.get("enable_thinking", body.enable_thinking) != body.enable_thinking:
+        if requested.get("enable_thinking", body.enable_thinking) != body.enable_thinking:
             raise InvalidRequest(
                 f"enable_thinking={str(body.enable_thinking).lower()} contradicts "
                 f"reasoning_effort={body.reasoning_effort!r}. Send only one of them.",
                 param="enable_thinking",
             )
-        asked["enable_thinking"] = body.enable_thinking
-    return {**asked, **given}
+        requested["enable_thinking"] = body.enable_thinking
+    return {**requested, **given}
 
 
 class ChatBuilder(OpenAIWriter):

@@ -20,7 +20,7 @@ from mlx_manager.mlx_server.types import ChatTurn, Grammar, SamplingOverrides
 
 
 @dataclass(frozen=True, slots=True)
-class _Thoughts:
+class _Thinking:
     """The thinking settings of a request body."""
 
     enabled: bool | None = None
@@ -42,7 +42,7 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
         turns = message_turns(body, reject_unknown)
         turns, continues = _with_prefill(turns)
         limits = body if isinstance(body, anthropic.MessagesRequest) else None
-        thoughts = _thoughts(body, limits.max_tokens if limits is not None else None, reject_unknown)
+        thinking = _thinking(body, limits.max_tokens if limits is not None else None, reject_unknown)
         record = GenerationRecord()
         return MessagesChat(
             id=f"msg_{uuid.uuid4().hex}",
@@ -58,10 +58,10 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
             turns=turns,
             add_generation_prompt=not continues,
             continue_final_message=continues,
-            template_kwargs=_template_kwargs(body, thoughts),
+            template_kwargs=_template_kwargs(body, thinking),
             tool_use=messages_tool_use(body, reject_unknown, record.warnings),
-            thinking_budget=thoughts.budget,
-            shows_thoughts=thoughts.shown,
+            thinking_budget=thinking.budget,
+            shows_reasoning=thinking.shown,
             marks_cache=any(_cache_marks(body)),
             record=record,
         )
@@ -104,17 +104,17 @@ def _sampling(body: anthropic.MessagesRequest) -> SamplingOverrides:
     return SamplingOverrides(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k)
 
 
-def _thoughts(body: anthropic.CountTokensRequest, max_tokens: int | None, reject_unknown: bool) -> _Thoughts:
+def _thinking(body: anthropic.CountTokensRequest, max_tokens: int | None, reject_unknown: bool) -> _Thinking:
     thinking = body.thinking
     if thinking is None:
-        return _Thoughts()
+        return _Thinking()
     check_unused(thinking.model_extra, reject_unknown, "thinking.", MESSAGES)
     shown = thinking.display != "omitted"
     match thinking.type:
         case "disabled":
-            return _Thoughts(enabled=False, shown=shown)
+            return _Thinking(enabled=False, shown=shown)
         case "adaptive" | "between_tools":
-            return _Thoughts(shown=shown)
+            return _Thinking(shown=shown)
         case "enabled":
             budget = thinking.budget_tokens
             if budget is None:
@@ -126,7 +126,7 @@ def _thoughts(body: anthropic.CountTokensRequest, max_tokens: int | None, reject
                     f"thinking.budget_tokens={budget} must be less than max_tokens={max_tokens}. Raise max_tokens.",
                     param="thinking.budget_tokens",
                 )
-            return _Thoughts(enabled=True, budget=budget, shown=shown)
+            return _Thinking(enabled=True, budget=budget, shown=shown)
         case other:
             raise UnsupportedParameter(
                 f"thinking of type {other[:100]!r} is not supported. Use 'enabled', 'adaptive' or 'disabled'.",
@@ -134,29 +134,29 @@ def _thoughts(body: anthropic.CountTokensRequest, max_tokens: int | None, reject
             )
 
 
-def _template_kwargs(body: anthropic.CountTokensRequest, thoughts: _Thoughts) -> dict[str, object]:
+def _template_kwargs(body: anthropic.CountTokensRequest, thinking: _Thinking) -> dict[str, object]:
     effort = body.output_config.effort if body.output_config is not None else None
-    asked = {"enable_thinking": thoughts.enabled, "reasoning_effort": effort}
-    return {name: value for name, value in asked.items() if value is not None}
+    requested = {"enable_thinking": thinking.enabled, "reasoning_effort": effort}
+    return {name: value for name, value in requested.items() if value is not None}
 
 
 def _grammar(body: anthropic.CountTokensRequest, reject_unknown: bool) -> Grammar | None:
     """Also reads `output_format`, the older name of `output_config.format`."""
-    where, asked = "output_format", body.output_format
+    where, requested = "output_format", body.output_format
     if body.output_config is not None:
         check_unused(body.output_config.model_extra, reject_unknown, "output_config.", MESSAGES)
         if body.output_config.format is not None:
-            where, asked = "output_config.format", body.output_config.format
-    if asked is None:
+            where, requested = "output_config.format", body.output_config.format
+    if requested is None:
         return None
-    check_unused(asked.model_extra, reject_unknown, f"{where}.", MESSAGES)
-    if asked.type != "json_schema":
+    check_unused(requested.model_extra, reject_unknown, f"{where}.", MESSAGES)
+    if requested.type != "json_schema":
         raise UnsupportedParameter(
-            f"{where} of type {asked.type[:100]!r} is not supported. Use 'json_schema'.", param=f"{where}.type"
+            f"{where} of type {requested.type[:100]!r} is not supported. Use 'json_schema'.", param=f"{where}.type"
         )
-    if asked.schema_ is None:
+    if requested.schema_ is None:
         raise InvalidRequest(f"{where} has no 'schema'. Send a JSON schema.", param=f"{where}.schema")
-    return Grammar("json_schema", json_text(asked.schema_, f"{where}.schema"), f"{where}.schema")
+    return Grammar("json_schema", json_text(requested.schema_, f"{where}.schema"), f"{where}.schema")
 
 
 def _cache_marks(body: anthropic.CountTokensRequest) -> Iterator[bool]:

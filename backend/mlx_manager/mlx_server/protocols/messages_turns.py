@@ -35,7 +35,7 @@ def signature(thinking: str) -> str:
     return base64.b64encode(_SIGNED + thinking.encode()).decode()
 
 
-def _thoughts(block: Block) -> str:
+def _reasoning(block: Block) -> str:
     """The reasoning of the block or its signature; empty for signatures of other servers."""
     if block.thinking:
         return block.thinking
@@ -81,19 +81,19 @@ class _Reader:
             yield ChatTurn("user", BETWEEN_BLOCKS.join(filter(None, texts)))
 
     def _assistant(self, blocks: list[tuple[Block, str]]) -> ChatTurn:
-        texts, thoughts, calls = [], [], []
+        texts, thinking, calls = [], [], []
         for block, place in blocks:
             match block.type:
                 case "thinking":
                     self._check_unused(block, f"{place}.")
-                    thoughts.append(_thoughts(block))
+                    thinking.append(_reasoning(block))
                 case "redacted_thinking":
                     pass  # encrypted by another server
                 case "tool_use":
                     calls.append(self._tool_use(block, place))
                 case _:
                     texts.append(self._text(block, place))
-        text, reasoning = "".join(texts), "".join(thoughts)
+        text, reasoning = "".join(texts), "".join(thinking)
         return ChatTurn(
             "assistant", text if text or not calls else None, tool_calls=tuple(calls), reasoning=reasoning or None
         )
@@ -110,7 +110,7 @@ class _Reader:
             raise InvalidRequest("Invalid tool_result. Send a string or a list of blocks.", param=f"{where}.content")
         content = block.content if block.content is not None else ""
         if isinstance(content, list):
-            content = [_shown(inner) for inner in content]
+            content = [_image_as_note(inner) for inner in content]
         text = self.texts(content, f"{where}.content")
         return ChatTurn("tool", f"Error: {text}" if block.is_error else text, tool_call_id=call_id)
 
@@ -149,7 +149,7 @@ class _Reader:
         check_unused(value.model_extra, self._reject_unknown, where, MESSAGES)
 
 
-def _shown(block: Block) -> Block:
+def _image_as_note(block: Block) -> Block:
     """Replaces images in tool results by a note: a refusal would fail every later turn of the conversation."""
     if block.type != "image":
         return block

@@ -68,7 +68,7 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
                 serial,
                 tools.by_name,
                 summarizes=_summary(body.reasoning) is not None,
-                seals=ENCRYPTED_REASONING in (answer.include or ()),
+                encodes_reasoning=ENCRYPTED_REASONING in (answer.include or ()),
             ),
             echo=_echo(body, answer),
             truncates=body.truncation == "auto",
@@ -106,17 +106,17 @@ def _grammar(text: TextConfig | None, reject_unknown: bool) -> Grammar | None:
     if text is None:
         return None
     check_unused(text.model_extra, reject_unknown, "text.", RESPONSES)
-    asked = text.format
-    if asked is None:
+    requested = text.format
+    if requested is None:
         return None
-    check_unused(asked.model_extra, reject_unknown, "text.format.", RESPONSES)
-    match asked.type:
+    check_unused(requested.model_extra, reject_unknown, "text.format.", RESPONSES)
+    match requested.type:
         case "text":
             return None
         case "json_object":
             return json_object_grammar("text.format")
         case "json_schema":
-            return json_schema_grammar(asked, "text.format.schema")
+            return json_schema_grammar(requested, "text.format.schema")
         case other:
             raise UnsupportedParameter(
                 f"text.format of type {other[:100]!r} is not supported. Use 'text', 'json_object' or 'json_schema'.",

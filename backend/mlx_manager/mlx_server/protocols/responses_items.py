@@ -12,19 +12,19 @@ from mlx_manager.mlx_server.protocols.blocks import Blocks, PassageKind
 from mlx_manager.mlx_server.protocols.custom_input import CustomInput
 from mlx_manager.mlx_server.protocols.logprobs import token_logprobs
 from mlx_manager.mlx_server.protocols.responses_tools import WireTool
-from mlx_manager.mlx_server.protocols.responses_turns import sealed
+from mlx_manager.mlx_server.protocols.responses_turns import encode_reasoning
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.types import Logprobs, ReasoningDelta, RefusalDelta, TextDelta, ToolCallStarted
 
 
 @dataclass(frozen=True, slots=True)
 class ItemOptions:
-    """`serial`: part of item ids. `summarizes` copies reasoning to the summary, `seals` to `encrypted_content`."""
+    """`serial`: part of item ids. Reasoning: `summarizes` copies it to the summary, `encodes_reasoning` encodes it."""
 
     serial: str
     by_name: Mapping[str, WireTool] = field(default_factory=dict)
     summarizes: bool = False
-    seals: bool = False
+    encodes_reasoning: bool = False
 
 
 class Items(Blocks):
@@ -119,8 +119,8 @@ class Items(Blocks):
         else:
             yield self._item_event("reasoning_text.done", content_index=0, text=text)
         yield self._item_event("content_part.done", content_index=0, part=part)
-        if self.open is ReasoningDelta and self._options.seals:
-            item["encrypted_content"] = sealed(text)
+        if self.open is ReasoningDelta and self._options.encodes_reasoning:
+            item["encrypted_content"] = encode_reasoning(text)
         if self.open is ReasoningDelta and self._options.summarizes:
             item["summary"] = [_summary(text)]
             yield self._item_event("reasoning_summary_text.done", summary_index=0, text=text)

@@ -103,19 +103,19 @@ def _definition(given: _Given, is_ambiguous: bool, reject_unknown: bool) -> Tool
 
 
 def _grammar(tool: Tool, where: str) -> Grammar | None:
-    asked = tool.format
-    if asked is None or asked.type == "text":
+    requested = tool.format
+    if requested is None or requested.type == "text":
         return None
-    kind = _SYNTAXES.get(asked.syntax or "")
-    if asked.type != "grammar" or kind is None:
+    kind = _SYNTAXES.get(requested.syntax or "")
+    if requested.type != "grammar" or kind is None:
         raise UnsupportedParameter(
-            f"A format of type {asked.type[:100]!r} and syntax {str(asked.syntax)[:100]!r} is not supported. Use type "
-            "'text', or 'grammar' with syntax 'lark' or 'regex'.",
+            f"A format of type {requested.type[:100]!r} and syntax {str(requested.syntax)[:100]!r} is not supported. "
+            "Use type 'text', or 'grammar' with syntax 'lark' or 'regex'.",
             param=f"{where}.format",
         )
-    if asked.definition is None:
+    if requested.definition is None:
         raise InvalidRequest("The grammar has no 'definition'. Send one.", param=f"{where}.format.definition")
-    return Grammar(kind, asked.definition, f"{where}.format.definition")
+    return Grammar(kind, requested.definition, f"{where}.format.definition")
 
 
 def _left_out(hosted: list[_Given], *, has_others: bool) -> Iterator[str]:

@@ -19,7 +19,7 @@ from mlx_manager.mlx_server.types import CUSTOM_INPUT, ChatTurn, ToolCall
 
 BETWEEN_PARTS = "\n\n"
 IMAGE_NOTE = "[An image, which is not shown: this model reads text.]"
-_SEALED = b"mlx-manager:"
+_ENCODED_PREFIX = b"mlx-manager:"
 
 NameOfCall = Callable[[str, str | None], str]
 """Maps the wire name and namespace of a tool to the name that the model uses."""
@@ -39,16 +39,16 @@ def response_turns(
     return turns
 
 
-def sealed(thoughts: str) -> str:
+def encode_reasoning(reasoning: str) -> str:
     """Encodes reasoning as `encrypted_content`, for clients that store conversations. Not encrypted."""
-    return base64.b64encode(_SEALED + thoughts.encode()).decode()
+    return base64.b64encode(_ENCODED_PREFIX + reasoning.encode()).decode()
 
 
-def _unsealed(text: str | None) -> str:
+def _decode_reasoning(text: str | None) -> str:
     """The decoded reasoning; empty for content encrypted by another server."""
     try:
         opened = base64.b64decode(text or "", validate=True)
-        return opened.removeprefix(_SEALED).decode() if opened.startswith(_SEALED) else ""
+        return opened.removeprefix(_ENCODED_PREFIX).decode() if opened.startswith(_ENCODED_PREFIX) else ""
     except (binascii.Error, ValueError):
         return ""
 
@@ -87,7 +87,7 @@ class _Reader:
                 if self._assistant is not None and (self._assistant.content or self._assistant.tool_calls):
                     yield from self._complete()
                 before = self._assistant.reasoning if self._assistant is not None else None
-                self._add(reasoning=BETWEEN_PARTS.join(filter(None, (before, self._thoughts(item, where)))) or None)
+                self._add(reasoning=BETWEEN_PARTS.join(filter(None, (before, self._reasoning(item, where)))) or None)
             case "function_call" | "custom_tool_call":
                 call = self._call(item, where)
                 before_calls = self._assistant.tool_calls if self._assistant is not None else ()
@@ -122,11 +122,11 @@ class _Reader:
             arguments = _needed(item.arguments, "arguments", item, where)
         return ToolCall(call_id, name, arguments)
 
-    def _thoughts(self, item: Item, where: str) -> str:
+    def _reasoning(self, item: Item, where: str) -> str:
         """The full reasoning if present, else the summary."""
         content = item.content if isinstance(item.content, list) else []
         texts = [part.text for part in content if part.text]
-        texts = texts or [opened for opened in [_unsealed(item.encrypted_content)] if opened]
+        texts = texts or [opened for opened in [_decode_reasoning(item.encrypted_content)] if opened]
         return BETWEEN_PARTS.join(texts or [part.text for part in item.summary or () if part.text])
 
     def _text(self, content: str | list[Part] | None, item: Item, where: str, *, shows_images: bool = True) -> str:

@@ -49,7 +49,7 @@ class ResponsesChat(ChatRequest):
     """Whether the oldest turns are dropped if the prompt is too long."""
 
 
-class Keeper(Protocol):
+class ResponseSink(Protocol):
     """Receives the response in addition to the client, for example to store it."""
 
     @property
@@ -59,9 +59,9 @@ class Keeper(Protocol):
 
 
 class ResponsesWriter(Writer):
-    def __init__(self, request: ResponsesChat, keeper: Keeper | None = None) -> None:
+    def __init__(self, request: ResponsesChat, sink: ResponseSink | None = None) -> None:
         self._request = request
-        self._keeper = keeper
+        self._sink = sink
         self._items = Items(request.options)
         self._sequence_number = 0
         self._reason: FinishReason = "stop"
@@ -140,7 +140,7 @@ class ResponsesWriter(Writer):
 
     @property
     def _is_cancelled(self) -> bool:
-        return self._keeper is not None and self._keeper.cancelled
+        return self._sink is not None and self._sink.cancelled
 
     def _final(self, usage: Usage) -> JsonObject:
         reasons: Mapping[FinishReason, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -154,8 +154,8 @@ class ResponsesWriter(Writer):
         return self._kept({**self._response(status), **ending})
 
     def _kept(self, response: JsonObject) -> JsonObject:
-        if self._keeper is not None:
-            self._keeper.keep(response)
+        if self._sink is not None:
+            self._sink.keep(response)
         return response
 
     def _response(self, status: str) -> JsonObject:
