@@ -79,13 +79,13 @@ def read_string(source: Source, dialect: Dialect) -> Parse[str | None]:
     while (found := (yield from source.until((quote, "\\"), parts.append))) == "\\":
         parts.append((yield from _read_escape(source)))
     if found is None:
-        raise Malformed("the output ended inside of a string")
+        raise Malformed("the output ended inside a string")
     return _with_surrogates_paired("".join(parts))
 
 
 def _read_escape(source: Source) -> Parse[str]:
     if not (yield from source.available()):
-        raise Malformed("the output ended inside of a string")
+        raise Malformed("the output ended inside a string")
     mark = source.take(1)
     if mark not in _HEX_DIGITS:
         return _ESCAPES.get(mark, "\\" + mark)
