@@ -15,7 +15,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.generator import load
 from mlx_manager.mlx_server.engine.messages import RequestFinished, Step, Submit
-from mlx_manager.mlx_server.grammars.sources import WRITTEN_AS, translate
+from mlx_manager.mlx_server.grammars.sources import JSON_OPTIONS, translate
 from mlx_manager.mlx_server.grammars.verdict import Question
 from mlx_manager.mlx_server.types import SamplingParams
 
@@ -63,8 +63,8 @@ def leaves(value: Any) -> list[Any]:
 
 def answers(core: EngineCore, tokenizer: Any, layout: dict[str, Any]) -> list[tuple[str, bool]]:
     """The text of each example's answer, and whether it came to an end."""
-    WRITTEN_AS.clear()
-    WRITTEN_AS.update({**layout, "coerce_one_of": True})
+    JSON_OPTIONS.clear()
+    JSON_OPTIONS.update({**layout, "coerce_one_of": True})
     for number, (fact, expected) in enumerate(EXAMPLES):
         fields = ", ".join(expected)
         content = f"{fact} Answer as JSON with {fields}."

@@ -205,7 +205,7 @@ def test_a_call_that_is_cut_off_stays_as_far_as_it_was_written_and_its_text_is_c
     ("parameters", "param", "named"),
     [
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "'f'"),
-        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tool_choice": "required"}, "tool_choice", "tools is empty"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name", "get_weather"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "custom"),
         ({"tools": [tool("f", "", {"type": "array"})]}, "tools[0].function.parameters", "object"),

@@ -193,7 +193,7 @@ def test_the_warnings_of_a_header_are_bounded_and_in_ascii(client: openai.OpenAI
         ({"extra_body": {"guided_json": "{"}}, "guided_json", "JSON"),
         ({"extra_body": {"guided_regex": "("}}, "guided_regex", "unclosed group"),
         ({"extra_body": {"guided_grammar": "begin: 1"}}, "guided_grammar", "grammar"),
-        ({"extra_body": {"guided_regex": "a", "guided_choice": ["a"]}}, "guided_choice", "one of them"),
+        ({"extra_body": {"guided_regex": "a", "guided_choice": ["a"]}}, "guided_choice", "only one"),
         (
             {"response_format": {"type": "json_object"}, "extra_body": {"guided_regex": "a"}},
             "guided_regex",

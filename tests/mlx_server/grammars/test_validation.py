@@ -20,7 +20,7 @@ from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.grammars.keywords import LEFT_OUT, UNENFORCED
 from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.validation import MAX_SOURCE_CHARACTERS, GrammarValidator
-from mlx_manager.mlx_server.grammars.verdict import Question, Refused
+from mlx_manager.mlx_server.grammars.verdict import GrammarRefused, Question
 from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
@@ -155,7 +155,7 @@ async def test_each_schema_in_a_grammar_is_named_by_its_label(validator: Grammar
     )
 )
 def test_nonsense_in_place_of_a_schema_is_refused_and_breaks_nothing(schema: object) -> None:
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(GrammarRefused):
         translate(Question("json_schema", json.dumps(schema)))
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from mlx_manager.mlx_server.observability.logs import HumanFormatter, JsonFormatter, lines_of
+from mlx_manager.mlx_server.observability.logs import HumanFormatter, JsonFormatter, request_log_context
 from mlx_manager.mlx_server.records import Exchange
 
 FORGED = "all well\n2026-01-01 00:00:00,000 INFO    forged: \x1b[31mline\r\u2028\u202e\ud800"
@@ -64,7 +64,7 @@ def test_json_has_the_fields_of_the_call() -> None:
 def test_lines_carry_their_requests_id_until_it_ends() -> None:
     """A worker that a request had started goes on to be heard of in the request's context."""
     exchange = Exchange("id-1", "GET", "/")
-    with lines_of(exchange):
+    with request_log_context(exchange):
         assert json.loads(JsonFormatter().format(record("it")))["request_id"] == "id-1"
         exchange.ended = exchange.began
         assert "request_id" not in json.loads(JsonFormatter().format(record("it")))

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from mlx_manager.mlx_server.errors import ServerError, UnsupportedParameter
-from mlx_manager.mlx_server.protocols.chat import OURS_IN_TEMPLATES, to_request
+from mlx_manager.mlx_server.protocols.chat import RESERVED_TEMPLATE_KWARGS, to_request
 from mlx_manager.mlx_server.schemas import openai as schemas
 from mlx_manager.mlx_server.types import (
     NO_TOKEN_LIMIT,
@@ -73,7 +73,7 @@ def test_max_completion_tokens_is_the_new_name_of_max_tokens() -> None:
     assert request(max_completion_tokens=5, max_tokens=-1).max_tokens == 5
     refused = refusal(max_completion_tokens=5, max_tokens=6)
     assert refused.param == "max_completion_tokens"
-    assert "max_tokens is 6 and max_completion_tokens is 5" in refused.message
+    assert "max_tokens=6 and max_completion_tokens=5" in refused.message
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "num_predict"])
@@ -246,7 +246,7 @@ def test_template_kwargs_go_before_what_reasoning_effort_implies() -> None:
     assert made.template_kwargs == {"reasoning_effort": "high", "enable_thinking": False}
 
 
-@pytest.mark.parametrize("name", sorted(OURS_IN_TEMPLATES))
+@pytest.mark.parametrize("name", sorted(RESERVED_TEMPLATE_KWARGS))
 def test_template_kwargs_cannot_set_what_the_server_sets(name: str) -> None:
     refused = refusal(chat_template_kwargs={name: "x"})
     assert isinstance(refused, UnsupportedParameter)

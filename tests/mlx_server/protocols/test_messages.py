@@ -174,7 +174,7 @@ def test_thinking_and_effort(
     fields: dict[str, Any], kwargs: dict[str, object], budget: int | None, shown: bool
 ) -> None:
     made = parse(**fields)
-    assert (dict(made.template_kwargs), made.thinking_budget, made.shows_thoughts) == (kwargs, budget, shown)
+    assert (dict(made.template_kwargs), made.thinking_budget, made.shows_reasoning) == (kwargs, budget, shown)
 
 
 @pytest.mark.parametrize(

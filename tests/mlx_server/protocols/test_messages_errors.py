@@ -52,7 +52,7 @@ def test_how_long_to_wait_is_a_header() -> None:
             errors.UnsupportedParameter("Leave it out.", param="thinking_budget"),
             "thinking.budget_tokens: Leave it out.",
         ),
-        (KeyError("a secret"), "The server failed on this request. Its log says why."),
+        (KeyError("a secret"), "The server failed on this request. Check the server log for the cause."),
     ],
 )
 def test_messages_name_what_the_client_can_act_on(error: Exception, message: str) -> None:

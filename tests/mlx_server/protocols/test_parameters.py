@@ -137,7 +137,7 @@ def test_fields_of_messages_are_known_at_any_place(caplog: pytest.LogCaptureFixt
         check_unused({"annotations": [], "nobody_has_this": 1}, where="messages[3].")
         check_unused({"annotations": [], "nobody_has_this": 1}, where="messages[4].")
     assert [record.getMessage() for record in caplog.records] == [
-        "Ignoring the request field 'messages[].nobody_has_this'. It is unknown."
+        "Ignoring the request field 'messages[].nobody_has_this'. The field is unknown."
     ]
 
 

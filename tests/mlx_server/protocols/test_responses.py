@@ -10,7 +10,7 @@ from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.protocols.base import ParseOptions
 from mlx_manager.mlx_server.protocols.responses import Responses
 from mlx_manager.mlx_server.protocols.responses_parameters import RESPONSES
-from mlx_manager.mlx_server.protocols.responses_turns import IMAGE_NOTE, sealed
+from mlx_manager.mlx_server.protocols.responses_turns import IMAGE_NOTE, encode_reasoning
 from mlx_manager.mlx_server.protocols.responses_writer import ResponsesChat
 from mlx_manager.mlx_server.schemas.responses import InputTokensRequest, ResponsesRequest
 from mlx_manager.mlx_server.types import CUSTOM_PARAMETERS, ChatTurn, Grammar, ToolCall
@@ -93,10 +93,13 @@ def test_thoughts_behind_a_call_begin_the_next_turn() -> None:
 @pytest.mark.parametrize(
     ("fields", "reasoning"),
     [
-        ({"content": None, "encrypted_content": sealed("Sealed.")}, "Sealed."),
+        ({"content": None, "encrypted_content": encode_reasoning("Sealed.")}, "Sealed."),
         ({"content": [], "encrypted_content": "opaque"}, None),
         ({"content": None, "summary": [{"type": "summary_text", "text": "Sum."}]}, "Sum."),
-        ({"summary": [{"type": "summary_text", "text": "Sum."}], "encrypted_content": sealed("Sealed.")}, "So."),
+        (
+            {"summary": [{"type": "summary_text", "text": "Sum."}], "encrypted_content": encode_reasoning("Sealed.")},
+            "So.",
+        ),
     ],
 )
 def test_thoughts_are_read_from_wherever_they_are(fields: dict[str, Any], reasoning: str | None) -> None:

@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.mlx_server.api.scopes import protocol_of
-from mlx_manager.mlx_server.observability import AttributeValue, Metrics, lines_of, log_access, request_span
+from mlx_manager.mlx_server.observability import AttributeValue, Metrics, log_access, request_log_context, request_span
 from mlx_manager.mlx_server.records import Exchange
 from mlx_manager.mlx_server.types import GenerationRequest
 
@@ -46,7 +46,7 @@ class ExchangeMiddleware:
         exchange = Exchange(_request_id(headers), scope["method"], _shown_path(scope))
         scope.setdefault("state", {}).update(exchange=exchange, send=send)
         scope = _as_routed(scope)
-        with lines_of(exchange), self._span(exchange, scope, headers):
+        with request_log_context(exchange), self._span(exchange, scope, headers):
             try:
                 await self._app(scope, receive, _adding_headers(exchange, protocol_of(scope).request_id_headers, send))
             except BaseException as exc:

@@ -1,1 +1,1 @@
-"""What an answer may look like: the request's words for it in llguidance's, tried out in a process apart."""
+"""Grammars: translates the constraints of a request for llguidance and checks them in a separate process."""

@@ -1,7 +1,6 @@
-"""The process that tries grammars out: what exhausts its time, memory or stack ends it, and nothing else.
+"""The process that checks grammars. A grammar that exhausts time, memory or stack ends only this process.
 
-Run as `python -m mlx_manager.mlx_server.grammars.checker`. A question is JSON, a `Question`; so is the answer, a
-`Verdict`.
+Run as `python -m mlx_manager.mlx_server.grammars.checker`. It reads a JSON `Question` and writes a JSON `Verdict`.
 """
 
 import json
@@ -11,19 +10,19 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from mlx_manager.mlx_server.grammars.sources import Translation, serialised, translate
-from mlx_manager.mlx_server.grammars.verdict import Question, Refused, Verdict
+from mlx_manager.mlx_server.grammars.verdict import GrammarRefused, Question, Verdict
 from mlx_manager.mlx_server.isolation.answering import answer_questions
 
 CPU_SECONDS = 2
 MEMORY_BYTES = 2**30
 NICENESS = 10
 
-_TOO_MUCH = {
+_PARTIAL_KEYWORDS = {
     "are not disjoint": ("patternProperties",),
     "Unable to determine": ("patternProperties",),
     "min/maxProperties": ("minProperties", "maxProperties"),
 }
-"""What llguidance says where it has a keyword, though not for this schema."""
+"""llguidance errors for a keyword that it supports in general, but not in this schema; and those keywords."""
 _UNSUPPORTED = ("Unimplemented keys", "not supported", "Unknown format", "are not disjoint", "Unable to determine")
 _REGEX_ERROR = re.compile(r"regex parse error:.*?^error: ([^\n]*)", re.DOTALL | re.MULTILINE)
 _FRAME = "failed to compile JSON schema: "
@@ -53,29 +52,29 @@ def main() -> None:
 def _verdict(question_json: bytes, tokenizer: LLTokenizer) -> Verdict:
     question = msgspec.json.decode(question_json, type=Question)
     try:
-        translation, failure = _tried(question, tokenizer)
+        translation, failure = _translated(question, tokenizer)
         if failure:
             part = _faulty_part(translation)
-            raise Refused(part + _reason(failure), unsupported=any(sign in failure for sign in _UNSUPPORTED))
-    except Refused as refusal:
+            raise GrammarRefused(f"{part}{_reason(failure)}", unsupported=any(sign in failure for sign in _UNSUPPORTED))
+    except GrammarRefused as refusal:
         return Verdict(refusal=str(refusal), unsupported=refusal.unsupported)
     return Verdict(translation.text, tuple(dict.fromkeys(translation.unenforced)))
 
 
-def _tried(question: Question, tokenizer: LLTokenizer) -> tuple[Translation, str]:
-    """The grammar as far as llguidance can follow it, and what it still says against it. Raises Refused."""
+def _translated(question: Question, tokenizer: LLTokenizer) -> tuple[Translation, str]:
+    """The grammar without keywords that llguidance cannot enforce, and the remaining error. Raises GrammarRefused."""
     without: frozenset[str] = frozenset()
     while True:
         translation = translate(question, without)
         failure = _failure(translation.text, tokenizer, has_special_tokens=question.kind == "lark")
-        too_much = {keyword for sign, keywords in _TOO_MUCH.items() if sign in failure for keyword in keywords}
-        if too_much <= without:
+        removed = {keyword for sign, keywords in _PARTIAL_KEYWORDS.items() if sign in failure for keyword in keywords}
+        if removed <= without:
             return translation, failure
-        without |= too_much
+        without |= removed
 
 
 def _faulty_part(translation: Translation) -> str:
-    """The name of the first schema that llguidance refuses by itself, as the beginning of a message."""
+    """The name of the first schema that llguidance refuses, as a message prefix."""
     for what, schema in translation.parts:
         if what and LLMatcher.validate_grammar(serialised(f"start: %json {json.dumps(schema)}")):
             return f"{what}: "
@@ -83,7 +82,7 @@ def _faulty_part(translation: Translation) -> str:
 
 
 def _failure(grammar: str, tokenizer: LLTokenizer, has_special_tokens: bool) -> str:
-    """What llguidance says against the grammar, or against its first mask, unless that takes the model's own tokens."""
+    """llguidance's error for the grammar or its first mask. Skips the mask if it needs the model's special tokens."""
     failure = LLMatcher.validate_grammar(grammar)
     if failure or has_special_tokens:
         return failure
@@ -94,10 +93,10 @@ def _failure(grammar: str, tokenizer: LLTokenizer, has_special_tokens: bool) -> 
 
 
 def _reason(failure: str) -> str:
-    """On one line, without the source that llguidance quotes."""
+    """The error on one line, without the quoted source."""
     regex_error = _REGEX_ERROR.search(failure)
     if regex_error is not None:
-        return f"the pattern of a regular expression is not understood: {regex_error[1]}"
+        return f"invalid pattern: {regex_error[1]}"
     return (failure.partition(_FRAME)[2] or failure).strip().splitlines()[0]
 
 

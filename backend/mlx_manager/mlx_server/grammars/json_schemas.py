@@ -1,9 +1,9 @@
-"""JSON schemas as llguidance takes them: objects closed, and what it cannot enforce left out and named. Pure.
+"""Rewrites JSON schemas for llguidance: closes objects, and removes and lists unenforceable keywords. Pure.
 
-An object that lists its keys and does not mention others has no others, as in OpenAI's strict mode, xgrammar and
+An object that lists its keys allows no other keys unless it says so, as in OpenAI's strict mode, xgrammar and
 outlines. Several schemas may apply to one value: the keywords themselves, `allOf`, `$ref`, and one branch of each
-`anyOf` and `oneOf`. The keys of all of them are allowed. So an object is closed where these schemas meet, or in each
-branch, and a `$ref` leads to a copy of its target for each set of keys that it is closed with.
+`anyOf` and `oneOf`. The keys of all these schemas are allowed. The rewriter therefore closes an object at the common
+parent or in each branch, and copies a `$ref` target for each set of keys that the copy is closed with.
 """
 
 import re
@@ -21,11 +21,11 @@ from mlx_manager.mlx_server.grammars.keywords import (
     is_unenforced,
     says_nothing,
 )
-from mlx_manager.mlx_server.grammars.verdict import Refused
+from mlx_manager.mlx_server.grammars.verdict import GrammarRefused
 
 MAX_DEPTH = 100
 MAX_SCHEMAS = 50_000
-"""Copies included; llguidance has the same limit."""
+"""Limit including copies; llguidance has the same limit."""
 
 Path = tuple[str, ...]
 _BRANCHES = ("anyOf", "oneOf")
@@ -33,10 +33,10 @@ _BRANCHES = ("anyOf", "oneOf")
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What schemas of one value say of its keys.
+    """What the schemas of one value say about its keys.
 
-    `lists`: they list keys. `is_open`: they say themselves what other keys there may be. `has_branches`: some of it
-    stands in branches.
+    `lists`: they list keys. `is_open`: they specify additional keys themselves. `has_branches`: some of these
+    keywords are in branches.
     """
 
     names: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class _Listing:
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """What the other schemas of the same value list, in their order, and whether this schema is to be closed."""
+    """The keys that the value's other schemas list, in order, and whether to close this schema."""
 
     before: _Listing = _Listing()
     after: _Listing = _Listing()
@@ -70,10 +70,10 @@ _OWN = "own keywords"
 
 
 class SchemaRewriter:
-    """`rewrite` gives the schema; `unenforced` are then the keywords left out, each with its place."""
+    """`rewrite` returns the schema and fills `unenforced` with the removed keywords and their places."""
 
     def __init__(self, root: Json, without: Collection[str] = ()) -> None:
-        """`without` are further keywords that turned out to be too much for llguidance."""
+        """`without`: further keywords to remove, which llguidance failed on."""
         self._root = root
         self._without = without
         self._listings: dict[int, _Listing] = {}
@@ -83,7 +83,7 @@ class SchemaRewriter:
         self.unenforced: dict[str, None] = {}
 
     def rewrite(self) -> Json:
-        """Raises Refused where it is too large."""
+        """Raises GrammarRefused if the schema is too large."""
         rewritten = self._schema(self._root, (), _ALONE)
         definitions: JsonObject = {}
         while self._pending:
@@ -94,7 +94,7 @@ class SchemaRewriter:
     def _schema(self, schema: Json, path: Path, around: _Around) -> Json:
         self._schemas += 1
         if len(path) > MAX_DEPTH or self._schemas > MAX_SCHEMAS:
-            raise Refused(
+            raise GrammarRefused(
                 f"it is nested more than {MAX_DEPTH} levels deep"
                 if len(path) > MAX_DEPTH
                 else f"it has more than {MAX_SCHEMAS} schemas in it"
@@ -161,7 +161,7 @@ class SchemaRewriter:
 
     def _reference(self, reference: str, around: _Around) -> str:
         path, target = self._target(reference)
-        if path is None:  # llguidance says so
+        if path is None:  # llguidance reports the error
             return reference
         key = (path, around)
         if key not in self._copies:
@@ -170,7 +170,7 @@ class SchemaRewriter:
         return f"#/$defs/{self._copies[key]}"
 
     def _target(self, reference: str) -> tuple[Path | None, Json]:
-        """Where in the root the reference points, and what is there; None where it points elsewhere, or nowhere."""
+        """The path and value of a reference within the root; None for external or unresolvable references."""
         base, _, fragment = unquote(reference).partition("#")
         is_pointer = not fragment or fragment.startswith("/")
         path: Path | None = ()
@@ -192,7 +192,7 @@ class SchemaRewriter:
 
     @cached_property
     def _named(self) -> dict[str, tuple[Path | None, Json]]:
-        """The schemas that have an `$id`, or an `$anchor`, which stands behind a `#`."""
+        """The schemas with an `$id`, or an `$anchor` (prefixed with `#`)."""
         named: dict[str, tuple[Path | None, Json]] = {}
         pending: list[tuple[Path, Json]] = [((), self._root)]
         while pending:
@@ -218,7 +218,7 @@ class SchemaRewriter:
         )
 
     def _conjuncts(self, schema: JsonObject) -> dict[Hashable, _Listing]:
-        """What each of the schema's parts lists that apply to the same value."""
+        """The keys listed by each part of the schema that applies to the same value."""
         conjuncts: dict[Hashable, _Listing] = {_OWN: self._own_listing(schema)}
         for n, part in enumerate(_list(schema.get("allOf"))):
             conjuncts["allOf", n] = self._listing(part)
@@ -235,13 +235,13 @@ class SchemaRewriter:
         if not isinstance(schema, dict):
             return _NOTHING
         if id(schema) not in self._listings:
-            self._listings[id(schema)] = _NOTHING  # for a reference that leads back here
+            self._listings[id(schema)] = _NOTHING  # ends recursive references
             listing = _merged(self._conjuncts(schema).values())
             self._listings[id(schema)] = listing | _Listing(is_open="unevaluatedProperties" in schema)
         return self._listings[id(schema)]
 
     def _own_listing(self, schema: JsonObject) -> _Listing:
-        """Keys that only a keyword names that is left out are allowed."""
+        """Allows keys that only a removed keyword names."""
         conditional = [schema.get("then"), schema.get("else"), *_dict(schema.get("dependentSchemas")).values()]
         patterns = _dict(schema.get("patternProperties"))
         required = [name for name in _list(schema.get("required")) if isinstance(name, str)]
@@ -260,10 +260,10 @@ class SchemaRewriter:
 
 
 def _close(schema: JsonObject, listing: _Listing, rest: Json) -> None:
-    """Beside `allOf` and `$ref` by one more part of `allOf`, for llguidance reads siblings in an order of its own."""
+    """Closes via an extra `allOf` part beside `allOf` and `$ref`: llguidance reads siblings in its own order."""
     own = schema if not {"allOf", "$ref"} & schema.keys() else {}
     properties = own.get("properties", {})
-    if not isinstance(properties, dict):  # llguidance says what is wrong
+    if not isinstance(properties, dict):  # llguidance reports the error
         return
     named = {name: True for name in listing.names if not _matches_any(listing.patterns, name)}
     own["properties"] = {**named, **properties}

@@ -1,4 +1,4 @@
-"""The keywords of a JSON schema that llguidance cannot enforce, and when leaving one out changes nothing. Pure."""
+"""JSON schema keywords that llguidance cannot enforce, and when removing one changes nothing. Pure."""
 
 import json
 import re
@@ -43,19 +43,19 @@ LEFT_OUT = frozenset(
         "x-guidance",
     }
 )
-"""What names what references lead to, means nothing without another keyword, or would set llguidance's own options."""
+"""Reference targets, keywords without effect of their own, and keywords that would set llguidance's options."""
 
 _UNSUPPORTED_REGEX = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[1-9]|\\k<)")
 _TYPES_OF = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
 _MAX_LOOK = 5
-"""Levels down to which two schemas are compared."""
+"""Depth limit for comparing two schemas."""
 
 Resolve = Callable[[Json], Json]
-"""A schema, or what its `$ref` points at."""
+"""The schema, or the target of its `$ref`."""
 
 
 def says_nothing(keyword: str, value: Json, schema: JsonObject) -> bool:
-    """Whether the schema means the same without the keyword."""
+    """Whether the keyword has no effect in the schema."""
     match keyword:
         case "format":
             return isinstance(value, str) and value not in ENFORCED_FORMATS
@@ -75,7 +75,7 @@ def says_nothing(keyword: str, value: Json, schema: JsonObject) -> bool:
             return not value
         case "minProperties":
             return isinstance(value, int) and value <= _required(schema)
-        case "additionalItems":  # it is for the tuples of older drafts only; llguidance takes it for a sign of one
+        case "additionalItems":  # only for tuples of older drafts; llguidance would assume such a tuple
             return not isinstance(schema.get("items"), list)
     return False
 
@@ -86,18 +86,18 @@ def is_unenforced(keyword: str, value: Json, schema: JsonObject) -> bool:
             return isinstance(value, str) and is_unsupported_regex(value)
         case "patternProperties":
             return isinstance(value, dict) and any(map(is_unsupported_regex, value))
-        case "minProperties":  # llguidance counts properties that are not declared, and two of them may have one name
+        case "minProperties":  # llguidance counts undeclared properties, and two may have the same name
             return isinstance(value, int) and value > _required(schema) + 1
     return keyword in UNENFORCED
 
 
 def is_unsupported_regex(pattern: str) -> bool:
-    """Whether it looks around, or back at its groups."""
+    """Whether the pattern has look-around or backreferences."""
     return _UNSUPPORTED_REGEX.search(pattern) is not None
 
 
 def are_disjoint(first: Json, second: Json, resolve: Resolve, look: int = _MAX_LOOK) -> bool:
-    """Whether it is plain that no value matches both: by their types, their constants, or a required property's."""
+    """Whether types, constants or a required property show that no value matches both schemas."""
     first, second = resolve(first), resolve(second)
     if first is False or second is False:
         return True
@@ -118,7 +118,7 @@ def are_disjoint(first: Json, second: Json, resolve: Resolve, look: int = _MAX_L
 
 
 def _excludes(first: set[str] | None, second: set[str] | None) -> bool:
-    """None stands for any."""
+    """None means any type."""
     return first is not None and second is not None and first.isdisjoint(second)
 
 
@@ -139,7 +139,7 @@ def _constants(schema: JsonObject) -> set[str] | None:
 
 
 def _canonical(value: Json) -> str:
-    """The same for 1 and 1.0, which are one number to JSON."""
+    """Equal for 1 and 1.0, which are the same JSON number."""
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
 
 

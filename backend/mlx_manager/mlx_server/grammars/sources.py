@@ -1,4 +1,4 @@
-"""Grammars as requests write them, to grammars as llguidance reads them. Pure; runs in the checking process."""
+"""Translates the grammars of requests for llguidance. Pure; runs in the checking process."""
 
 import json
 from collections.abc import Collection
@@ -6,29 +6,29 @@ from dataclasses import dataclass, field, replace
 
 from mlx_manager.mlx_server.grammars.json_schemas import SchemaRewriter
 from mlx_manager.mlx_server.grammars.keywords import Json, JsonObject
-from mlx_manager.mlx_server.grammars.verdict import Question, Refused
+from mlx_manager.mlx_server.grammars.verdict import GrammarRefused, Question
 from mlx_manager.mlx_server.types import SCHEMA_LABEL
 
-WRITTEN_AS: JsonObject = {
+JSON_OPTIONS: JsonObject = {
     "whitespace_flexible": False,
     "key_separator": ": ?",
     "item_separator": ", ?",
     "coerce_one_of": True,
 }
-"""llguidance's options. JSON is one line, with a space behind colons and commas or with none."""
+"""llguidance options. JSON is on one line; a space after colons and commas is optional."""
 
 _OPTIONS = '%llguidance {"no_forcing": true}'
-"""Where only one text is possible, llguidance would force the tokenizer's tokens for it.
+"""Without this option, llguidance forces the tokenizer's tokens if only one text is possible.
 
-They are special ones in text that looks like them, a stop token among them, which ends the answer.
+If the text looks like a special token, the forced token is the special one; a stop token would end the answer.
 """
 
 
 @dataclass(slots=True)
 class Translation:
-    """llguidance's serialised grammar, and the keywords of its schemas that it does not enforce, each in a sentence.
+    """llguidance's serialised grammar, and a sentence for each schema keyword that it does not enforce.
 
-    `parts` are the schemas that have a name, for a message that says which of them is at fault.
+    `parts`: the schemas with their names, so that a message can name the faulty schema.
     """
 
     text: str = ""
@@ -37,7 +37,7 @@ class Translation:
 
 
 def translate(question: Question, without: Collection[str] = ()) -> Translation:
-    """`without` the keywords of JSON schemas that turned out to be too much for llguidance. Raises Refused."""
+    """`without`: JSON schema keywords to remove, which llguidance failed on. Raises GrammarRefused."""
     translation, source = Translation(), question.source
     match question.kind:
         case "json_object" | "json_schema":
@@ -61,20 +61,20 @@ def _parse(source: str) -> Json:
     try:
         return json.loads(source)
     except (ValueError, RecursionError) as exc:
-        raise Refused(f"it is not JSON: {exc}") from exc
+        raise GrammarRefused(f"it is not JSON: {exc}") from exc
 
 
 def _choices(source: str) -> list[str]:
     choices = _parse(source)
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise Refused("it is to be a list of strings")
+        raise GrammarRefused("it is not a list of strings")
     if not choices:
-        raise Refused("there is no choice in it")
+        raise GrammarRefused("it has no choices")
     return choices
 
 
 def _escape_slashes(regex: str) -> str:
-    """The regex as it stands between slashes, on one line."""
+    """The regex escaped for use between slashes, on one line."""
     escaped, is_escape = "", False
     for character in regex:
         if is_escape:
@@ -86,7 +86,7 @@ def _escape_slashes(regex: str) -> str:
 
 
 def _express_inline_schemas(question: Question, without: Collection[str], translation: Translation) -> str:
-    """Lark text whose `%json {...}` are expressed as a schema by itself is."""
+    """The Lark text with each `%json {...}` rewritten like a separate schema."""
     lark, decoder = question.source, json.JSONDecoder()
     pieces, end = [], 0
     while (found := lark.find("%json", end)) >= 0:
@@ -103,7 +103,7 @@ def _express_inline_schemas(question: Question, without: Collection[str], transl
 
 
 def _labelled(question: Question, schema: Json) -> Question:
-    """The question of one schema in a grammar."""
+    """The question for one schema of the grammar."""
     label = schema.get(SCHEMA_LABEL) if isinstance(schema, dict) else None
     if not isinstance(label, dict):
         return question
@@ -115,25 +115,25 @@ def _expressed(schema: Json, question: Question, without: Collection[str], trans
     try:
         rewritten = rewriter.rewrite()
     except RecursionError as exc:
-        raise Refused("its references lead through too many schemas") from exc
+        raise GrammarRefused("its chain of references is too long") from exc
     if isinstance(rewritten, bool):
         rewritten = {} if rewritten else {"enum": []}
     if not isinstance(rewritten, dict):
-        raise Refused(f"a JSON schema is an object, and this one is {json.dumps(schema)[:80]}")
+        raise GrammarRefused(f"it is not an object: {json.dumps(schema)[:80]}")
     prefix = f"{_in_ascii(question.what)}: " if question.what else ""
     for keyword in map(_in_ascii, rewriter.unenforced):
         if question.strict:
-            raise Refused(
-                f"{prefix}{keyword} cannot be enforced, and strict is true. Remove the keyword, or set strict to false",
+            raise GrammarRefused(
+                f"{prefix}{keyword} cannot be enforced, as strict=true requires (strict=false does not)",
                 unsupported=True,
             )
         translation.unenforced.append(f"{prefix}{keyword} is not enforced")
     rewritten.pop(SCHEMA_LABEL, None)
-    expressed = {"x-guidance": WRITTEN_AS, **rewritten}
+    expressed = {"x-guidance": JSON_OPTIONS, **rewritten}
     translation.parts.append((question.what, expressed))
     return expressed
 
 
 def _in_ascii(text: str) -> str:
-    """For a message that also goes into a log and a header."""
+    """ASCII text for a message that is also logged and sent in a header."""
     return text[:300].encode("unicode_escape").decode()

@@ -1,7 +1,7 @@
-"""Grammars found valid before a request is admitted, by processes that a hostile one may break. Runs on the event loop.
+"""Validates grammars before a request is admitted, in disposable processes. Runs on the event loop.
 
-llguidance compiles most grammars in a millisecond. Some take any time or memory, or recurse until the stack is full,
-which would end the process they are compiled in: so that is one of ours that does nothing else.
+llguidance compiles most grammars in a millisecond. Some use unbounded time, memory or stack and would end the process
+that compiles them, so a separate process does only this.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ MAX_PROCESSES = 3
 MAX_CACHED = 256
 MAX_CACHED_CHARACTERS = 2**22
 CHECK_SECONDS = 20.0
-"""The process ends itself after two seconds of CPU time; this is for one that got none."""
+"""The process ends itself after two seconds of CPU time; this limit covers a process that gets no CPU time."""
 MAX_VERDICT_BYTES = 2**24
 MAX_REASON_CHARACTERS = 500
 
@@ -37,10 +37,10 @@ _KINDS = {
 
 
 class GrammarValidator:
-    """`await compile(grammar)` gives what the engine's `Submit.grammar` takes, and `close` ends the processes.
+    """`await compile(grammar)` returns the value for the engine's `Submit.grammar`; `close` ends the processes.
 
-    Nothing is started before the first grammar comes. The same grammar is tried out once, the latest few hundred are
-    remembered, and a slow one holds up no other.
+    Starts processes on the first grammar. Caches the verdicts of the latest few hundred grammars. A slow grammar does
+    not delay others.
     """
 
     def __init__(self) -> None:
@@ -54,15 +54,17 @@ class GrammarValidator:
         self._cache: OrderedDict[bytes, Verdict] = OrderedDict()
 
     async def compile(self, grammar: Grammar) -> Verdict:
-        """Raises InvalidRequest for what is wrong or too large, UnsupportedParameter for what llguidance lacks.
+        """Raises InvalidRequest for invalid or too large grammars, UnsupportedParameter if llguidance lacks a feature.
 
-        Both name `grammar.param`, and the JSON schema's keyword in their message.
+        Both have `grammar.param`; the message names the keyword of the JSON schema.
         """
         verdict = await self._verdict(grammar)
         if verdict.refusal is not None:
             kind = UnsupportedParameter if verdict.unsupported else InvalidRequest
             reason = verdict.refusal[:MAX_REASON_CHARACTERS]
-            raise kind(f"The {_KINDS[grammar.kind]} cannot be used: {reason}.", param=grammar.param)
+            raise kind(
+                f"Unusable {_KINDS[grammar.kind]}: {reason}. Send a corrected or simpler one.", param=grammar.param
+            )
         return verdict
 
     async def close(self) -> None:
@@ -75,7 +77,7 @@ class GrammarValidator:
         try:
             question = msgspec.json.encode(Question(grammar.kind, grammar.source, what, grammar.strict))
         except UnicodeEncodeError:
-            return Verdict(refusal="a lone surrogate in it is no Unicode text")
+            return Verdict(refusal="it contains a lone surrogate, which is not valid Unicode")
         key = hashlib.sha256(question).digest()
         verdict = self._cache.get(key)
         if verdict is None:
@@ -94,8 +96,8 @@ class GrammarValidator:
         try:
             answer = await self._processes.answer(question)
         except Broken as exc:
-            logger.warning("A grammar was too much to try out: param=%s, %s", grammar.param, exc)
-            return Verdict(refusal="it takes too much time or memory to compile. Make it smaller or simpler")
+            logger.warning("Grammar check failed: param=%s, %s", grammar.param, exc)
+            return Verdict(refusal="it takes too much time or memory to compile")
         return msgspec.json.decode(answer, type=Verdict)
 
 

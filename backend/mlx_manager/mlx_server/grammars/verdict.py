@@ -1,12 +1,12 @@
-"""What a checking process is asked about a grammar, and what it says."""
+"""The messages between the server and the checking process of grammars."""
 
 from dataclasses import dataclass
 
 from mlx_manager.mlx_server.types import GrammarKind
 
 
-class Refused(Exception):
-    """The grammar cannot be served; the message says why. `unsupported` when it is right and llguidance lacks it."""
+class GrammarRefused(Exception):
+    """The grammar cannot be served, for the reason in the message. `unsupported`: valid, but not in llguidance."""
 
     def __init__(self, message: str, unsupported: bool = False) -> None:
         super().__init__(message)
@@ -15,7 +15,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A grammar to try out. `what` names it in messages. A `strict` one is refused if a keyword cannot be enforced."""
+    """A grammar to check. `what`: its name in messages. `strict`: refuse it if a keyword cannot be enforced."""
 
     kind: GrammarKind
     source: str
@@ -25,9 +25,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """llguidance's serialised grammar, or why it is refused: `unsupported` when only llguidance lacks what it asks.
+    """llguidance's serialised grammar, or the reason for a refusal. `unsupported`: valid, but not in llguidance.
 
-    `unenforced` are sentences, one for each keyword of a JSON schema that the grammar leaves out.
+    `unenforced`: one sentence for each JSON schema keyword that the grammar leaves out.
     """
 
     grammar: str = ""

@@ -9,9 +9,9 @@ from mlx_manager.mlx_server.errors import ModelLoadFailed, ServerError
 from mlx_manager.mlx_server.observability import (
     EvictionReason,
     Metrics,
+    emit_event,
     fail_span,
     start_span,
-    tell_event,
     within_span,
 )
 
@@ -71,9 +71,9 @@ class PoolReports:
             logger.info("Evicting model %s to load %s", model_id, for_model)
         self._metrics.model_evicted(model_id, reason)
         attributes = {"mlx_manager.evicted_model": model_id, "mlx_manager.eviction_reason": reason}
-        tell_event("model_evicted", attributes | ({"gen_ai.request.model": for_model} if for_model else {}))
+        emit_event("model_evicted", attributes | ({"gen_ai.request.model": for_model} if for_model else {}))
 
     def died(self, model_id: str, exit_reason: str) -> None:
         """A model's worker ended unasked."""
         self._metrics.worker_died(model_id)
-        tell_event("worker_died", {"gen_ai.request.model": model_id, "mlx_manager.reason": exit_reason})
+        emit_event("worker_died", {"gen_ai.request.model": model_id, "mlx_manager.reason": exit_reason})

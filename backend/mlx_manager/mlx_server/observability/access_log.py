@@ -1,4 +1,4 @@
-"""One line for each HTTP request, when it has ended: what came of it, and the numbers. Never what was said in it."""
+"""The access log: one line for each completed HTTP request, with its outcome and numbers. Never logs content."""
 
 import logging
 
@@ -6,7 +6,7 @@ from mlx_manager.mlx_server.records import Exchange, GenerationRecord
 
 logger = logging.getLogger("mlx_manager.access")
 
-_ASKED_BY_MACHINES = {"/health", "/ready", "/metrics"}
+_PROBE_PATHS = {"/health", "/ready", "/metrics"}
 _HUMAN_NAMES = {
     "prompt_tokens": "prompt",
     "cached_tokens": "cached",
@@ -22,7 +22,7 @@ _HUMAN_NAMES = {
 
 
 def log_access(exchange: Exchange) -> None:
-    level = logging.DEBUG if exchange.path in _ASKED_BY_MACHINES else logging.INFO
+    level = logging.DEBUG if exchange.path in _PROBE_PATHS else logging.INFO
     if not logger.isEnabledFor(level):
         return
     fields = _fields(exchange)
@@ -69,7 +69,7 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _line(exchange: Exchange, fields: dict[str, object]) -> str:
-    """`200 POST /v1/chat/completions 0.412s demo prompt=31 ...`: first what all have, then NAME=VALUE."""
+    """`200 POST /v1/chat/completions 0.412s demo prompt=31 ...`: fixed fields, then NAME=VALUE pairs."""
     words = [str(exchange.status), f"{exchange.method:<4}", exchange.path, f"{exchange.seconds:.3f}s"]
     if "model" in fields:
         words.append(str(fields["model"]))

@@ -1,7 +1,7 @@
 """OpenTelemetry's GenAI metrics of a generation, for LogFire and any collector.
 
-https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/gen-ai-metrics.md has their names,
-attributes and buckets. Nothing is measured where nobody collects.
+https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/gen-ai-metrics.md defines names,
+attributes and buckets. Nothing is measured without a collector.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ def _histogram(name: str, unit: str, description: str, buckets: Sequence[float])
     return _meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=buckets)
 
 
-_token_usage = _histogram("gen_ai.client.token.usage", "{token}", "Tokens of prompts and answers", _TOKENS)
-_operation_duration = _histogram("gen_ai.client.operation.duration", "s", "Requests, from first to last", _DURATIONS)
-_request_duration = _histogram("gen_ai.server.request.duration", "s", "Requests, from first to last", _DURATIONS)
+_token_usage = _histogram("gen_ai.client.token.usage", "{token}", "Number of prompt and completion tokens", _TOKENS)
+_operation_duration = _histogram("gen_ai.client.operation.duration", "s", "Duration of requests", _DURATIONS)
+_request_duration = _histogram("gen_ai.server.request.duration", "s", "Duration of requests", _DURATIONS)
 _time_to_first_token = _histogram("gen_ai.server.time_to_first_token", "s", "Time to the first token", _FIRST_TOKEN)
 _time_per_output_token = _histogram(
     "gen_ai.server.time_per_output_token", "s", "Time per output token after the first", _PER_TOKEN
@@ -34,7 +34,7 @@ _time_per_output_token = _histogram(
 
 
 def record_generation(operation: str, record: GenerationRecord) -> None:
-    """`record` has ended. The models that it names are those that answered, of which there are only so many."""
+    """Records an ended generation. The model label is bounded: only models that answered have records."""
     attributes = {"gen_ai.operation.name": operation, "gen_ai.provider.name": "mlx"}
     if record.model:
         attributes |= {"gen_ai.request.model": record.model, "gen_ai.response.model": record.model}

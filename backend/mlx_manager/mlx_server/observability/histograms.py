@@ -1,4 +1,4 @@
-"""A Prometheus histogram that takes many values at once; prometheus_client's own takes one by one."""
+"""A Prometheus histogram that observes many values in one call, unlike prometheus_client's."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 
 class Histogram(Collector):
-    """`bounds` are the buckets' upper limits, the largest but one for all that is above."""
+    """`bounds`: the upper limits of the buckets, without the last one (+Inf)."""
 
     def __init__(self, name: str, documentation: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
         self._name = name

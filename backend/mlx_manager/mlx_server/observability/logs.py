@@ -1,4 +1,4 @@
-"""How log lines look: for people in a terminal, or as JSON for what collects them."""
+"""Log formats: text for terminals, JSON for log collectors."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ _current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 def configure_logging(level: str, log_format: Literal["human", "json"]) -> None:
-    """For the command line; a program that embeds the app configures its own logging."""
+    """Called by the command line only. A program that embeds the app configures logging itself."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())
     logging.basicConfig(handlers=[handler])
@@ -37,8 +37,8 @@ def set_log_level(level: str) -> None:
 
 
 @contextlib.contextmanager
-def lines_of(exchange: Exchange) -> Iterator[None]:
-    """What is logged in the block, and in tasks that it starts, carries the request's id until the exchange ends."""
+def request_log_context(exchange: Exchange) -> Iterator[None]:
+    """Adds the request id to log lines of the block and of tasks started in it, until the exchange ends."""
     token = _current.set(exchange)
     try:
         yield
@@ -47,7 +47,7 @@ def lines_of(exchange: Exchange) -> Iterator[None]:
 
 
 class HumanFormatter(logging.Formatter):
-    """A message is one line, whatever is in it; a traceback is indented, so that none of its lines looks like one."""
+    """Writes each message on one line. Indents tracebacks, so that their lines cannot imitate log lines."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -62,7 +62,7 @@ class HumanFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line, with the fields that the logging call gave as `extra={"fields": ...}`."""
+    """Writes one JSON object per line, including the fields from `extra={"fields": ...}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         exchange, span = _current.get(), trace.get_current_span().get_span_context()
@@ -83,7 +83,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _printable(text: str) -> str:
-    """Line breaks, terminal sequences and what else cannot be seen, as escapes: clients have a say in some messages."""
+    """Escapes line breaks, terminal sequences and other unprintable characters: messages may contain client text."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

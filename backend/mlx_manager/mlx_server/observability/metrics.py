@@ -1,7 +1,6 @@
-"""What `GET /metrics` tells of requests, generations and models, counted as they end. Names are `mlx_server_*`.
+"""The counters and histograms of `GET /metrics` for requests, generations and models. Names are `mlx_server_*`.
 
-A request is counted once, when it has ended, from its `Exchange`: nothing is measured here while tokens come. Runs on
-the event loop.
+Each request is counted once, at its end, from its `Exchange`; nothing is measured per token. Runs on the event loop.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ from mlx_manager.mlx_server.observability.readings import ServerReading, familie
 from mlx_manager.mlx_server.records import Exchange, GenerationRecord
 
 MAX_MODELS = 100
-"""Ids that are labels; those beyond them are "other"."""
+"""Limit of model ids used as labels; further ids become "other"."""
 OTHER = "other"
 
 _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -30,34 +29,38 @@ EvictionReason = Literal["room", "idle", "asked", "shutdown"]
 
 
 class Metrics:
-    """One server's, in a registry of its own."""
+    """The metrics of one server, in a separate registry."""
 
     def __init__(self, is_model: Callable[[str], bool]) -> None:
-        """`is_model` says whether an id is a model's: others do not become labels."""
-        prometheus_client.disable_created_metrics()  # a series more for each of ours, that tells when it began
+        """`is_model`: whether an id belongs to a model. Other ids do not become labels."""
+        prometheus_client.disable_created_metrics()  # an extra `_created` series for each of ours
         self._is_model = is_model
         self._models: set[str] = set()
         self._registry = CollectorRegistry()
-        self._requests = self._counter("requests", "HTTP requests that ended.", "endpoint", "model", "status")
+        self._requests = self._counter("requests", "Completed HTTP requests.", "endpoint", "model", "status")
         self._durations = self._histogram(
-            "request_duration_seconds", "From a request's arrival to its last byte.", _LONG, "endpoint", "model"
+            "request_duration_seconds",
+            "Seconds from the arrival of a request to its last byte.",
+            _LONG,
+            "endpoint",
+            "model",
         )
-        self._queue = self._histogram("queue_seconds", "Wait from admission to the prompt's first chunk.", _SHORT)
+        self._queue = self._histogram("queue_seconds", "Seconds from admission to the first prefill chunk.", _SHORT)
         self._first_tokens = self._histogram(
-            "time_to_first_token_seconds", "From a request to the first token of its answer.", _SHORT
+            "time_to_first_token_seconds", "Seconds from the arrival of a request to its first token.", _SHORT
         )
-        self._gaps = self._histogram("inter_token_seconds", "Between the pieces of an answer as they are sent.", _GAPS)
-        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, the cached ones among them.")
-        self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were in the prefix cache.")
-        self._completion_tokens = self._counter("completion_tokens", "Tokens generated.")
-        self._ignored_items = self._counter("ignored_input_items", "Items of input that hosted tools left behind.")
-        self._loads = self._histogram("model_load_seconds", "Loads of a model that succeeded.", _LONG)
+        self._gaps = self._histogram("inter_token_seconds", "Seconds between sent pieces of an answer.", _GAPS)
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, including cached tokens.")
+        self._cached_tokens = self._counter("cached_tokens", "Prompt tokens served from the prefix cache.")
+        self._completion_tokens = self._counter("completion_tokens", "Generated tokens.")
+        self._ignored_items = self._counter("ignored_input_items", "Ignored input items of unsupported types.")
+        self._loads = self._histogram("model_load_seconds", "Duration of successful model loads.", _LONG)
         self._place_waits = self._histogram(
-            "model_wait_seconds", "Waits of a load for a place among the models.", _LONG
+            "model_wait_seconds", "Seconds that model loads waited for a free place.", _LONG
         )
-        self._failed_loads = self._counter("model_load_failures", "Loads of a model that failed.")
-        self._evictions = self._counter("model_evictions", "Models let go, and why.", "model", "reason")
-        self._deaths = self._counter("worker_restarts", "Workers that died at work; each is replaced.")
+        self._failed_loads = self._counter("model_load_failures", "Failed model loads.")
+        self._evictions = self._counter("model_evictions", "Unloaded models, by reason.", "model", "reason")
+        self._deaths = self._counter("worker_restarts", "Workers that died unexpectedly and were replaced.")
 
     def exchange_ended(self, exchange: Exchange) -> None:
         generation = exchange.generation
@@ -68,7 +71,7 @@ class Metrics:
             self._count_generation(generation, model)
 
     def model_loaded(self, model_id: str, seconds: float, waited_seconds: float = 0.0) -> None:
-        """`seconds` without those that the load has waited for a place."""
+        """`seconds` excludes `waited_seconds`, the wait for a free place."""
         label = self._label(model_id)
         self._loads.observe((label,), (seconds,))
         self._place_waits.observe((label,), (waited_seconds,))
@@ -83,8 +86,11 @@ class Metrics:
         self._deaths.labels(self._label(model_id)).inc()
 
     def families(self, reading: ServerReading | None) -> list[Metric]:
-        """All that is counted, and what `reading` found of the running server."""
-        families = [InfoMetricFamily("mlx_server", "The server.", {"version": __version__}), *self._registry.collect()]
+        """All counted metrics, and the metrics of `reading`."""
+        families = [
+            InfoMetricFamily("mlx_server", "Server version.", {"version": __version__}),
+            *self._registry.collect(),
+        ]
         return families if reading is None else [*families, *families_of(reading, self._label)]
 
     def _count_generation(self, generation: GenerationRecord, model: str) -> None:
@@ -99,7 +105,7 @@ class Metrics:
             self._first_tokens.observe((model,), (generation.time_to_first_output,))
 
     def _label(self, model_id: str) -> str:
-        """The id, when it is a model's: anybody may ask for any, and each label is kept for ever."""
+        """The id if it belongs to a model. Clients may send any id, and labels are never dropped."""
         if model_id not in self._models:
             if len(self._models) >= MAX_MODELS or not self._is_model(model_id):
                 return OTHER
@@ -116,7 +122,7 @@ class Metrics:
 
 
 def exposition(families: Iterable[Metric], accept: str) -> tuple[bytes, str]:
-    """The text that Prometheus reads, and its content type: OpenMetrics for those who accept it."""
+    """The exposition text and its content type: OpenMetrics if `accept` has it, else Prometheus text."""
     collected = _Collected(families)
     if "application/openmetrics-text" in accept:
         text: bytes = open_metrics.generate_latest(collected)
@@ -125,7 +131,7 @@ def exposition(families: Iterable[Metric], accept: str) -> tuple[bytes, str]:
 
 
 class _Collected(Collector):
-    """Families for what writes a registry out."""
+    """Adapts metric families to the `Collector` interface."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

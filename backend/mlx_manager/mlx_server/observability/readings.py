@@ -1,4 +1,4 @@
-"""What is read of the running server when somebody looks: its models, its processes, its upstreams; as metrics."""
+"""Metrics read from the running server on each scrape: models, processes and upstreams."""
 
 from collections import Counter as Sums
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 @dataclass(frozen=True, slots=True)
 class ModelReading:
-    """A model that is loaded, or that is waited for. The prefix cache's counts are since its worker began."""
+    """A model that is loaded or has waiting requests. Prefix cache counts start with the worker."""
 
     model_id: str
     running_sequences: int = 0
@@ -30,7 +30,7 @@ class ModelReading:
 
 @dataclass(frozen=True, slots=True)
 class ProcessReading:
-    """`process` is `api` or `worker`; `model_id` is the worker's."""
+    """`process`: `api` or `worker`. `model_id`: the model of a worker, else empty."""
 
     process: str
     model_id: str
@@ -40,7 +40,7 @@ class ProcessReading:
 
 @dataclass(frozen=True, slots=True)
 class ServerReading:
-    """`upstreams` says of each one's name whether it is up."""
+    """`upstreams`: upstream name to whether it is up."""
 
     models: Sequence[ModelReading]
     processes: Sequence[ProcessReading]
@@ -52,39 +52,41 @@ class ServerReading:
 
 
 _GAUGES = {
-    "running_sequences": "Generations that decode.",
-    "waiting_sequences": "Generations that wait for their turn, or for their model to load.",
-    "batch_size": "Rows of the worker's decode batch, as it said last.",
-    "tokens_per_second": "Tokens generated per second, over the last second or so.",
+    "running_sequences": "Generations in decode.",
+    "waiting_sequences": "Generations waiting for prefill or for their model to load.",
+    "batch_size": "Rows in the worker's decode batch, as last reported.",
+    "tokens_per_second": "Generated tokens per second, over about one second.",
     "weights_bytes": "Memory of the model's weights.",
-    "kv_cache_bytes": "Memory of the KV caches of running generations, and of a step's own arrays.",
-    "prefix_cache_bytes": "Memory of the KV caches that are kept of past prompts.",
-    "mlx_active_bytes": "What MLX holds in the worker.",
-    "mlx_peak_bytes": "The most that MLX has held in the worker.",
+    "kv_cache_bytes": "Memory of the KV caches of running generations and of temporary arrays.",
+    "prefix_cache_bytes": "Memory of the prefix cache (KV caches of past prompts).",
+    "mlx_active_bytes": "Active MLX memory of the worker.",
+    "mlx_peak_bytes": "Peak MLX memory of the worker.",
     "mlx_cache_bytes": "Freed memory that MLX keeps for reuse in the worker.",
 }
 _COUNTERS = {
-    "prefix_cache_hits": "Prompts that began with a stored prefix, since the model's worker began.",
-    "prefix_cache_tokens": "Tokens of prompts that came from the prefix cache, since the model's worker began.",
-    "prefix_cache_evictions": "Stored prefixes that were dropped to make room, since the model's worker began.",
+    "prefix_cache_hits": "Prompts with a cached prefix since worker start.",
+    "prefix_cache_tokens": "Prompt tokens served from the prefix cache since worker start.",
+    "prefix_cache_evictions": "Cached prefixes evicted to free memory since worker start.",
 }
 
 
 def families_of(reading: ServerReading, label: Callable[[str], str]) -> Iterator[Metric]:
-    """`label` gives the label of a model's id; models of one label count together."""
+    """`label` maps a model id to its label; values of models with the same label are added."""
     for name, documentation in _GAUGES.items():
         yield _by_model(GaugeMetricFamily(f"mlx_server_{name}", documentation, labels=["model"]), reading, name, label)
     for name, documentation in _COUNTERS.items():
         family = CounterMetricFamily(f"mlx_server_{name}", documentation, labels=["model"])
         yield _by_model(family, reading, name, label)
     yield from _process_families(reading.processes, label)
-    upstreams = GaugeMetricFamily("mlx_server_upstream_up", "Whether the upstream answers.", labels=["upstream"])
+    upstreams = GaugeMetricFamily("mlx_server_upstream_up", "1 if the upstream is up.", labels=["upstream"])
     for name, up in reading.upstreams.items():
         upstreams.add_metric([name], up)
     yield upstreams
-    yield GaugeMetricFamily("mlx_server_models_loaded", "Models loaded.", reading.models_loaded)
-    yield GaugeMetricFamily("mlx_server_memory_budget_bytes", "What all models may take.", reading.budget_bytes)
-    yield GaugeMetricFamily("mlx_server_memory_used_bytes", "What models keep of it.", reading.budget_used_bytes)
+    yield GaugeMetricFamily("mlx_server_models_loaded", "Number of loaded models.", reading.models_loaded)
+    yield GaugeMetricFamily("mlx_server_memory_budget_bytes", "Memory limit for all models.", reading.budget_bytes)
+    yield GaugeMetricFamily(
+        "mlx_server_memory_used_bytes", "Memory used by loaded and loading models.", reading.budget_used_bytes
+    )
     yield GaugeMetricFamily("mlx_server_draining", "1 while the server shuts down.", reading.draining)
 
 
@@ -106,8 +108,8 @@ def _process_families(processes: Sequence[ProcessReading], label: Callable[[str]
         resident[labels] += process.resident_bytes
         descriptors[labels] += process.descriptors
     for name, documentation, values in (
-        ("process_resident_memory_bytes", "Resident memory of the API process and of each model's worker.", resident),
-        ("process_open_descriptors", "Open file descriptors of the same.", descriptors),
+        ("process_resident_memory_bytes", "Resident memory of the API process and of each worker.", resident),
+        ("process_open_descriptors", "Open file descriptors of the API process and of each worker.", descriptors),
     ):
         family = GaugeMetricFamily(f"mlx_server_{name}", documentation, labels=["process", "model"])
         for labels, value in values.items():

@@ -1,6 +1,6 @@
-"""Traces, with LogFire and OpenTelemetry.
+"""Tracing with LogFire and OpenTelemetry.
 
-Whatever is wrong with either, or with who collects the traces, the server runs the same.
+Failures of either, or of a collector, do not affect requests.
 """
 
 import logging
@@ -23,38 +23,38 @@ logger = logging.getLogger(__name__)
 
 _tracer = trace.get_tracer("mlx-manager", __version__)
 _propagator = TraceContextTextMapPropagator()
-"""Not OpenTelemetry's global one: that takes baggage too, which LogFire writes onto each span."""
+"""Not OpenTelemetry's global propagator, which also reads baggage; LogFire writes baggage onto each span."""
 
 AttributeValue = str | bool | int | float | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
-    """`enabled` when LogFire is set up, `collected` when LogFire or another collector receives what is traced."""
+    """`enabled`: LogFire is configured. `collected`: LogFire or another collector receives the spans."""
 
     enabled: bool
     collected: bool
 
 
 def instrument(settings: MLXServerSettings) -> Tracing:
-    """Sets LogFire up, if it can. Nothing is sent without a token or a collector."""
+    """Configures LogFire if possible. Without a token or a collector, nothing is sent."""
     if not settings.logfire_enabled:
         return Tracing(enabled=False, collected=False)
     if settings.logfire_token is None and not _may_be_configured():
         return Tracing(enabled=True, collected=False)
-    os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds that a dead collector may hold up the exit
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds; limits the delay of a dead collector at exit
     try:
         collected = _configure_logfire(settings) or _has_collector()
         if not collected:
-            _configure_logfire(settings, for_nobody=True)
-    except Exception as exc:  # whatever is wrong with telemetry, requests are served
-        logger.warning("LogFire is enabled but cannot be used, going on without it: %s", exc)
+            _configure_logfire(settings, discards=True)
+    except Exception as exc:  # telemetry failures must not affect requests
+        logger.warning("Tracing is off: LogFire failed to start: %s. Check its configuration, or disable it.", exc)
         return Tracing(enabled=False, collected=False)
     return Tracing(enabled=True, collected=collected)
 
 
-def _configure_logfire(settings: MLXServerSettings, *, for_nobody: bool = False) -> bool:
-    """Whether it has a token, its own or ours. `for_nobody` makes no spans and no metrics: a span costs 80 us."""
+def _configure_logfire(settings: MLXServerSettings, *, discards: bool = False) -> bool:
+    """Whether LogFire has a token. `discards` turns spans and metrics off: a span costs 80 us."""
     import logfire
 
     configured = logfire.configure(
@@ -65,14 +65,14 @@ def _configure_logfire(settings: MLXServerSettings, *, for_nobody: bool = False)
         service_version=__version__,
         console=False,
         inspect_arguments=False,
-        sampling=logfire.SamplingOptions(head=0.0) if for_nobody else None,
-        metrics=False if for_nobody else None,
+        sampling=logfire.SamplingOptions(head=0.0) if discards else None,
+        metrics=False if discards else None,
     )
     return configured.config.token is not None
 
 
 def _may_be_configured() -> bool:
-    """Whether anything is there of what LogFire and OpenTelemetry read: without it, the import is left out."""
+    """Whether any configuration of LogFire or OpenTelemetry exists. If not, logfire is not imported."""
     credentials, project = Path(".logfire/logfire_credentials.json"), Path("pyproject.toml")
     try:
         is_in_project = b"tool.logfire" in project.read_bytes()
@@ -90,7 +90,7 @@ def _has_collector() -> bool:
 def request_span(
     exchange: Exchange, headers: Mapping[str, str], attributes: Mapping[str, AttributeValue]
 ) -> Iterator[None]:
-    """The server's span of an HTTP request, current in the block, below the one that its `traceparent` names."""
+    """Opens the server span of an HTTP request for the block. Its parent is the span in `traceparent`."""
     span = _tracer.start_span(
         exchange.method,
         context=_propagator.extract(headers),
@@ -122,17 +122,17 @@ def _end_request_span(span: Span, exchange: Exchange) -> None:
 
 
 def start_span(name: str, attributes: Mapping[str, AttributeValue], began_ns: int | None = None) -> Span:
-    """A span below the current one, for its owner to end. It begins now, or at `began_ns` (Unix time)."""
+    """Starts a child of the current span, now or at `began_ns` (Unix time). The caller ends the span."""
     return _tracer.start_span(name, attributes=attributes, start_time=began_ns)
 
 
 def within_span(span: Span) -> AbstractContextManager[Span]:
-    """Spans that are started in the block, and in tasks that it starts, are below `span`."""
+    """Makes `span` the parent of spans started in the block and in its tasks."""
     return trace.use_span(span, record_exception=False, set_status_on_exception=False)
 
 
 class PastSpan(NamedTuple):
-    """A span that has ended. Times are Unix times in nanoseconds."""
+    """An ended span. Times are Unix times in nanoseconds."""
 
     name: str
     began_ns: int
@@ -146,20 +146,20 @@ def emit_past_spans(spans: Iterable[PastSpan]) -> None:
         start_span(name, attributes, began_ns).end(max(began_ns, ended_ns))
 
 
-def tell_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:
-    """Something that happened, as a span that takes no time."""
+def emit_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:
+    """Emits an event as a span without duration."""
     start_span(name, attributes).end()
 
 
 def trace_headers() -> dict[str, str]:
-    """What tells another server that its work is a part of the current span's."""
+    """The propagation headers that make the current span the parent of an upstream's spans."""
     headers: dict[str, str] = {}
     propagate.inject(headers)
     return headers
 
 
 def fail_span(span: Span, error: BaseException) -> None:
-    """Marks the span as failed, with what failed."""
+    """Marks the span as failed and records the error."""
     span.set_attribute("error.type", type(error).__name__)
     span.record_exception(error)
     span.set_status(trace.StatusCode.ERROR, str(error))

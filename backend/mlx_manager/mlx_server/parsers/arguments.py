@@ -1,4 +1,4 @@
-"""Arguments of formats that are no JSON, made JSON: each one is sent as soon as it is whole."""
+"""Writes arguments of non-JSON formats as JSON. Sends each argument when it is complete."""
 
 import json
 import re
@@ -11,7 +11,7 @@ _KEY = re.compile(r"[-.\w]+")
 
 
 class ArgumentsWriter:
-    """Announces the call; `add` sends an argument, `end` completes the object and the call."""
+    """Starts the call; `add` sends an argument, `end` completes the object and the call."""
 
     def __init__(self, source: Source, name: str, tool: Tool | None = None) -> None:
         if not name:
@@ -23,13 +23,13 @@ class ArgumentsWriter:
         source.emit(ToolCallStart(name))
 
     def begin(self, key: str) -> None:
-        """Announces an argument whose value follows."""
+        """Starts the argument `key`; its value follows with `add`."""
         if not key:
             raise Malformed("an argument has no name")
         self._begun.add(key)
 
     def expects(self, key: str) -> bool:
-        """Whether `key` may be the next argument's: a known one that has not come yet."""
+        """Whether `key` may be the next argument: a known parameter without a value so far."""
         if key in self._begun:
             return False
         return key in self._properties if self._properties else _KEY.fullmatch(key) is not None

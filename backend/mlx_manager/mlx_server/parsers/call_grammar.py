@@ -1,4 +1,4 @@
-"""Grammars of nothing but calls of given tools, in llguidance's Lark, for a `tool_choice` that is enforced."""
+"""Builds llguidance Lark grammars that match only calls of given tools, to enforce `tool_choice`."""
 
 import json
 import re
@@ -20,7 +20,7 @@ ANY_TEXT = "/(?s:.*)/"
 
 
 class CallGrammar:
-    """Builds the rules. `special_tokens` are the ids of markers that are one token and that no text can spell."""
+    """Builds the rules. `special_tokens`: ids of markers that are single tokens and never result from text."""
 
     def __init__(self, syntax: CallSyntax, special_tokens: Mapping[str, int]) -> None:
         self._syntax = syntax
@@ -30,7 +30,7 @@ class CallGrammar:
         self._unenforced: list[str] = []
 
     def of_calls(self, tools: Sequence[Tool], parallel: bool, prologue: str = "") -> ToolGrammar:
-        """The grammar of one call, or of several if `parallel` and the format has it, behind the `prologue`."""
+        """The grammar of the `prologue` and one call, or several if `parallel` and the format allows it."""
         calls = self._rule(" | ".join(self._call(tool) for tool in tools))
         if parallel and self._syntax.between is not None:
             calls += f" ({self.literal(self._syntax.between)} {calls})*"
@@ -49,7 +49,7 @@ class CallGrammar:
         )
 
     def text_until(self, end: str, text: str = ANY_TEXT) -> str:
-        """Any text, and the first `end` behind it."""
+        """Any text up to and including the first `end`."""
         if not end or any(end.startswith(token) for token in self._special_tokens):
             return f"{text} {self.literal(end)}"
         return self._rule(text, f"[suffix={json.dumps(end)}]")
@@ -64,7 +64,7 @@ class CallGrammar:
         return self._rule(_json({"type": "object", **tool.parameters}, tool))
 
     def _parameters(self, tool: Tool, syntax: ParameterSyntax) -> str:
-        """Required parameters first, so that a separator stands before each of the others; else any one begins."""
+        """Required parameters come first, so optional ones follow a separator. Without them, any may be first."""
         self._leave_out(keywords_beyond_parameters(tool), tool, "the top level")
         parameters = tool_parameters(tool)
         rules = {key: self._parameter(key, tool, syntax) for key in parameters}
@@ -82,8 +82,8 @@ class CallGrammar:
     def _parameter(self, key: str, tool: Tool, syntax: ParameterSyntax) -> str:
         if not _KEY.fullmatch(key):
             raise UnsupportedToolSchema(
-                f"This model cannot be made to call {tool.name!r}: it has no way to write the parameter {key!r}. "
-                "Rename it with letters, digits, '_', '-' or '.'.",
+                f"The call format of this model cannot enforce a call of {tool.name!r} with parameter {key!r}. "
+                "Use only letters, digits, '_', '-' and '.' in its name.",
                 param="tools",
             )
         before = self.literal(syntax.before.replace("{key}", key))
@@ -96,8 +96,8 @@ class CallGrammar:
         if not kind.is_string:
             if syntax.strings == "quoted" and kind.is_nested:
                 raise UnsupportedToolSchema(
-                    f"This model cannot be made to call {tool.name!r}: its parameter {key!r} is a list or an object. "
-                    'Leave tool_choice at "auto", or use strings, numbers and booleans.',
+                    f"The call format of this model cannot enforce a call of {tool.name!r}, because parameter "
+                    f"{key!r} is a list or an object. Set tool_choice to 'auto', or use strings, numbers and booleans.",
                     param="tools",
                 )
             return f"{_json(kind.schema, tool)} {self.literal(syntax.after)}"
@@ -119,7 +119,7 @@ class CallGrammar:
             fault = f"{_name(tool)}: {keyword!r} at {place}"
             if tool.strict:
                 raise UnsupportedToolSchema(
-                    f"{fault} cannot be enforced with this model's way to write calls, and strict is true. Remove the "
+                    f"{fault} cannot be enforced in the call format of this model, and strict is true. Remove the "
                     "keyword, or set strict to false.",
                     param="tools",
                 )

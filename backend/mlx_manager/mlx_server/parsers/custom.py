@@ -1,9 +1,9 @@
-"""Calls of custom tools, which take text: `<custom_tool_call name="...">`, the text as it is, `</custom_tool_call>`.
+"""Calls of custom tools, which take text: `<custom_tool_call name="...">`, the raw text, `</custom_tool_call>`.
 
-The tags stand on lines of their own; the closing tag ends the text wherever it stands.
+Models write the tags on separate lines; the first closing tag ends the text.
 
-No chat template shows such tools, so that the layout is the server's own, and the same for all models that write calls
-between tags. A call's arguments have the text as JSON, as those of a function with one argument.
+No chat template supports custom tools, so the server defines this format, for all models that write calls between
+tags. The arguments of the parsed call are JSON, as for a function with one argument.
 """
 
 import json
@@ -28,27 +28,27 @@ class CustomCalls:
         name = yield from source.text_until('"')
         tool = find_tool(name, tools)
         if tool is None or not tool.custom:
-            raise Malformed("it names no custom tool")
+            raise Malformed("the call does not name a custom tool")
         yield from source.expect(">")
         yield from source.accept("\n")
         source.emit(ToolCallStart(tool.name))
         source.emit(ToolCallArguments(f'{{"{CUSTOM_INPUT}": "'))
         end = yield from source.until((END, TAG_END), lambda text: source.emit(ToolCallArguments(_escaped(text))))
         if end is None and source.is_cut_off:
-            return  # the call stays open
+            return  # the call stays incomplete
         source.emit(ToolCallArguments('"}'))
         source.emit(ToolCallEnd())
 
 
 def custom_call(name: str, text: str) -> str:
-    """The call as a model writes it."""
+    """The text of a call, as a model writes it."""
     return f"{BEGIN}{name}{NAME_END}{text}{END}"
 
 
 def custom_call_rules(tools: Sequence[Tool], grammars: Mapping[str, str], *, parallel: bool) -> str:
-    """llguidance's Lark: `custom_calls` are calls of nothing but `tools`, each with text that its grammar describes.
+    """llguidance Lark rules: `custom_calls` matches only calls of `tools`, with text that matches the tool's grammar.
 
-    `grammars` have the Lark of those tools that have one.
+    `grammars`: the Lark text of each tool that has a grammar.
     """
     calls = [f"{json.dumps(tool.name + NAME_END)} custom_{n}" for n, tool in enumerate(tools)]
     rules = [f"custom_call: {json.dumps(BEGIN)} custom_named", f"custom_named: {' | '.join(calls)}"]
@@ -62,9 +62,9 @@ def custom_call_rules(tools: Sequence[Tool], grammars: Mapping[str, str], *, par
 
 
 def text_with_custom_calls(rules: str, special_tokens: Sequence[int], *, parallel: bool) -> str:
-    """llguidance's Lark of an answer that may be any text, in which what begins as a custom call is one.
+    """llguidance Lark of any text in which every text that begins like a custom call is a valid call.
 
-    `special_tokens` may stand anywhere outside of calls.
+    `special_tokens` may occur anywhere outside calls.
     """
     lines = [
         "%llguidance {}",

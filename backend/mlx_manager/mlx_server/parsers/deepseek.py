@@ -1,4 +1,4 @@
-"""DeepSeek V3, R1 and V3.1, and Kimi K2: calls between tokens, the arguments in a block of JSON or bare."""
+"""DeepSeek V3, R1 and V3.1, and Kimi K2: calls between special tokens, arguments as plain or fenced JSON."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mlx_manager.mlx_server.parsers.source import Malformed, Parse, Source
 
 _NAME = re.compile(r"[-.:/\w]+")
 _NUMBERED = re.compile(r"(?:functions\.)?(.+?):\d+")
-"""Kimi's calls have their place in the chat behind their name."""
+"""Kimi appends the index of the call to the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,13 @@ class DeepSeekCalls:
         yield from source.skip_space()
         if (yield from source.accept(self.separator)):
             yield from source.skip_space()
-            other = yield from source.word(_NAME)  # V3 and R1 have the tool's kind, "function", before the separator
+            other = yield from source.word(_NAME)  # V3 and R1 write the tool type "function" before the separator
             name = other if other else name
             yield from source.skip_space()
         yield from source.accept("```json", "```")
         yield from source.skip_space()
         if not name or (yield from source.peek()) != "{":
-            raise Malformed("the call has no name, or no arguments")
+            raise Malformed("the call has no name or no arguments")
         source.emit(ToolCallStart(_without_number(name, tools)))
         yield from copy_arguments(source, lambda text: source.emit(ToolCallArguments(text)))
         source.emit(ToolCallEnd())

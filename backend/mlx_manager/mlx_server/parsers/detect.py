@@ -1,4 +1,4 @@
-"""Which format a model's output has: read from its chat template, for fine-tunes keep that, then from its family."""
+"""Detects the output format of a model, first from its chat template (fine-tunes keep it), then from its family."""
 
 from collections.abc import Container
 from dataclasses import replace
@@ -100,13 +100,13 @@ _BY_TEMPLATE: tuple[tuple[tuple[str, ...], TaggedFormat], ...] = (
     (("<|python_tag|>",), LLAMA),
     (("<|python_start|>",), LLAMA),
 )
-"""Formats with the strings that all stand in their templates; the first that fits is it."""
+"""Strings that a template must all contain, and the format. The first match wins."""
 
 _BY_VOCABULARY = (
     ((OPEN, CLOSE, SEPARATOR, "<|end_of_msg|>"), KIMI_K3),
     (("<|tool_call_start|>", "<|tool_call_end|>"), BRACKETED_PYTHONIC),
 )
-"""Formats with tokens that all are in their vocabularies, for templates that do not name them."""
+"""Tokens that a vocabulary must all contain, and the format; for templates that do not show the format."""
 
 _BY_MLX_LM = {
     "function_gemma": FUNCTION_GEMMA,
@@ -124,7 +124,7 @@ _BY_MLX_LM = {
     "pythonic": BRACKETED_PYTHONIC,
     "qwen3_coder": QWEN_CODER,
 }
-"""Formats by the name of mlx-lm's parser, which a tokenizer_config.json may have as its `tool_parser_type`."""
+"""Formats by the name of mlx-lm's parser: the `tool_parser_type` of a tokenizer_config.json."""
 
 _BY_FAMILY = {
     "llama": LLAMA,
@@ -150,10 +150,10 @@ _REASONING = (
 def detect_format(
     family: str, template: str, vocabulary: Container[str] = (), mlx_lm_parser: str | None = None
 ) -> OutputFormat:
-    """The format that the template shows, else that of the parser that the model's files name for mlx-lm, else that of
-    the vocabulary's tokens, else the family's.
+    """Detects the format from the template, else from the mlx-lm parser that the model's files name, else from the
+    tokens of the vocabulary, else from the family.
 
-    Reasoning is there when the template or the vocabulary has its markers.
+    The format has reasoning if the template or the vocabulary has reasoning markers.
     """
     if all(marker in template for marker in ("<|start|>", "<|channel|>", "<|message|>")):
         return HarmonyFormat()
@@ -162,9 +162,9 @@ def detect_format(
 
 
 def prompted_format(shown: OutputFormat) -> OutputFormat:
-    """The format of a model that is told by a prompt to call tools as Hermes does.
+    """The format of a model that the server's prompt instructs to write Hermes calls.
 
-    Small models leave the tags out, and others keep to the form that they were trained on: those calls are read too.
+    Also parses calls without tags, which small models write, and calls in the format that the model was trained on.
     """
     if not isinstance(shown, TaggedFormat):
         return shown

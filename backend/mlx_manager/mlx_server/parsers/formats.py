@@ -1,4 +1,4 @@
-"""The output formats, each with its parser, its grammar and the special tokens that it needs to see in the text."""
+"""The output formats: parser, grammar, and the special tokens that the parser needs in the text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,47 +13,46 @@ from mlx_manager.mlx_server.parsers.syntax import HARMONY, CallSyntax
 
 
 class OutputFormat(Protocol):
-    """What a model's output looks like."""
+    """The format of a model's output."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def reasoning(self) -> ReasoningMarkers | None:
-        """What reasoning stands between; None when the model does not reason."""
+        """The markers around reasoning; None if the model does not reason."""
         ...
 
     @property
     def has_custom_calls(self) -> bool:
-        """Whether the text for a custom tool is written as it is; else as a function's argument."""
+        """Whether calls of custom tools have raw text; else they are function calls with one argument."""
         ...
 
     def visible_special_tokens(self, *, with_tools: bool) -> frozenset[str]:
-        """The special tokens that the parser needs to see in the text; the others are left out of it."""
+        """The special tokens that the text must include for the parser."""
         ...
 
     def opens_reasoning(self, prompt: str) -> bool:
-        """Whether the prompt ends inside of reasoning, so that the output begins there."""
+        """Whether the prompt ends inside reasoning, so that the output begins with reasoning."""
         ...
 
     def make_parser(self, tools: Sequence[Tool], *, opened_reasoning: bool) -> OutputParser:
-        """A parser for one output. Without `tools` it finds no calls."""
+        """A parser for one output. Without `tools` it parses no calls."""
         ...
 
     def tool_call_grammar(
         self, tools: Sequence[Tool], *, parallel: bool, special_tokens: Mapping[str, int]
     ) -> ToolGrammar | None:
-        """A grammar, in llguidance's Lark, of nothing but calls of `tools`; None when there is none for this format.
+        """llguidance Lark that matches only calls of `tools`; None if this format has no grammar.
 
-        `special_tokens` are the ids of the visible special tokens that the vocabulary has. Raises
-        UnsupportedToolSchema.
+        `special_tokens`: ids of the visible special tokens in the vocabulary. Raises UnsupportedToolSchema.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TaggedFormat:
-    """Reasoning between markers, then text and calls. The calls may be of several formats; `syntax` is one of them."""
+    """Reasoning between markers, then text and calls in one or more formats. Grammars use the format of `syntax`."""
 
     name: str
     calls: tuple[CallFormat, ...] = ()
@@ -90,7 +89,7 @@ HARMONY_REASONING = ReasoningMarkers("<|channel|>analysis<|message|>", "<|end|>"
 
 @dataclass(frozen=True, slots=True)
 class HarmonyFormat:
-    """gpt-oss. Every output has markers, so the special tokens are needed without tools too."""
+    """gpt-oss. Every output has markers, so the parser needs the special tokens even without tools."""
 
     name: str = "harmony"
     reasoning: ReasoningMarkers = HARMONY_REASONING
@@ -108,7 +107,7 @@ class HarmonyFormat:
     def tool_call_grammar(
         self, tools: Sequence[Tool], *, parallel: bool, special_tokens: Mapping[str, int]
     ) -> ToolGrammar | None:
-        """One call, behind reasoning and the header of the message that it is in, each of which may be missing."""
+        """One call after optional reasoning and an optional message header."""
         grammar = CallGrammar(HARMONY, special_tokens)
         analysis = f"{grammar.literal(self.reasoning.start)} {grammar.text_until(self.reasoning.end)}"
         return grammar.of_calls(tools, parallel, f"({analysis})? ({grammar.literal('<|start|>assistant')})?")

@@ -1,4 +1,4 @@
-"""FunctionGemma and Gemma 4: `call:name{key:value}` between markers. Gemma 3: Python, in a block or bare."""
+"""FunctionGemma and Gemma 4: `call:name{key:value}` between markers. Gemma 3: Python, with or without a fence."""
 
 import re
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from mlx_manager.mlx_server.parsers.source import SPACE, Malformed, Parse, Sourc
 _NAME = re.compile(r"[-.:/\w]+")
 _KEY = re.compile(r"[-.\w]+")
 _SPACES = re.compile(f"[{SPACE}]+")
-_KEY_BEHIND = re.compile(r"\s*,\s*([-.\w]+)\s*:\s*")
+_NEXT_KEY = re.compile(r"\s*,\s*([-.\w]+)\s*:\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class GemmaCalls:
-    """`quote` stands on both sides of a string."""
+    """`quote` begins and ends a string."""
 
     begin: str
     end: str
@@ -38,7 +38,7 @@ class GemmaCalls:
         yield from source.skip_space()
         opened = yield from source.accept("{")
         if not opened and not (yield from self._ends(source)):
-            raise Malformed("no arguments follow the call's name")
+            raise Malformed("the call has no arguments after its name")
         arguments = ArgumentsWriter(source, name, find_tool(name, tools))
         if opened:
             yield from self._read_arguments(source, arguments)
@@ -48,7 +48,7 @@ class GemmaCalls:
         yield from source.accept(self.end)
 
     def _read_arguments(self, source: Source, arguments: ArgumentsWriter) -> Parse[None]:
-        """Up to the closing brace, which may be missing before the end of the call."""
+        """Reads up to the closing brace, which may be missing at the end of the call."""
         while True:
             yield from source.skip_space()
             if (yield from source.accept("}")) or (yield from self._ends(source)):
@@ -57,7 +57,7 @@ class GemmaCalls:
             yield from source.skip_space()
             comma = yield from source.accept(",")
             if comma is None and (yield from source.peek()) != "}" and not (yield from self._ends(source)):
-                raise Malformed("neither a comma nor the end of the call follows an argument")
+                raise Malformed("expected a comma or the end of the call after an argument")
 
     def _ends(self, source: Source) -> Parse[bool]:
         return (yield from source.sees(self.end)) is not None or (yield from source.is_complete())
@@ -78,49 +78,49 @@ class GemmaCalls:
             arguments.add(key, (yield from self._read_bare(source, arguments)))
 
     def _read_text(self, source: Source, arguments: ArgumentsWriter) -> Parse[str]:
-        """A string, its first quote consumed. Where the second was left out, it ends before the next known key."""
+        """Reads a string after its opening quote. Without a closing quote, it ends before the next known key."""
         parts: list[str] = []
         found = yield from source.until((self.quote, self.end), parts.append)
         text = "".join(parts)
         if found == self.quote and not _ends_with_key(text, arguments):
             return text
         if found is None and source.is_cut_off:
-            raise Malformed("the output ended inside of a string")
+            raise Malformed("the output ended inside a string")
         end = _end_of_value(text, arguments)
         source.put_back(text[end:] + (found if found is not None else ""))
         return text[:end]
 
     def _read_bare(self, source: Source, arguments: ArgumentsWriter) -> Parse[Any]:
-        """A value without quotes; commas that no known key follows are in it. Its second quote may be there."""
+        """Reads an unquoted value, including commas before unknown keys. A closing quote is optional."""
         parts: list[str] = []
         while (found := (yield from source.until((",", "}", self.quote, self.end), parts.append))) == ",":
             space = yield from source.word(_SPACES)
             key = yield from source.word(_KEY)
-            space_behind = yield from source.word(_SPACES)
+            space_after = yield from source.word(_SPACES)
             if arguments.expects(key) and (yield from source.peek()) == ":":
-                source.put_back(f",{space}{key}{space_behind}")
+                source.put_back(f",{space}{key}{space_after}")
                 return word_value("".join(parts), Dialect(self.quote))
-            parts.append(f",{space}{key}{space_behind}")
+            parts.append(f",{space}{key}{space_after}")
         if found is None and source.is_cut_off:
-            raise Malformed("the output ended inside of a value")
+            raise Malformed("the output ended inside a value")
         if found is not None and found != self.quote:
             source.put_back(found)
         return word_value("".join(parts), Dialect(self.quote))
 
 
 def _ends_with_key(text: str, arguments: ArgumentsWriter) -> bool:
-    return any(found.end() == len(text) and arguments.expects(found[1]) for found in _KEY_BEHIND.finditer(text))
+    return any(found.end() == len(text) and arguments.expects(found[1]) for found in _NEXT_KEY.finditer(text))
 
 
 def _end_of_value(text: str, arguments: ArgumentsWriter) -> int:
-    """Where a value ends that no quote ends: before the first key that may follow it, else before the last brace."""
-    keys = (found.start() for found in _KEY_BEHIND.finditer(text) if arguments.expects(found[1]))
+    """The end of a value without closing quote: before the next possible key, else before the last brace."""
+    keys = (found.start() for found in _NEXT_KEY.finditer(text) if arguments.expects(found[1]))
     bare = text.rstrip()
     return next(keys, len(bare) - bare.endswith("}"))
 
 
 class ToolCodeCalls:
-    """Gemma 3: Python in a block of code, or a bare list of calls to known tools."""
+    """Gemma 3: Python in a code block, or a plain list of calls to known tools."""
 
     begins = ("```tool_code", "[")
     unmarked = ("[",)

@@ -1,6 +1,6 @@
 """GLM 4: `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`.
 
-LongCat has a prefix in each tag.
+LongCat adds a prefix to each tag.
 """
 
 import re
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[-.:/\w]+")
 
 @dataclass(frozen=True, slots=True)
 class GlmCalls:
-    """`prefix` stands before the name of each tag."""
+    """`prefix` precedes the name of each tag."""
 
     prefix: str = ""
 
@@ -51,7 +51,7 @@ class GlmCalls:
         yield from source.skip_space()
         tag, key = (yield from source.accept(key_tag, end)), ""
         if tag is None and not (yield from source.is_complete()):
-            raise Malformed("neither a key nor the end of the call follows its name")
+            raise Malformed("expected a key or the end of the call after the name")
         tool = find_tool(name, tools)
         arguments = ArgumentsWriter(source, name, tool)
         while tag == key_tag:
@@ -65,9 +65,9 @@ class GlmCalls:
 
 
 def _skip_to_value(source: Source, key_end: str, value: str) -> Parse[None]:
-    """One of the two tags between a key and its value may be missing."""
+    """Reads the tags between a key and its value; one of the two may be missing."""
     yield from source.skip_space()
     closed = yield from source.accept(key_end)
     yield from source.skip_space()
     if (yield from source.accept(value)) is None and closed is None:
-        raise Malformed("no value follows a key")
+        raise Malformed("expected a value after a key")

@@ -1,4 +1,4 @@
-"""gpt-oss: an output is a row of messages, each with a channel and perhaps a recipient in its header (harmony).
+"""gpt-oss (harmony): an output is a sequence of messages with a channel and an optional recipient in each header.
 
 Reasoning is `<|channel|>analysis<|message|>...<|end|>`, and a call is
 `<|start|>assistant<|channel|>commentary to=functions.name <|constrain|>json<|message|>{...}<|call|>`.
@@ -20,12 +20,12 @@ _ANALYSIS = re.compile(r"<\|channel\|>\s*analysis")
 
 
 def parse_harmony(source: Source) -> Parse[None]:
-    """The prompt ends with `<|start|>assistant`, so the output begins inside of the first message's header."""
+    """The prompt ends with `<|start|>assistant`, so the output begins inside the first message header."""
     source.mark()
     begin = yield from source.accept(*_HEADER_BEGINS, " to=", "to=")
     while True:
         if begin is None:
-            begin = yield from source.until(_HEADER_BEGINS, source.says(Text), trim=True)
+            begin = yield from source.until(_HEADER_BEGINS, source.piece_sink(Text), trim=True)
         if begin is None:
             return
         try:
@@ -36,7 +36,7 @@ def parse_harmony(source: Source) -> Parse[None]:
 
 
 def _read_message(source: Source, begin: str) -> Parse[str | None]:
-    """Gives the beginning of the next header when the message has no end of its own, and None when it has."""
+    """Returns the beginning of the next header if the message has no end marker, else None."""
     header = begin if begin == MESSAGE else begin + (yield from source.text_until(MESSAGE))
     if recipient := _RECIPIENT.search(header):
         yield from _read_call(source, recipient[1])
@@ -44,7 +44,7 @@ def _read_message(source: Source, begin: str) -> Parse[str | None]:
     source.forget()
     source.in_reasoning = _ANALYSIS.search(header) is not None
     kind = Reasoning if source.in_reasoning else Text
-    end = yield from source.until((*ENDS, START, CHANNEL), source.says(kind))
+    end = yield from source.until((*ENDS, START, CHANNEL), source.piece_sink(kind))
     source.in_reasoning = False
     source.mark()
     return end if end in _HEADER_BEGINS else None
@@ -53,7 +53,7 @@ def _read_message(source: Source, begin: str) -> Parse[str | None]:
 def _read_call(source: Source, name: str) -> Parse[None]:
     yield from source.skip_space()
     if (yield from source.peek()) not in ("{", "<", ""):
-        raise Malformed("the arguments are no object")
+        raise Malformed("the arguments are not an object")
     source.emit(ToolCallStart(name))
     if (yield from source.peek()) == "{":
         yield from copy_arguments(source, lambda text: source.emit(ToolCallArguments(text)))

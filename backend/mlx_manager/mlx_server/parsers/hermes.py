@@ -1,4 +1,4 @@
-"""Qwen 2.5 and 3, Hermes and their kin: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
+"""Qwen 2.5 and 3, Hermes and similar models: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
 
 from mlx_manager.mlx_server.parsers.json_call import read_call_in_tags
 from mlx_manager.mlx_server.parsers.output import Tools

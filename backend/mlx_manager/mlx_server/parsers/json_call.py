@@ -1,6 +1,6 @@
-"""A call as a JSON object, `{"name": ..., "arguments": {...}}`: its arguments are passed on as they come.
+"""A call as a JSON object, `{"name": ..., "arguments": {...}}`. Streams the arguments.
 
-Read as well: `parameters` for `arguments`, arguments as a string that holds JSON, the call inside of `function`.
+Also accepts `parameters` for `arguments`, arguments as a JSON string, and a call nested in `function`.
 """
 
 import json
@@ -14,33 +14,33 @@ from mlx_manager.mlx_server.parsers.source import Malformed, Parse, Sink, Source
 
 ARGUMENT_KEYS = ("arguments", "parameters")
 _DETAILS = ("id", "type", "index")
-_REMAINS = re.compile(r"[\s,;}\]]+")
-"""What models write too much of behind a call, or between two."""
+_EXTRA_CHARACTERS = re.compile(r"[\s,;}\]]+")
+"""Extra characters that models write after a call or between calls."""
 KEYS_OF_AN_UNMARKED_CALL = ("name", "type", *ARGUMENT_KEYS)
 
 
 @dataclass(slots=True)
 class _Call:
-    """`arguments` are those that came before the name; `known` are the names that a call without a marker may have.
+    """`arguments`: set if they precede the name. `known`: the names that a call without a marker may have.
 
-    With `strays` it has members of other names.
+    `has_unknown_members`: whether the call has unknown members.
     """
 
     known: Collection[str] | None
     name: str | None = None
     arguments: str | None = None
     sent: bool = False
-    strays: bool = False
+    has_unknown_members: bool = False
 
 
 def read_call(source: Source, known: Collection[str] | None = None) -> Parse[None]:
-    """Reads a call, its "{" consumed. With `known`, nothing tells a call from an answer in JSON but these names."""
+    """Reads a call after its "{". With `known`, only these names distinguish a call from a JSON answer."""
     call = _Call(known)
     yield from _read_members(source, call)
     if call.name is None or (known is not None and not call.sent):
-        raise Malformed("the call has no name, or no arguments")
-    if call.strays and not call.sent and call.arguments is None:
-        raise Malformed("the call's arguments are not in a member of their own")
+        raise Malformed("the call has no name or no arguments")
+    if call.has_unknown_members and not call.sent and call.arguments is None:
+        raise Malformed("the call has arguments as direct members")
     if not call.sent:
         source.emit(ToolCallStart(call.name))
         source.emit(ToolCallArguments(call.arguments if call.arguments is not None else "{}"))
@@ -48,8 +48,8 @@ def read_call(source: Source, known: Collection[str] | None = None) -> Parse[Non
 
 
 def read_call_in_tags(source: Source, end: str) -> Parse[None]:
-    """Reads a call, or several, or a list of them, up to the tag `end`, which may be missing. A code fence may be
-    around them. The calls before a broken one stand.
+    """Reads calls or lists of calls up to the optional tag `end`, with or without a code fence. Keeps the calls
+    before a malformed one.
     """
     fence = yield from source.accept("```json", "```")
     yield from source.skip_space()
@@ -59,7 +59,7 @@ def read_call_in_tags(source: Source, end: str) -> Parse[None]:
         else:
             yield from read_call(source)
         source.mark()
-        yield from source.run(_REMAINS, lambda text: None)
+        yield from source.run(_EXTRA_CHARACTERS, lambda text: None)
         if (yield from source.peek()) not in ("{", "["):
             break
     if fence is not None:
@@ -69,7 +69,7 @@ def read_call_in_tags(source: Source, end: str) -> Parse[None]:
 
 
 def read_calls(source: Source) -> Parse[None]:
-    """Reads calls in a JSON array, its "[" consumed. Those before a broken one stand."""
+    """Reads calls in a JSON array after its "[". Keeps the calls before a malformed one."""
     yield from source.skip_space()
     if (yield from source.accept("]")):
         raise Malformed("the list of calls is empty")
@@ -86,7 +86,7 @@ def read_calls(source: Source) -> Parse[None]:
 
 
 def copy_arguments(source: Source, sink: Sink) -> Parse[None]:
-    """Passes on the arguments as a JSON object, be they one, a string that holds one, or null."""
+    """Writes the arguments as a JSON object, from an object, a string with an object, or null."""
     match (yield from source.peek()):
         case "{":
             yield from copy_value(source, sink)
@@ -104,7 +104,7 @@ def _read_members(source: Source, call: _Call) -> Parse[None]:
     while True:
         yield from source.skip_space()
         if call.known is None and (yield from source.accept("}")):
-            return  # behind a comma
+            return  # after a comma
         key = yield from _read_key(source, call)
         yield from source.skip_space()
         yield from source.expect(":")
@@ -112,7 +112,7 @@ def _read_members(source: Source, call: _Call) -> Parse[None]:
         yield from _read_member(source, call, key)
         yield from source.skip_space()
         if call.sent and (yield from source.peek()) in ("", "<", "`"):
-            return  # the arguments are whole; small models forget the last brace
+            return  # the arguments are complete; small models omit the last brace
         if (yield from source.expect(",", "}")) == "}":
             return
 
@@ -131,7 +131,7 @@ def _read_member(source: Source, call: _Call, key: str) -> Parse[None]:
     elif key in ("name", "function"):
         yield from _read_name(source, call)
     else:
-        call.strays |= key not in _DETAILS
+        call.has_unknown_members |= key not in _DETAILS
         yield from copy_value(source, lambda text: None)
 
 
@@ -150,21 +150,21 @@ def _read_arguments(source: Source, call: _Call) -> Parse[None]:
     if call.sent or call.arguments is not None:
         raise Malformed("the call has arguments twice")
     if call.name is None and call.known is not None:
-        raise Malformed("the arguments come before the name")
+        raise Malformed("the arguments precede the name")
     if call.name is None:
         parts: list[str] = []
         yield from copy_arguments(source, parts.append)
         call.arguments = "".join(parts)
         return
     if (yield from source.peek()) not in ("{", '"', "'", "n", "N"):
-        raise Malformed("the arguments are no object")
+        raise Malformed("the arguments are not an object")
     source.emit(ToolCallStart(call.name))
     yield from copy_arguments(source, lambda text: source.emit(ToolCallArguments(text)))
     call.sent = True
 
 
 def _object_in(text: str) -> str:
-    """`text`, when it is an object in JSON."""
+    """`text`, checked to be a JSON object. Raises Malformed."""
     check = Source()
     check.feed(text.strip())
     check.ended = True
@@ -176,7 +176,7 @@ def _object_in(text: str) -> str:
 
 def _whole_object(source: Source, sink: Sink) -> Parse[None]:
     if (yield from source.peek()) != "{":
-        raise Malformed("the arguments are a string that holds no object")
+        raise Malformed("the arguments are a string without an object")
     yield from copy_value(source, sink)
     if (yield from source.available()):
-        raise Malformed("the arguments are a string that holds more than an object")
+        raise Malformed("the arguments are a string with text after the object")

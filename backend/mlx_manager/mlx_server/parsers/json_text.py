@@ -1,7 +1,7 @@
-"""JSON, checked as it comes and passed on at once as strict JSON.
+"""Checks JSON incrementally and writes it as strict JSON without delay.
 
-What models write in its place is read where its meaning is not in doubt: control characters in strings, single quotes,
-keys without quotes, Python's constants, and a comma behind the last item.
+Accepts unambiguous deviations of models: control characters in strings, single quotes, unquoted keys, Python's
+constants, and a trailing comma.
 """
 
 import json
@@ -22,7 +22,7 @@ _SPACES = re.compile(r"[ \t\r\n]+")
 
 
 def copy_value(source: Source, sink: Sink, depth: int = 0) -> Parse[None]:
-    """Passes on one JSON value, as far as it is certain. Raises Malformed at the first character that is wrong."""
+    """Writes one JSON value as its text arrives. Raises Malformed at the first invalid character."""
     if depth > MAX_DEPTH:
         raise Malformed(f"JSON is nested deeper than {MAX_DEPTH} levels")
     match (yield from source.peek()):
@@ -55,7 +55,7 @@ def copy_string(source: Source, sink: Sink) -> Parse[None]:
         elif character:
             sink(json.dumps(source.take(1))[1:-1])
         else:
-            raise Malformed("the output ended inside of a JSON string")
+            raise Malformed("the output ended inside a JSON string")
 
 
 def read_string(source: Source) -> Parse[str]:
@@ -65,7 +65,7 @@ def read_string(source: Source) -> Parse[str]:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Malformed("a JSON string has half a surrogate pair") from None
+        raise Malformed("a JSON string has a lone surrogate") from None
     return text
 
 
@@ -108,6 +108,6 @@ def _escape(source: Source) -> Parse[str]:
     if escape == "\\u":
         for _ in range(4):
             if not _HEX.match((yield from source.peek())):
-                raise Malformed("a JSON string has a broken \\u escape")
+                raise Malformed("a JSON string has an invalid \\u escape")
             escape += source.take(1)
     return escape

@@ -1,7 +1,7 @@
 """Llama 3 and 4: `{"name": ..., "parameters": {...}}`, several separated by ";", or `[name(key=value), ...]`.
 
-A token may announce them, and often does not: then only the name of a known tool tells a call from other text. So it is
-in a code fence.
+A special token before the calls is optional. Without it, and in a code fence, only the name of a known tool
+distinguishes a call from other text.
 """
 
 from mlx_manager.mlx_server.parsers.json_call import read_call

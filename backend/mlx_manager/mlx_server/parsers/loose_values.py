@@ -1,4 +1,4 @@
-"""Values as Python or Gemma write them in a call. Read as they come, and given whole."""
+"""Reads values in the syntax of Python or Gemma incrementally, and returns them complete."""
 
 import math
 import re
@@ -23,7 +23,7 @@ _CLOSING = {"[": "]", "(": ")"}
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """`quote` is what raw strings stand between, beside Python's quotes, and then bare words are strings too."""
+    """`quote`: an extra delimiter of raw strings. If it is set, unquoted words are strings too."""
 
     quote: str | None = None
 
@@ -45,7 +45,7 @@ def read_value(source: Source, dialect: Dialect, depth: int = 0) -> Parse[Any]:
 
 
 def read_items(source: Source, close: str, read_item: Callable[[], Parse[Any]]) -> Parse[list[Any]]:
-    """The items up to `close`, separated by commas, one of which may stand behind the last."""
+    """Reads items up to `close`, separated by commas; a trailing comma is accepted."""
     items: list[Any] = []
     while True:
         yield from source.skip_space()
@@ -62,14 +62,14 @@ def _read_pair(source: Source, dialect: Dialect, depth: int) -> Parse[tuple[str,
     if key is None and dialect.quote is not None:
         key = yield from source.word(_KEY)
     if key is None:
-        raise Malformed("a key is no string")
+        raise Malformed("a key is not a string")
     yield from source.skip_space()
     yield from source.expect(":")
     return key, (yield from read_value(source, dialect, depth))
 
 
 def read_string(source: Source, dialect: Dialect) -> Parse[str | None]:
-    """None when no string comes next."""
+    """Reads a string; None if the next text is not a string."""
     if dialect.quote is not None and (yield from source.accept(dialect.quote)):
         return (yield from source.text_until(dialect.quote))
     quote = yield from source.accept("'''", '"""', "'", '"')
@@ -79,20 +79,20 @@ def read_string(source: Source, dialect: Dialect) -> Parse[str | None]:
     while (found := (yield from source.until((quote, "\\"), parts.append))) == "\\":
         parts.append((yield from _read_escape(source)))
     if found is None:
-        raise Malformed("the output ended inside of a string")
+        raise Malformed("the output ended inside a string")
     return _with_surrogates_paired("".join(parts))
 
 
 def _read_escape(source: Source) -> Parse[str]:
     if not (yield from source.available()):
-        raise Malformed("the output ended inside of a string")
+        raise Malformed("the output ended inside a string")
     mark = source.take(1)
     if mark not in _HEX_DIGITS:
         return _ESCAPES.get(mark, "\\" + mark)
     digits = ""
     for _ in range(_HEX_DIGITS[mark]):
         if not _IS_HEX.match((yield from source.peek())):
-            raise Malformed(f"a string has a broken \\{mark} escape")
+            raise Malformed(f"a string has an invalid \\{mark} escape")
         digits += source.take(1)
     if int(digits, 16) > 0x10FFFF:
         raise Malformed("a string has an escape beyond Unicode")
@@ -103,7 +103,7 @@ def _with_surrogates_paired(text: str) -> str:
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise Malformed("a string has half a surrogate pair") from None
+        raise Malformed("a string has a lone surrogate") from None
 
 
 def _read_word(source: Source, dialect: Dialect) -> Parse[Any]:

@@ -1,4 +1,4 @@
-"""Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, and since 2025 `[TOOL_CALLS]name[ARGS]{...}`."""
+"""Mistral: `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or since 2025 `[TOOL_CALLS]name[ARGS]{...}`."""
 
 import re
 
@@ -33,7 +33,7 @@ def _read_named(source: Source) -> Parse[None]:
     yield from source.accept("[ARGS]")
     yield from source.skip_space()
     if not name or (yield from source.peek()) != "{":
-        raise Malformed("the call has no name, or no arguments")
+        raise Malformed("the call has no name or no arguments")
     source.emit(ToolCallStart(name))
     yield from copy_arguments(source, lambda text: source.emit(ToolCallArguments(text)))
     source.emit(ToolCallEnd())

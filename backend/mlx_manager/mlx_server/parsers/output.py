@@ -1,4 +1,4 @@
-"""A model's output, parsed as it comes: first the reasoning, then text and calls. Formats plug in as `CallFormat`s."""
+"""Parses a model's output incrementally: first reasoning, then text and calls. `CallFormat` reads the calls."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,35 +11,35 @@ Tools = tuple[Tool, ...]
 
 
 class CallFormat(Protocol):
-    """How a family writes calls."""
+    """The call format of a model family."""
 
     @property
     def begins(self) -> tuple[str, ...]:
-        """What a call, or a row of calls, may begin with."""
+        """Texts that begin a call or a sequence of calls."""
         ...
 
     @property
     def unmarked(self) -> tuple[str, ...]:
-        """Those of `begins` that are ordinary text more often than not: when no call follows, nothing was broken."""
+        """The `begins` that are usually ordinary text: without a call after them, no call counts as broken."""
         ...
 
     @property
     def separators(self) -> tuple[str, ...]:
-        """What may stand between two calls, beside whitespace, and is no text."""
+        """Separators between two calls, in addition to whitespace. They are not text."""
         ...
 
     def read(self, source: Source, begin: str, tools: Tools) -> Parse[None]:
-        """Emits the calls behind `begin`, which is consumed. Raises Malformed where they are none."""
+        """Emits the calls after the consumed `begin`. Raises Malformed if there is no valid call."""
         ...
 
 
 Formats = Mapping[str, CallFormat]
-"""By what their calls begin with."""
+"""Keyed by the beginning of their calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """What reasoning stands between. Where a marker is longer than its special token, `tokens` has that one."""
+    """The markers around reasoning. `tokens`: the special tokens inside markers that are longer than one token."""
 
     start: str
     end: str
@@ -51,9 +51,9 @@ class ReasoningMarkers:
 
 
 class OutputParser:
-    """`feed(text) -> pieces`, `flush() -> pieces` at the output's end. How the text is cut makes no difference.
+    """`feed(text) -> pieces`, `flush() -> pieces` at the end. The result does not depend on how the text is split.
 
-    Text is held back only as far as a marker, or whitespace before one, may have begun.
+    Holds back only text that may be the beginning of a marker, or whitespace before a marker.
     """
 
     def __init__(
@@ -64,24 +64,24 @@ class OutputParser:
 
     @property
     def in_reasoning(self) -> bool:
-        """Whether what has been read ends inside of reasoning."""
+        """Whether the text read so far ends inside reasoning."""
         return self._source.in_reasoning
 
     @property
     def text_spans(self) -> list[tuple[int, int]]:
-        """Where in the output, in characters, the text stands that was given as `Text` so far.
+        """The character spans of the output that were returned as `Text` so far.
 
-        No text will stand before the last span's beginning; it may be empty, to say so.
+        No later text precedes the beginning of the last span, which may be empty.
         """
         return self._source.text_spans
 
     @property
     def broken_calls(self) -> int:
-        """Calls that did not parse; their text was sent as text."""
+        """Number of malformed calls, which were returned as text."""
         return self._source.broken_calls
 
     def pass_on(self, text: str) -> Text | Reasoning | None:
-        """The one piece that `feed` would give, at once, where that is sure to be the text; else None."""
+        """A fast `feed` for text without a possible marker: its single piece, else None."""
         return self._source.pass_on(text)
 
     def feed(self, text: str) -> list[Piece]:
@@ -93,7 +93,7 @@ class OutputParser:
         return self._source.drain()
 
     def flush(self, *, is_cut_off: bool = False) -> list[Piece]:
-        """`is_cut_off` when it was not the model that ended the output: it may have left a call's last marks out."""
+        """`is_cut_off`: the output ended before the model finished, so a last call without end marker is incomplete."""
         self._source.ended = True
         self._source.is_cut_off = is_cut_off
         for _ in self._parsing:
@@ -110,13 +110,13 @@ def parse_output(
     if formats:
         yield from _parse_content(source, formats, tools)
     else:
-        yield from source.rest(source.says(Text))
+        yield from source.rest(source.piece_sink(Text))
 
 
 def _parse_reasoning(
     source: Source, markers: ReasoningMarkers, opened: bool, formats: Formats, tools: Tools
 ) -> Parse[None]:
-    """A model whose reasoning was closed for it may begin again: all blocks before the answer are reasoning."""
+    """Reads all reasoning blocks before the answer: a model may reopen reasoning that the server closed."""
     source.mark()
     yield from source.skip_space()
     while (yield from source.accept(markers.start)) or opened:
@@ -124,32 +124,32 @@ def _parse_reasoning(
         source.forget()
         source.in_reasoning = True
         yield from source.skip_space()
-        yield from _read_thoughts(source, markers, formats, tools)
+        yield from _read_reasoning(source, markers, formats, tools)
         source.in_reasoning = False
         source.forget()
         yield from source.skip_space()
     source.give_back(Malformed("the output does not begin with reasoning"), looked_like_a_call=False)
 
 
-def _read_thoughts(source: Source, markers: ReasoningMarkers, formats: Formats, tools: Tools) -> Parse[None]:
-    """Calls at the end of thoughts behind which the output ends are calls; all others are thoughts."""
+def _read_reasoning(source: Source, markers: ReasoningMarkers, formats: Formats, tools: Tools) -> Parse[None]:
+    """Reads reasoning. Calls inside reasoning are reasoning, unless the output ends after them."""
     begins = tuple(begin for begin, call in formats.items() if begin not in call.unmarked)
-    think = source.says(Reasoning)
+    sink = source.piece_sink(Reasoning)
     while True:
-        found = yield from source.until((markers.end, *begins), think, trim=True)
+        found = yield from source.until((markers.end, *begins), sink, trim=True)
         if found is None or found == markers.end:
             return
         source.hold()
         if (yield from _ends_with_calls(source, found, markers, formats, tools)):
             source.release()
             return
-        think(source.discard())
+        sink(source.discard())
 
 
 def _ends_with_calls(
     source: Source, begin: str, markers: ReasoningMarkers, formats: Formats, tools: Tools
 ) -> Parse[bool]:
-    """Whether the output is calls from `begin` to its end; reads no further than where it is not."""
+    """Whether only calls follow up to the end of the output. Stops reading at the first other text."""
     marked = tuple(begin for begin, call in formats.items() if begin not in call.unmarked)
     following: str | None = begin
     while following is not None:
@@ -169,7 +169,7 @@ def _ends_with_calls(
 
 def _parse_content(source: Source, formats: Formats, tools: Tools) -> Parse[None]:
     begins = tuple(formats)
-    while (begin := (yield from source.until(begins, source.says(Text), trim=True))) is not None:
+    while (begin := (yield from source.until(begins, source.piece_sink(Text), trim=True))) is not None:
         call = formats[begin]
         try:
             yield from call.read(source, begin, tools)
@@ -180,7 +180,7 @@ def _parse_content(source: Source, formats: Formats, tools: Tools) -> Parse[None
 
 
 def _skip_separator(source: Source, call: CallFormat) -> Parse[None]:
-    """Whitespace behind a call goes, and so does a separator when another call may follow it."""
+    """Drops whitespace after a call, and a separator if another call may follow."""
     source.forget()
     yield from source.skip_space()
     source.mark()

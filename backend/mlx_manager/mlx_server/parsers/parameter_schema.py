@@ -1,4 +1,4 @@
-"""What a tool's schema says of each parameter, for formats in which parameters stand one by one."""
+"""Reads the schema of each parameter of a tool, for formats that write parameters separately."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _SCALARS = {"string", "null", "boolean", "integer", "number"}
 
 @dataclass(frozen=True, slots=True)
 class ParameterKind:
-    """`is_string` when the value is written as text: one of `choices` if there are any, of a `length` within bounds.
+    """`is_string`: the value is text, one of `choices` if not empty, with a `length` within bounds.
 
-    `schema` stands by itself; `is_nested` when the value may be a list or an object. `beyond` are the keywords that a
-    text cannot be held to.
+    `schema` is self-contained. `is_nested`: the value may be a list or an object. `beyond`: keywords that cannot be
+    enforced for text.
     """
 
     schema: JsonSchema
@@ -32,23 +32,23 @@ class ParameterKind:
 
 
 def keywords_beyond_parameters(tool: Tool) -> list[str]:
-    """Keywords at the top level that parameters which stand one by one cannot be held to.
+    """Top-level keywords that cannot be enforced if parameters are written separately.
 
-    Raises UnsupportedToolSchema where the parameters are not all listed there.
+    Raises UnsupportedToolSchema if the top level does not list all parameters.
     """
     beyond = [key for key in tool.parameters if not _is_known(key, _ROOT_KEYWORDS)]
     for keyword in ("$ref", "allOf"):
         if keyword in beyond:
             raise UnsupportedToolSchema(
-                f"This model cannot be made to call {tool.name!r}: its parameters have {keyword!r} at the top level. "
-                "List them in 'properties', or leave tool_choice at 'auto'.",
+                f"The call format of this model cannot enforce a call of {tool.name!r}, because its parameters have "
+                f"{keyword!r} at the top level. Use 'properties' instead, or set tool_choice to 'auto'.",
                 param="tools",
             )
     return beyond
 
 
 def tool_parameters(tool: Tool) -> dict[str, bool]:
-    """The tool's parameters in their order, and whether each is required."""
+    """The tool's parameters in order, and whether each is required."""
     properties = tool.parameters.get("properties", {})
     required = tool.parameters.get("required", [])
     return {key: key in required for key in [*properties, *(key for key in required if key not in properties)]}

@@ -1,4 +1,4 @@
-"""What a model's output consists of, and the tools that it may call. Knows no format and no request."""
+"""The pieces of a parsed model output, and the tools that it may call. Knows no output format and no request."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -17,8 +17,8 @@ JsonSchema = Mapping[str, Any]
 class Tool:
     """A function that the model may call; `parameters` is the JSON schema of its arguments.
 
-    A `strict` one is refused where a keyword of its schema cannot be enforced. A `custom` one takes text, which may be
-    written as it is.
+    `strict`: refuse the tool if a keyword of its schema cannot be enforced. `custom`: the tool takes text, which may be
+    written raw.
     """
 
     name: str
@@ -29,14 +29,14 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolGrammar:
-    """llguidance's Lark for calls of tools, and a sentence for each keyword of their schemas that it leaves out."""
+    """llguidance Lark for calls of tools, and a sentence for each schema keyword that is not enforced."""
 
     lark: str
     unenforced: tuple[str, ...] = ()
 
 
 def known_name(name: str, names: Collection[str]) -> str:
-    """The one of `names` that a model means, which may have written a namespace before it; else `name`."""
+    """The entry of `names` that equals `name` without a namespace prefix; else `name`."""
     last_part = re.split(r"[.:/]", name)[-1]
     return last_part if name not in names and last_part in names else name
 
@@ -47,7 +47,7 @@ def find_tool(name: str, tools: Iterable[Tool]) -> Tool | None:
 
 
 class _Piece(msgspec.Struct, frozen=True):
-    """Structs for speed, as events are."""
+    """A msgspec Struct for speed, like events."""
 
 
 class Text(_Piece, frozen=True):
@@ -63,7 +63,7 @@ class ToolCallStart(_Piece, frozen=True):
 
 
 class ToolCallArguments(_Piece, frozen=True):
-    """A piece of the open call's arguments: all pieces together are one valid JSON object, once the call has ended."""
+    """A part of the open call's arguments. At the end of the call, all parts form one valid JSON object."""
 
     text: str
 
@@ -73,18 +73,18 @@ class ToolCallEnd(_Piece, frozen=True):
 
 
 class ToolCallBroken(_Piece, frozen=True):
-    """The open call did not parse on, and its arguments are no JSON; all of its text comes next, as `Text`."""
+    """The open call is malformed and its arguments are not valid JSON. Its whole text follows as `Text`."""
 
 
 Piece = Text | Reasoning | ToolCallStart | ToolCallArguments | ToolCallEnd | ToolCallBroken
 
 
 class UnsupportedToolSchema(InvalidRequest):
-    """The model's way to write calls cannot be held to this schema; the message says what in it is at fault."""
+    """The call format of the model cannot enforce this schema; the message names the cause."""
 
 
 def joined(pieces: list[Piece]) -> list[Piece]:
-    """The same pieces, each run of text, reasoning or arguments as one."""
+    """Joins adjacent pieces of text, reasoning or arguments."""
     if len(pieces) < 2:
         return pieces
     return [piece for kind, run in groupby(pieces, type) for piece in _join(kind, list(run))]

@@ -1,4 +1,4 @@
-"""Calls as Python writes them: `[name(key=value), ...]`. Llama 4, LFM2 and Gemma 3 with the prompts they are given."""
+"""Calls in Python syntax: `[name(key=value), ...]`. For Llama 4, LFM2 and Gemma 3."""
 
 import re
 
@@ -11,11 +11,11 @@ _NAME = re.compile(r"[-.:/\w]+")
 _KEY = re.compile(r"[-.\w]+")
 
 NameChoice = tuple[str, ...] | None
-"""The names that a call may have; None where a marker announced it, and any name is one."""
+"""The valid names of calls; None (any name) after a marker."""
 
 
 def read_call_list(source: Source, names: NameChoice) -> Parse[None]:
-    """Reads calls in a list, its "[" consumed. Those before a broken one stand."""
+    """Reads calls in a list after its "[". Keeps the calls before a malformed one."""
     while True:
         yield from source.skip_space()
         yield from read_python_call(source, names)
@@ -43,7 +43,7 @@ def _read_argument(source: Source, arguments: ArgumentsWriter) -> Parse[None]:
 
 
 class BracketedPythonicCalls:
-    """Between markers of their own, as LFM2 writes them."""
+    """Calls between markers, as LFM2 writes them."""
 
     begins = ("<|tool_call_start|>",)
     unmarked: tuple[str, ...] = ()

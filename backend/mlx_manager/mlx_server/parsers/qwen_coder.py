@@ -1,7 +1,7 @@
-"""Calls as functions between tags, their parameters between tags too.
+"""Calls with a tag for the function and a tag for each parameter.
 
 Qwen3-Coder and later Qwens: `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`.
-MiniMax, Muse Spark, MiniCPM 5 and DeepSeek V3.2 have other tags, and names in quotes.
+MiniMax, Muse Spark, MiniCPM 5 and DeepSeek V3.2 use other tags and quoted names.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,7 @@ _CDATA, _CDATA_END = "<![CDATA[", "]]>"
 
 @dataclass(frozen=True, slots=True)
 class FunctionCalls:
-    """`call` is around one function or several, and may be "". Models often forget it, so a call may begin with
-    either.
-    """
+    """`call`: the tag around one or more functions, or "". Models often omit it, so calls may begin with either tag."""
 
     function: str
     function_end: str
@@ -64,7 +62,7 @@ class FunctionCalls:
         yield from source.skip_space()
         tag, key = (yield from source.accept(self.parameter, *ends)), ""
         if tag is None and not (yield from source.is_complete()):
-            raise Malformed("neither a parameter nor the end of the call follows its name")
+            raise Malformed("expected a parameter or the end of the call after the name")
         while tag == self.parameter:
             key = key if key else (yield from read_key(source))
             yield from source.accept(">")

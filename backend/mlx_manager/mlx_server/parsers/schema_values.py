@@ -1,4 +1,4 @@
-"""Values of formats that have no types, as the tool's schema says: "5" is 5 where a number is expected."""
+"""Converts values of untyped formats by the tool's schema: "5" becomes 5 if a number is expected."""
 
 import json
 import re
@@ -15,7 +15,7 @@ _NOTHING = object()
 
 
 def typed_value(text: str, tool: Tool | None, key: str) -> Any:
-    """What `text` means as the argument `key`; the text itself where a string is wanted, or it is nothing else."""
+    """The value of the argument `key`; the text itself if a string is expected or no other type fits."""
     types = set(schema_types(argument_schema(tool, key), tool.parameters if tool is not None else {}))
     for kind in _READERS if not types else [kind for kind in _READERS if kind in types]:
         if (value := _READERS[kind](text.strip())) is not _NOTHING:
@@ -30,7 +30,7 @@ def argument_schema(tool: Tool | None, key: str) -> JsonSchema:
 
 
 def resolve(schema: JsonSchema, root: JsonSchema) -> JsonSchema:
-    """`schema`, or what its `$ref` points at in `root`; {} where that is nowhere."""
+    """`schema`, or the target of its `$ref` in `root`; {} if the target does not exist."""
     seen: set[str] = set()
     while isinstance(ref := schema.get("$ref"), str) and ref not in seen:
         seen.add(ref)
@@ -81,7 +81,7 @@ def _json(text: str) -> Any:
 
 
 def _json_or_python(text: str) -> Any:
-    """Models also write such a value as Python prints it, for some templates show them such."""
+    """Also reads Python syntax, which some templates show and models then write."""
     value = _json(text)
     if value is not _NOTHING:
         return value
@@ -102,12 +102,12 @@ def _whole_value(source: Source) -> Parse[Any]:
 
 
 def _run(parse: Parse[Any]) -> Any:
-    """The result of a parse whose source has ended, so that it never waits."""
+    """Runs a parse whose source has ended, and returns its result."""
     try:
         next(parse)
     except StopIteration as done:
         return done.value
-    raise AssertionError("a parse waited for text behind the end")
+    raise AssertionError("a parse waited for text after the end")
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -118,7 +118,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "object": _container("{"),
     "array": _container("["),
 }
-"""Types other than string, each with what reads it; in this order where several are allowed."""
+"""Readers of the types other than string. If several types are allowed, this order applies."""
 
 _TYPE_NAMES: dict[type, str] = {
     str: "string",

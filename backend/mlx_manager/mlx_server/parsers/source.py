@@ -1,7 +1,7 @@
-"""The text of an output as it comes, for parsers that are written as if all of it were there.
+"""The incoming text of an output, for parsers that are written as if it were complete.
 
-A parser is a generator: it yields where it has to wait for text, and goes on when there is some. What it reads depends
-on the text alone, never on how it was cut, for each step waits until the text decides it.
+A parser is a generator that yields while it waits for text. Each step waits until the text determines its result, so
+the result does not depend on how the text is split.
 """
 
 import logging
@@ -32,11 +32,11 @@ SPACE = " \t\r\n"
 
 
 class Malformed(Exception):
-    """The text is no tool call of its format. The message says why, and holds none of the text."""
+    """The text is not a valid tool call of the format. The message has the reason, without any of the text."""
 
 
 def possible_beginning(text: str, markers: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` that one of the markers begins with and is longer than."""
+    """Length of the longest suffix of `text` that is a proper prefix of a marker."""
     longest = min(len(text), max(map(len, markers), default=1) - 1)
     return next((n for n in range(longest, 0, -1) if any(marker.startswith(text[-n:]) for marker in markers)), 0)
 
@@ -49,7 +49,7 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
-class _Saying:
+class _PieceSink:
     source: "Source"
     kind: type[Text] | type[Reasoning]
 
@@ -58,16 +58,16 @@ class _Saying:
 
 
 class Source:
-    """Unread text, the pieces made of what was read, and the raw text of a call so that it can be given back.
+    """The unread text, the pieces made of the read text, and the raw text of a call, which `give_back` can restore.
 
-    `is_cut_off` says of an output that has ended that the model would have gone on.
+    `is_cut_off`: the output ended before the model finished.
 
-    `text_spans` are the stretches of the output, in characters, that were sent as text. The last may be an empty one,
-    before which nothing will be text any more.
+    `text_spans`: the spans of the output, in characters, that were sent as text. No later text precedes the last
+    span, which may be empty.
     """
 
     def __init__(self, in_reasoning: bool = False, names: Collection[str] = ()) -> None:
-        """`names` are those of the tools."""
+        """`names`: the names of the tools."""
         self.ended = False
         self.is_cut_off = False
         self.broken_calls = 0
@@ -82,7 +82,7 @@ class Source:
         self._pieces: list[Piece] = []
         self._call_is_open = False
         self._passing: tuple[type[Text] | type[Reasoning], Callable[[str], object]] | None = None
-        """While the parser waits for a marker: what text before it is, and which text is surely before it."""
+        """Set while the parser waits for a marker: the piece type of the text before it, and a test for such text."""
 
     def feed(self, text: str) -> None:
         self._passing = None
@@ -90,7 +90,7 @@ class Source:
         self._at = 0
 
     def pass_on(self, text: str) -> Text | Reasoning | None:
-        """The piece that the text is by itself, where nothing can begin in it that the parser waits for: no `feed`."""
+        """The piece for the text if no awaited marker can begin in it; the caller then skips `feed`. Else None."""
         if self._passing is None or self._at < len(self._unread) or self._raw is not None:
             return None
         kind, is_plain = self._passing
@@ -101,9 +101,9 @@ class Source:
         self._add_span(begin if kind is Text else self._taken)
         return kind(text)
 
-    def says(self, kind: type[Text] | type[Reasoning]) -> Sink:
-        """Emits text as pieces of that kind."""
-        return _Saying(self, kind)
+    def piece_sink(self, kind: type[Text] | type[Reasoning]) -> Sink:
+        """A sink that emits text as pieces of that kind."""
+        return _PieceSink(self, kind)
 
     def drain(self) -> list[Piece]:
         pieces, self._pieces = joined(self._pieces), []
@@ -126,7 +126,7 @@ class Source:
             self._call_is_open = False
 
     def mark(self) -> None:
-        """From here on text is kept, until `forget`, so that `give_back` can send it."""
+        """Records text from here until `forget`, so that `give_back` can send it."""
         self._raw = []
 
     def marked(self) -> str:
@@ -138,10 +138,10 @@ class Source:
         self._add_span(self._taken)
 
     def give_back(self, reason: Malformed, *, looked_like_a_call: bool) -> None:
-        """Sends the text since `mark` as text. It is a broken call when it was announced, or had a call's marker."""
+        """Sends the text since `mark` as text. Counts a broken call if a call was open or had a marker."""
         if self._call_is_open or looked_like_a_call:
             self.broken_calls += 1
-            logger.warning("A tool call did not parse and is sent as text: %s", reason)
+            logger.warning("Malformed tool call is sent as text: %s", reason)
         if self._call_is_open:
             self.emit(ToolCallBroken())
         if raw := self.marked():
@@ -149,23 +149,23 @@ class Source:
         self._raw = None
 
     def hold(self) -> None:
-        """From here on pieces are held, with the text since `mark`, until `release` or `discard`."""
+        """Holds pieces, and the text since `mark`, until `release` or `discard`."""
         self._held = _Held(self.marked())
 
     def settle(self) -> None:
-        """What is held stays one text, also when it is discarded."""
+        """Makes the held text permanent: `discard` will not put it back."""
         if self._held is not None:
             self._held.settled += "".join(self._held.unsettled)
             self._held.unsettled.clear()
 
     def release(self) -> None:
-        """Sends what was held."""
+        """Sends the held pieces."""
         held, self._held = self._held, None
         for piece in held.pieces if held is not None else ():
             self.emit(piece)
 
     def discard(self) -> str:
-        """Forgets the pieces that were held, and gives the settled text; what came behind it comes next once more."""
+        """Drops the held pieces, puts the unsettled text back, and returns the settled text."""
         held = self._held
         assert held is not None
         self.put_back("".join(held.unsettled))
@@ -181,7 +181,7 @@ class Source:
         return text
 
     def put_back(self, text: str) -> None:
-        """`text`, which was taken last, comes next once more."""
+        """Makes `text`, which was taken last, unread again."""
         self._unread = text + self._unread[self._at :]
         self._at = 0
         self._taken -= len(text)
@@ -206,7 +206,7 @@ class Source:
         return self._unread[self._at] if (yield from self.available()) else ""
 
     def accept(self, *options: str) -> Parse[str | None]:
-        """Consumes the longest of `options` that comes next; None, and nothing consumed, when none does."""
+        """Consumes the longest of `options` that comes next. Returns None and consumes nothing without a match."""
         found = yield from self.sees(*options)
         if found is not None:
             self.take(len(found))
@@ -229,7 +229,7 @@ class Source:
         return found
 
     def run(self, pattern: re.Pattern[str], sink: Sink) -> Parse[None]:
-        """Passes on the characters that match `pattern` (one or more of a class), as they come."""
+        """Writes the characters that match `pattern` (one or more of a class) to `sink` as they arrive."""
         while (yield from self.available()):
             if not (found := pattern.match(self._unread, self._at)):
                 return
@@ -244,17 +244,17 @@ class Source:
         yield from self.run(_SPACES, lambda text: None)
 
     def rest(self, sink: Sink) -> Parse[None]:
-        """Passes on all text to the end of the output as it comes."""
+        """Writes all text up to the end of the output to `sink` as it arrives."""
         self._wait_in(sink, bool)
         while (yield from self.available()):
             sink(self.take(len(self._unread) - self._at))
             self._wait_in(sink, bool)
 
     def until(self, markers: tuple[str, ...], sink: Sink, *, trim: bool = False) -> Parse[str | None]:
-        """Passes on the text before the first of `markers` as it comes, and consumes and returns the marker.
+        """Writes the text before the first of `markers` to `sink` as it arrives. Consumes and returns the marker.
 
-        None at the end of the output. With `trim`, whitespace before the marker is not passed on, and what is consumed
-        from there on is marked.
+        Returns None at the end of the output. With `trim`, whitespace before the marker is not written, and `mark`
+        starts there.
         """
         while True:
             if found := _any_of(markers).search(self._unread, self._at):
@@ -275,21 +275,21 @@ class Source:
             yield
 
     def text_until(self, *markers: str) -> Parse[str]:
-        """The text before the first of `markers`, which is consumed."""
+        """The text before the first of `markers`; consumes the marker."""
         parts: list[str] = []
         if (yield from self.until(markers, parts.append)) is None:
             raise Malformed(f"the output ended before {markers[-1]!r}")
         return "".join(parts)
 
     def _wait_in(self, sink: Sink, is_plain: Callable[[str], object]) -> None:
-        self._passing = (sink.kind, is_plain) if isinstance(sink, _Saying) else None
+        self._passing = (sink.kind, is_plain) if isinstance(sink, _PieceSink) else None
 
     def _records(self) -> list[list[str]]:
         held = [self._held.unsettled] if self._held is not None else []
         return [self._raw, *held] if self._raw is not None else held
 
     def _add_span(self, begin: int) -> None:
-        """From `begin` to what is taken by now; spans that touch become one, and an empty one gives way."""
+        """Adds the span from `begin` to the taken text. Joins adjacent spans and replaces an empty last span."""
         first, last = self.text_spans[-1]
         if last == begin:
             self.text_spans[-1] = (first, self._taken)
@@ -305,7 +305,7 @@ class Source:
 
 @lru_cache
 def _none_of(markers: tuple[str, ...], trim: bool) -> Callable[[str], re.Match[str] | None]:
-    """Matches text that one of `markers` cannot begin in; with `trim`, nor whitespace before one at its end."""
+    """Matches text in which no marker can begin; with `trim`, also without whitespace at its end."""
     beginnings = re.escape("".join(marker[0] for marker in markers))
     other = f"[^{beginnings}]" if beginnings else r"[\s\S]"
     return re.compile(f"{other}*[^{beginnings}{SPACE}]" if trim else f"{other}+").fullmatch
@@ -316,5 +316,5 @@ _SPACES = re.compile(f"[{SPACE}]+")
 
 @lru_cache
 def _any_of(markers: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches one of `markers`, the longer one where two begin alike; without markers, nothing."""
+    """Matches one of `markers`, preferring the longest; without markers, matches nothing."""
     return re.compile("|".join(map(re.escape, sorted(markers, key=len, reverse=True))) or r"(?!)")

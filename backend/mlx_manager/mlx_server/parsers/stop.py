@@ -1,13 +1,13 @@
-"""Stop strings, matched on text: a string that spans tokens or chunks is found, and no part of it is sent."""
+"""Matches stop strings in text, also across tokens or chunks, and sends no part of them."""
 
 from mlx_manager.mlx_server.parsers.source import possible_beginning
 
 
 class StopStringParser:
-    """`feed(text) -> text` gives what may be sent, and nothing once `matched` is set; `flush` gives what was held.
+    """`feed(text) -> text` returns text to send, or "" once `matched` is set; `flush` returns the held text.
 
-    Of several stop strings the one that is complete first wins, so the answer does not depend on how the text was cut.
-    With `include`, the text ends behind the stop string and not before it.
+    The stop string that is complete first wins, so the answer does not depend on how the text is split. With
+    `include`, the text includes the stop string.
     """
 
     def __init__(self, stops: tuple[str, ...], include: bool = False) -> None:
@@ -36,5 +36,5 @@ class StopStringParser:
         return held
 
     def _possible_beginning(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
+        """Length of the longest suffix of `text` that begins a stop string."""
         return possible_beginning(text, self._stops)

@@ -1,4 +1,4 @@
-"""How calls look when they are written, as data from which a grammar is made. `{name}` and `{key}` stand for those."""
+"""The syntax of calls, as data for `call_grammar`. `{name}` and `{key}` are placeholders."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class ParameterSyntax:
-    """Arguments that stand one by one. `strings` are raw text up to `after`, or JSON, or raw between two `quote`s."""
+    """Arguments that are written separately. `strings`: raw up to `after`, JSON, or raw between two `quote`s."""
 
     before: str
     after: str = ""
@@ -17,9 +17,9 @@ class ParameterSyntax:
 
 @dataclass(frozen=True, slots=True)
 class CallSyntax:
-    """A call is `before`, its arguments and `after`; all calls together stand between `begin` and `end`.
+    """A call is `before`, arguments and `after`; `begin` and `end` enclose all calls.
 
-    Without `parameters` the arguments are an object in JSON. Without `between` there is only one call.
+    Without `parameters` the arguments are a JSON object. Without `between` only one call is possible.
     """
 
     before: str

@@ -1,6 +1,6 @@
-"""An argument's value between tags, where models leave tags out and values may have such tags in them.
+"""Reads an argument's value between tags. Models omit tags, and values may contain tag-like text.
 
-A value is read to its end before it is sent, so what stands behind a tag tells whether the tag is one or is text.
+The whole value is read before it is sent; the text after a tag shows whether the tag is real or part of the value.
 """
 
 import re
@@ -16,8 +16,8 @@ _QUOTED = re.compile(r"""\s*(["'])(.*?)\1""")
 
 @dataclass(frozen=True, slots=True)
 class ValueTags:
-    """`closing` ends a value, `following` begins the next key, which `key_end` ends; `ending` ends a call and
-    `beginning` begins one.
+    """`closing` ends a value, `following` begins the next key and `key_end` ends it, `ending` ends a call and
+    `beginning` begins a call.
     """
 
     closing: tuple[str, ...]
@@ -33,7 +33,7 @@ class ValueTags:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """`tag` is what came behind it, consumed, and with it the key that it begins; None where the call just ends."""
+    """`tag`: the consumed tag after the value, `key`: the key that it begins. None if the call ends without a tag."""
 
     text: str
     tag: str | None
@@ -45,13 +45,13 @@ def read_key(source: Source) -> Parse[str]:
 
 
 def read_tagged_value(source: Source, tags: ValueTags, arguments: ArgumentsWriter) -> Parse[Value]:
-    """The value of the argument that was announced last.
+    """The value of the argument that was begun last.
 
-    A closing tag is one where another tag, or the output's end, comes behind it. Where it was left out, the value ends
-    before the next known key, or where the call ends. Raises Malformed where the output is cut off before that.
+    A closing tag counts only before another tag or the end of the output. Without a closing tag, the value ends before
+    the next known key or at the end of the call. Raises Malformed if the output is cut off earlier.
     """
     text = ""
-    first_end: tuple[Value, int] | None = None  # where it may have ended, and the place in `text` behind that
+    first_end: tuple[Value, int] | None = None  # possible end of the value, and the place in `text` after it
     while True:
         before: list[str] = []
         found = yield from source.until(tags.all, before.append)
@@ -76,13 +76,13 @@ def read_tagged_value(source: Source, tags: ValueTags, arguments: ArgumentsWrite
                 first_end = Value(value, None if found in tags.closing else found), len(text)
             text += space
     if first_end is None or source.is_cut_off:
-        raise Malformed("the output ended inside of an argument")
+        raise Malformed("the output ended inside an argument")
     source.put_back(text[first_end[1] :])
     return first_end[0]
 
 
 def _ended(source: Source, tags: ValueTags, arguments: ArgumentsWriter, value: Value) -> Parse[Value | None]:
-    """The value, if what comes next shows that its tag is one."""
+    """The value if the next text confirms that its tag is a real one; else None."""
     if value.tag in tags.ending:
         followed = (yield from source.sees(*tags.beginning, *tags.ending)) is not None
         return value if followed or (yield from source.is_complete()) else None
@@ -93,17 +93,17 @@ def _ended(source: Source, tags: ValueTags, arguments: ArgumentsWriter, value: V
         return Value(value.text, None)
     key = yield from source.word(_KEY)
     if arguments.expects(_bare(key)) and (yield from source.sees(tags.key_end)):
-        return Value(value.text, tags.following, _bare(key))  # the tag before the key was left out
+        return Value(value.text, tags.following, _bare(key))  # the model omitted the tag before the key
     source.put_back(key)
     return None
 
 
 def _may_end(value: str) -> bool:
-    """A value that begins on a line of its own ends on one."""
+    """A value that begins with a newline must end with one."""
     return not value.startswith("\n") or value.rstrip(" \t").endswith("\n")
 
 
 def _bare(key: str) -> str:
-    """Without quotes, and without attributes that follow a key in quotes."""
+    """The key without quotes and without attributes after a quoted key."""
     quoted = _QUOTED.match(key)
     return quoted[2] if quoted is not None else key.strip(" \t\r\"'")

@@ -1,4 +1,4 @@
-"""Kimi K3: `<|open|>call tool="name"<|sep|>`, arguments of given types or a block of JSON, `<|close|>call<|sep|>`."""
+"""Kimi K3: `<|open|>call tool="name"<|sep|>`, typed arguments or a JSON block, `<|close|>call<|sep|>`."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def _read_json(source: Source, name: str) -> Parse[None]:
     yield from _read_attributes(source)
     yield from source.skip_space()
     if (yield from source.peek()) != "{":
-        raise Malformed("the arguments are no object")
+        raise Malformed("the arguments are not an object")
     source.emit(ToolCallStart(name))
     yield from copy_arguments(source, lambda text: source.emit(ToolCallArguments(text)))
     source.emit(ToolCallEnd())

@@ -1,4 +1,4 @@
-"""What an answer is to look like, on the wire to `Grammar`: OpenAI's `response_format`, and vLLM's `guided_*`. Pure."""
+"""Converts output constraints to `Grammar`: OpenAI's `response_format` and vLLM's `guided_*`. Pure."""
 
 import json
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from mlx_manager.mlx_server.types import Grammar
 
 def chat_grammar(body: openai.ChatCompletionRequest, reject_unknown: bool) -> Grammar | None:
     """Raises InvalidRequest and UnsupportedParameter, which name the field."""
-    asked = [*_guided(body)]
+    requested = [*_guided(body)]
     if body.response_format is not None:
-        asked = [*_response_format(body.response_format, reject_unknown), *asked]
-    return _only(asked)
+        requested = [*_response_format(body.response_format, reject_unknown), *requested]
+    return _only(requested)
 
 
 def completion_grammar(body: openai.CompletionRequest) -> Grammar | None:
     return _only([*_guided(body)])
 
 
-def _only(asked: list[Grammar]) -> Grammar | None:
-    if len(asked) > 1:
-        names = [grammar.param.partition(".")[0] for grammar in asked]
+def _only(requested: list[Grammar]) -> Grammar | None:
+    if len(requested) > 1:
+        names = [grammar.param.partition(".")[0] for grammar in requested]
         raise InvalidRequest(
-            f"{' and '.join(names)} each say what the answer is to look like: give one of them.", param=names[1]
+            f"{' and '.join(names)} are mutually exclusive. Send only one of these fields.", param=names[1]
         )
-    return asked[0] if asked else None
+    return requested[0] if requested else None
 
 
 def _guided(body: openai.GenerationBody) -> Iterator[Grammar]:
@@ -44,48 +44,48 @@ def _guided(body: openai.GenerationBody) -> Iterator[Grammar]:
         yield Grammar("lark", body.guided_grammar, "guided_grammar")
 
 
-def _response_format(asked: openai.ResponseFormat, reject_unknown: bool) -> Iterator[Grammar]:
-    """A schema is followed whether it is strict or not; a strict one whole, or it is refused."""
-    check_unused(asked.model_extra, reject_unknown, "response_format.")
-    match asked.type:
+def _response_format(requested: openai.ResponseFormat, reject_unknown: bool) -> Iterator[Grammar]:
+    """The schema is enforced with or without `strict`; a strict schema that cannot be enforced fully is refused."""
+    check_unused(requested.model_extra, reject_unknown, "response_format.")
+    match requested.type:
         case "text":
             return
         case "json_object":
-            yield _json_object(asked.schema_)
+            yield _json_object(requested.schema_)
         case "json_schema":
-            yield _json_schema(asked.json_schema, reject_unknown)
+            yield _json_schema(requested.json_schema, reject_unknown)
         case other:
             raise UnsupportedParameter(
-                f"response_format of type {other[:100]!r} is not supported: give 'text', 'json_object' or "
+                f"response_format of type {other[:100]!r} is not supported. Use 'text', 'json_object' or "
                 "'json_schema'.",
                 param="response_format.type",
             )
 
 
 def _json_object(schema: dict[str, object] | None) -> Grammar:
-    """Clients of llama.cpp put a schema beside the type."""
+    """llama.cpp clients send the schema in the same object as the type."""
     if schema is None:
         return json_object_grammar("response_format")
     where = "response_format.schema"
     return Grammar("json_schema", json_text(schema, where), where)
 
 
-def _json_schema(asked: openai.JsonSchemaFormat | None, reject_unknown: bool) -> Grammar:
-    if asked is None:
+def _json_schema(requested: openai.JsonSchemaFormat | None, reject_unknown: bool) -> Grammar:
+    if requested is None:
         raise InvalidRequest(
-            "response_format of type 'json_schema' needs a 'json_schema' with a name and a schema.",
+            "response_format of type 'json_schema' has no 'json_schema'. Send one with a name and a schema.",
             param="response_format.json_schema",
         )
-    check_unused(asked.model_extra, reject_unknown, "response_format.json_schema.")
-    return json_schema_grammar(asked, "response_format.json_schema.schema")
+    check_unused(requested.model_extra, reject_unknown, "response_format.json_schema.")
+    return json_schema_grammar(requested, "response_format.json_schema.schema")
 
 
 def json_object_grammar(where: str) -> Grammar:
     return Grammar("json_object", "", where)
 
 
-def json_schema_grammar(asked: openai.JsonSchemaFormat, where: str) -> Grammar:
-    """`where` is the schema's place."""
-    if asked.schema_ is None:
+def json_schema_grammar(requested: openai.JsonSchemaFormat, where: str) -> Grammar:
+    """`where`: the path of the schema in the request body."""
+    if requested.schema_ is None:
         return json_object_grammar(where)
-    return Grammar("json_schema", json_text(asked.schema_, where), where, asked.strict is True)
+    return Grammar("json_schema", json_text(requested.schema_, where), where, requested.strict is True)

@@ -1,7 +1,7 @@
-"""What a protocol is: the translator between one wire format and the requests and events of `types`. Pure.
+"""The protocol interface: translates between one wire format and the requests and events of `types`. Pure.
 
-The API process has one `Protocol` object for each endpoint that generates, in `app.state.protocols`. Every HTTP layer
-(routes, streams, refusals, unknown paths) asks the protocol of the request's path and knows no wire format itself.
+`app.state.protocols` holds one `Protocol` for each generating endpoint. The HTTP layers (routes, streams, error
+responses, unknown paths) use the protocol of the request's path and know no wire format.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ RequestT = TypeVar("RequestT", bound=Request)
 
 @dataclass(frozen=True, slots=True)
 class ParseOptions:
-    """What the settings say about every body."""
+    """The settings that apply to every body."""
 
     default_max_tokens: int = 4096
     reject_unknown: bool = False
@@ -33,7 +33,7 @@ class ErrorReply:
 
 
 class Writer(ABC):
-    """Writes the answer to one request: frame by frame from its events, or whole from its generation."""
+    """Encodes the answer to one request: frames from events, or one body from the whole generation."""
 
     keep_alive_seconds: ClassVar[float] = 15
 
@@ -49,28 +49,28 @@ class Writer(ABC):
 
     @abstractmethod
     def end(self) -> bytes:
-        """What stands behind the frames of the last event."""
+        """Bytes to send after the frames of the last event."""
 
     def keep_alive(self) -> bytes:
-        """A frame that clients ignore; empty where none may be sent any more."""
+        """A frame that clients ignore. Empty if the stream must send nothing more."""
         return b": ping\n\n"
 
 
 class Endpoint(ABC):
-    """`paths` are those of the endpoints, whose requests rate limits count, and whose errors have its envelope."""
+    """`paths`: the endpoint paths. Rate limits count their requests, and their errors use this envelope."""
 
     paths: ClassVar[tuple[str, ...]]
     request_id_headers: ClassVar[tuple[bytes, ...]] = (b"x-request-id",)
     client_header: ClassVar[bytes | None] = None
-    """A header that only clients of this protocol send: they read its errors on every path."""
+    """A header that only clients of this protocol send. They get its error envelope on every path."""
 
     @abstractmethod
     def error(self, error: Exception, request_id: str) -> ErrorReply:
-        """Also of a body that breaks the schema (BrokenBody), and of unknown paths and methods."""
+        """Also encodes BrokenBody (schema violations), UnknownPath and MethodNotAllowed."""
 
 
 class Protocol(Endpoint, Generic[BodyT, RequestT]):
-    """Of endpoints that generate."""
+    """The protocol of an endpoint that generates."""
 
     @abstractmethod
     def parse(self, body: BodyT, options: ParseOptions) -> RequestT:
@@ -84,7 +84,7 @@ AnyProtocol = Protocol[Any, Any]
 
 
 class Protocols:
-    """All protocols of a server. The first is the one of requests that belong to no other."""
+    """All protocols of a server. The first is the default."""
 
     def __init__(self, protocols: Sequence[Endpoint]) -> None:
         self._protocols = list(protocols)
@@ -93,11 +93,11 @@ class Protocols:
         self._protocols.append(protocol)
 
     def at(self, path: str) -> Endpoint | None:
-        """The protocol whose endpoint has that path."""
+        """The protocol whose `paths` contain the path."""
         return next((protocol for protocol in self._protocols if path in protocol.paths), None)
 
     def of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Endpoint:
-        """The protocol that the sender of the request speaks, as far as path and headers show it."""
+        """The protocol of a request, by path, parent path or client header; else the default."""
         found = self.at(path) or next((protocol for protocol in self._protocols if _is_below(path, protocol)), None)
         if found is not None:
             return found
@@ -106,7 +106,7 @@ class Protocols:
 
 
 def _is_below(path: str, protocol: Endpoint) -> bool:
-    """Whether the path is that of something that an endpoint of the protocol has made."""
+    """Whether the path is a resource under one of the protocol's endpoints."""
     return any(path.startswith(f"{endpoint}/") for endpoint in protocol.paths)
 
 

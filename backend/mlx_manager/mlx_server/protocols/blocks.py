@@ -1,4 +1,4 @@
-"""An answer as a row of blocks, one open at a time, whatever a protocol calls them. Pure."""
+"""Streams an answer as a sequence of blocks, one open at a time. Knows no protocol's block format. Pure."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ PassageKind = type[TextDelta | ReasoningDelta | RefusalDelta]
 
 
 class Blocks(ABC):
-    """The blocks of a stream, as events.
+    """Emits the blocks of a stream as events.
 
-    Text and thoughts open a block with their first character that is no space: clients show empty blocks, and some
-    servers refuse them in the next turn. Only an answer with nothing else has a text block without any.
+    Text and reasoning open a block at the first non-space character: clients show empty blocks, and some servers
+    refuse them in the next turn. An answer without any block gets one empty text block.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Blocks(ABC):
         yield from self._begin(call)
 
     def arguments(self, delta: ToolCallDelta) -> Iterator[JsonObject]:
-        """A block that is closed takes no more: calls are written one after the other."""
+        """Drops arguments of a closed block: calls are written one after the other."""
         if self.open is ToolCallStarted and delta.call == self._call:
             yield from self._add_arguments(delta.arguments)
 
@@ -76,11 +76,11 @@ class Blocks(ABC):
 
     @abstractmethod
     def _end(self) -> Iterator[JsonObject]:
-        """Of the open block."""
+        """The events that end the open block."""
 
 
 def joined_parts(parts: tuple[Passage | ToolCall, ...]) -> list[Passage | ToolCall]:
-    """The blocks that the stream of the same answer adds up to."""
+    """The blocks of a whole answer, equal to the blocks of its stream."""
     joined: list[Passage | ToolCall] = []
     for part in parts:
         last = joined[-1] if joined else None

@@ -1,4 +1,4 @@
-"""Chat Completions: the wire's shapes to `ChatRequest`, and events to chunks or one response. Pure."""
+"""Chat Completions: converts bodies to `ChatRequest`, and events to chunks or one response. Pure."""
 
 import time
 import uuid
@@ -42,7 +42,7 @@ from mlx_manager.mlx_server.types import (
     ToolCallStarted,
 )
 
-OURS_IN_TEMPLATES = frozenset(
+RESERVED_TEMPLATE_KWARGS = frozenset(
     {
         "add_generation_prompt",
         "chat_template",
@@ -62,7 +62,7 @@ OURS_IN_TEMPLATES = frozenset(
         "truncation",
     }
 )
-"""What rendering a template is told by the server, so that `chat_template_kwargs` cannot tell it otherwise."""
+"""Template arguments that the server sets itself. `chat_template_kwargs` must not override them."""
 
 
 class ChatCompletions(ChunkProtocol[openai.ChatCompletionRequest, ChatRequest]):
@@ -116,37 +116,36 @@ def _logprobs(body: openai.ChatCompletionRequest) -> int | None:
     if body.logprobs:
         return body.top_logprobs if body.top_logprobs is not None else 0
     if body.top_logprobs is not None:
-        raise InvalidRequest("top_logprobs goes with logprobs: set logprobs to true.", param="top_logprobs")
+        raise InvalidRequest("top_logprobs requires logprobs. Set logprobs to true.", param="top_logprobs")
     return None
 
 
 def _add_generation_prompt(body: openai.ChatCompletionRequest) -> bool:
     if body.continue_final_message and body.add_generation_prompt:
         raise InvalidRequest(
-            "add_generation_prompt begins a new message, and continue_final_message goes on with the last: give one of "
-            "them.",
+            "add_generation_prompt and continue_final_message are mutually exclusive. Set only one of them to true.",
             param="continue_final_message",
         )
     return body.add_generation_prompt if body.add_generation_prompt is not None else not body.continue_final_message
 
 
 def _template_kwargs(body: openai.ChatCompletionRequest) -> dict[str, object]:
-    """What the client says to the template itself comes before what `reasoning_effort` means to it."""
+    """`chat_template_kwargs` take precedence over the arguments derived from `reasoning_effort`."""
     given = body.chat_template_kwargs if body.chat_template_kwargs is not None else {}
-    for name in sorted(OURS_IN_TEMPLATES & given.keys()):
+    for name in sorted(RESERVED_TEMPLATE_KWARGS & given.keys()):
         raise UnsupportedParameter(
-            f"chat_template_kwargs cannot set {name!r}: leave it out.", param=f"chat_template_kwargs.{name}"
+            f"chat_template_kwargs cannot set {name!r}. Remove it.", param=f"chat_template_kwargs.{name}"
         )
-    asked = reasoning_kwargs(body.reasoning_effort)
+    requested = reasoning_kwargs(body.reasoning_effort)
     if body.enable_thinking is not None:
-        if asked.get("enable_thinking", body.enable_thinking) != body.enable_thinking:
+        if requested.get("enable_thinking", body.enable_thinking) != body.enable_thinking:
             raise InvalidRequest(
-                f"enable_thinking is {str(body.enable_thinking).lower()}, and reasoning_effort is "
-                f"{body.reasoning_effort!r}: give one of them.",
+                f"enable_thinking={str(body.enable_thinking).lower()} contradicts "
+                f"reasoning_effort={body.reasoning_effort!r}. Send only one of them.",
                 param="enable_thinking",
             )
-        asked["enable_thinking"] = body.enable_thinking
-    return {**asked, **given}
+        requested["enable_thinking"] = body.enable_thinking
+    return {**requested, **given}
 
 
 class ChatBuilder(OpenAIWriter):
@@ -221,7 +220,7 @@ class ChatBuilder(OpenAIWriter):
 
 
 def _message(choice: Choice) -> JsonObject:
-    """Content is null where the answer is tool calls or a refusal alone."""
+    """Content is null if the answer is only tool calls or a refusal."""
     content = choice.text if choice.text or not (choice.tool_calls or choice.refusal) else None
     message: JsonObject = {"role": "assistant", "content": content, "refusal": choice.refusal or None}
     if choice.reasoning:
@@ -232,7 +231,7 @@ def _message(choice: Choice) -> JsonObject:
 
 
 def _reasoning(text: str) -> JsonObject:
-    """Under both names that clients look for it."""
+    """Reasoning under both names that clients read."""
     return {"reasoning_content": text, "reasoning": text}
 
 

@@ -1,4 +1,4 @@
-"""The messages of a chat on the wire to turns that chat templates know. Pure."""
+"""Converts the messages of a chat request to turns for the chat template. Pure."""
 
 import json
 
@@ -8,13 +8,13 @@ from mlx_manager.mlx_server.schemas import openai
 from mlx_manager.mlx_server.types import ChatTurn, ToolCall
 
 _TEMPLATE_ROLES = {"developer": "system", "function": "tool"}
-"""Roles on the wire under the names that chat templates have for them."""
+"""Wire roles and the names that chat templates use for them."""
 LEGACY_CALL_ID = "call00000"
-"""Of a `function_call`, which has no id; some templates want nine letters and digits."""
+"""The id for a `function_call`, which has none; some templates require nine letters and digits."""
 
 
 def chat_turns(messages: list[openai.ChatMessage], reject_unknown: bool) -> tuple[ChatTurn, ...]:
-    """Raises InvalidRequest and UnsupportedParameter, which name the place."""
+    """Raises InvalidRequest and UnsupportedParameter, which name the field."""
     return tuple(_turn(message, f"messages[{i}]", reject_unknown) for i, message in enumerate(messages))
 
 
@@ -23,10 +23,10 @@ def _turn(message: openai.ChatMessage, where: str, reject_unknown: bool) -> Chat
     calls = _tool_calls(message, where, reject_unknown)
     content = _text(message, where, reject_unknown)
     if content is None and not calls:
-        raise InvalidRequest("The message has no content: give a string.", param=f"{where}.content")
+        raise InvalidRequest("The message has no content. Send a string.", param=f"{where}.content")
     if calls and message.role != "assistant":
         raise InvalidRequest(
-            f"A message of role {message.role!r} cannot call tools: only an assistant's can.",
+            f"A message of role {message.role!r} has tool calls. Send tool calls only in assistant messages.",
             param=f"{where}.{'tool_calls' if message.tool_calls else 'function_call'}",
         )
     return ChatTurn(
@@ -49,13 +49,11 @@ def _text(message: openai.ChatMessage, where: str, reject_unknown: bool) -> str 
 
 def _part_text(part: openai.ContentPart, where: str, reject_unknown: bool) -> str:
     if part.type not in ("text", "refusal"):
-        raise UnsupportedParameter(
-            f"Content of type {part.type[:100]!r} is not supported: this model reads text.", param=where
-        )
+        raise UnsupportedParameter(f"Content of type {part.type[:100]!r} is not supported. Send text.", param=where)
     check_unused(part.model_extra, reject_unknown, f"{where}.")
     text = part.text if part.type == "text" else part.refusal
     if text is None:
-        raise InvalidRequest(f"A content part of type {part.type!r} needs a {part.type!r}.", param=where)
+        raise InvalidRequest(f"The content part of type {part.type!r} has no {part.type!r}. Send it.", param=where)
     return text
 
 
@@ -72,17 +70,19 @@ def _tool_calls(message: openai.ChatMessage, where: str, reject_unknown: bool) -
 def _tool_call(call: openai.MessageToolCall, where: str, reject_unknown: bool) -> ToolCall:
     if call.type != "function":
         raise UnsupportedParameter(
-            f"Tool calls of type {call.type[:100]!r} are not supported: give 'function'.", param=f"{where}.type"
+            f"Tool calls of type {call.type[:100]!r} are not supported. Use 'function'.", param=f"{where}.type"
         )
     if call.function is None:
-        raise InvalidRequest("A tool call needs a 'function' with a name and arguments.", param=f"{where}.function")
+        raise InvalidRequest(
+            "The tool call has no 'function'. Send one with a name and arguments.", param=f"{where}.function"
+        )
     check_unused(call.model_extra, reject_unknown, f"{where}.")
     check_unused(call.function.model_extra, reject_unknown, f"{where}.function.")
     return ToolCall(call.id, call.function.name, _arguments(call.function))
 
 
 def _arguments(function: openai.FunctionCall) -> str:
-    """JSON text; some clients send what it says."""
+    """The arguments as JSON text; some clients send an object instead."""
     if isinstance(function.arguments, str):
         return function.arguments
     return json.dumps(function.arguments, ensure_ascii=False)

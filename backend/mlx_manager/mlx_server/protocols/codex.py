@@ -1,6 +1,6 @@
-"""Models as Codex reads them in `GET /v1/models`, where OpenAI's own list has nothing that it needs. Pure.
+"""Builds the model descriptions that Codex reads from `GET /v1/models`. OpenAI's list does not contain them. Pure.
 
-Codex takes what it does not find here for that of OpenAI's largest models.
+For fields that are missing here, Codex assumes the values of OpenAI's largest models.
 """
 
 from mlx_manager.mlx_server.schemas.models import CodexEffort, CodexModel, CodexTruncation, ModelInfo
@@ -10,11 +10,11 @@ BASE_INSTRUCTIONS = (
     "folder until it is done. Read files before you change them, and keep changes small. Be brief."
 )
 TRUNCATION_TOKENS = 10_000
-"""Of a command's output that goes into the conversation, at most."""
+"""Limit for the output of one command in the conversation."""
 _EFFORTS = {
-    "low": "Short thoughts",
-    "medium": "Thoughts of the model's own length",
-    "high": "Long thoughts",
+    "low": "Short reasoning",
+    "medium": "The model's default reasoning length",
+    "high": "Long reasoning",
 }
 
 

@@ -1,4 +1,4 @@
-"""Completions (legacy): the wire's shapes to `CompletionRequest`, and events to chunks or one response. Pure."""
+"""Completions (legacy): converts bodies to `CompletionRequest`, and events to chunks or one response. Pure."""
 
 import time
 import uuid
@@ -38,9 +38,9 @@ from mlx_manager.mlx_server.types import (
 )
 
 DEFAULT_MAX_TOKENS = 16
-"""As api.openai.com has it."""
+"""The default of api.openai.com."""
 MAX_CHOICES_IN_ALL = 1024
-"""Of all prompts of a request together."""
+"""Limit for prompts x choices of one request."""
 
 
 class Completions(ChunkProtocol[openai.CompletionRequest, CompletionRequest]):
@@ -63,7 +63,7 @@ def to_request(body: openai.CompletionRequest, reject_unknown: bool = False) -> 
     best_of = _best_of(body, n)
     if len(prompts) * best_of > MAX_CHOICES_IN_ALL:
         raise InvalidRequest(
-            f"{len(prompts)} prompts of {best_of} choices: {MAX_CHOICES_IN_ALL} choices are the most at once.",
+            f"{len(prompts)} prompts x {best_of} choices exceed the limit of {MAX_CHOICES_IN_ALL}. Send fewer prompts.",
             param="prompt",
         )
     return CompletionRequest(
@@ -86,7 +86,7 @@ def to_request(body: openai.CompletionRequest, reject_unknown: bool = False) -> 
         keep_alive_seconds=body.keep_alive,
         prompts=prompts,
         echo=body.echo,
-        suffix=body.suffix if body.suffix else None,  # some clients send an empty one for none
+        suffix=body.suffix if body.suffix else None,  # some clients send "" for no suffix
         best_of=best_of,
     )
 
@@ -102,21 +102,19 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> tuple[str
 
 def _check_echo(body: openai.CompletionRequest) -> None:
     if body.max_tokens == 0 and not body.echo:
-        raise InvalidRequest(
-            "max_tokens is 0, which is for echo alone: set echo, or ask for a token.", param="max_tokens"
-        )
+        raise InvalidRequest("max_tokens=0 requires echo=true. Set echo, or raise max_tokens.", param="max_tokens")
     if body.echo and body.suffix:
-        raise InvalidRequest("echo does not go with suffix: leave one of them out.", param="echo")
+        raise InvalidRequest("echo and suffix are mutually exclusive. Remove one of them.", param="echo")
 
 
 def _best_of(body: openai.CompletionRequest, n: int) -> int:
     best_of = body.best_of if body.best_of is not None else n
     if best_of < n:
-        raise InvalidRequest(f"best_of is {best_of}, and n is {n}: best_of must be at least n.", param="best_of")
+        raise InvalidRequest(f"best_of={best_of} is less than n={n}. Set best_of to at least {n}.", param="best_of")
     if best_of > n and body.stream:
         raise InvalidRequest(
-            f"best_of is {best_of}, and n is {n}: which choices are best is known at their end only, so they cannot be "
-            "streamed.",
+            f"best_of={best_of} with n={n} cannot be streamed, because choices are ranked at their end. Set stream to "
+            "false, or remove best_of.",
             param="best_of",
         )
     return best_of
@@ -134,7 +132,7 @@ class CompletionBuilder(OpenAIWriter):
             case TextDelta(index, text, logprobs):
                 return [self._chunk(index, text, logprobs)]
             case ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
-                return []  # a completion has text alone
+                return []  # completions contain only text
             case ChoiceFinished(index, reason):
                 return [self._chunk(index, "", (), reason)]
             case Completed(usage):

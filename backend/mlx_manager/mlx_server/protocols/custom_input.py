@@ -1,4 +1,4 @@
-"""The text for a custom tool, out of the JSON that calls have wherever only functions are known. Pure."""
+"""Extracts the text for a custom tool from the JSON arguments of a function call. Pure."""
 
 import json
 import re
@@ -8,11 +8,11 @@ from mlx_manager.mlx_server.types import CUSTOM_INPUT
 _BEGIN = re.compile(rf'\s*\{{\s*"{CUSTOM_INPUT}"\s*:\s*"')
 _STRING_END = re.compile(r'(?:[^"\\]|\\.)*?(")', re.DOTALL)
 _BROKEN_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?$|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?$")
-"""An escape, or one half of a surrogate pair, whose rest has not come yet."""
+"""An incomplete escape, or the first half of a surrogate pair."""
 
 
 class CustomInput:
-    """`feed` gives the text as far as it is there. Arguments of another form are text themselves, at the end."""
+    """`feed` returns the text received so far. Arguments of another form are returned unchanged at the end."""
 
     def __init__(self) -> None:
         self._unread = ""
@@ -36,7 +36,7 @@ class CustomInput:
         return self._read()
 
     def finish(self) -> str:
-        """What is left of it when the call ends."""
+        """The remaining text at the end of the call."""
         if self._has_ended or self._is_inside:
             return ""
         self._has_ended = True
@@ -59,7 +59,7 @@ def custom_input(arguments: str) -> str:
 
 
 def _is_escaped(text: str, place: int) -> bool:
-    """Whether the backslash at `place` is the second of an escape."""
+    """Whether the backslash at `place` is the second character of an escape."""
     before = text[:place]
     return (len(before) - len(before.rstrip("\\"))) % 2 == 1
 

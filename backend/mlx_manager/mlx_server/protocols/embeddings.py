@@ -1,4 +1,4 @@
-"""Embeddings and rankings: the wire's shapes to requests, and their results to responses. Pure."""
+"""Embeddings and rerank: converts bodies to requests, and results to responses. Pure."""
 
 import base64
 import uuid
@@ -13,7 +13,7 @@ from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.schemas import embeddings as wire
 
 MAX_INPUTS = 2048
-"""As api.openai.com has it."""
+"""The limit of api.openai.com."""
 _REFUSED: Mapping[str, tuple[object, ...]] = {
     "add_special_tokens": (True,),
     "embedding_type": ("float",),
@@ -48,10 +48,10 @@ def embedding_request(body: wire.EmbeddingRequest, reject_unknown: bool) -> Embe
     empty = next((index for index, one in enumerate(inputs) if not one), None)
     if empty is not None:
         name = f"input[{empty}]" if is_list else "input"
-        raise InvalidRequest(f"{name} is empty. Send at least one character or token, or leave it out.", param=name)
+        raise InvalidRequest(f"{name} is empty. Send at least one character or token, or remove it.", param=name)
     if body.prompt_name is not None and not isinstance(inputs[0], str):
         raise InvalidRequest(
-            "prompt_name is for texts, and input has token ids. Send texts, or leave prompt_name out.",
+            "prompt_name requires texts, but input contains token ids. Send texts, or remove prompt_name.",
             param="prompt_name",
         )
     return EmbeddingRequest(
@@ -71,7 +71,7 @@ def rerank_request(body: wire.RerankRequest, reject_unknown: bool) -> RerankRequ
     """Raises InvalidRequest and UnsupportedParameter, which name the field."""
     check_unused(body.model_extra, reject_unknown, table=_PARAMETERS)
     if not body.query:
-        raise InvalidRequest("query is empty. Send the text that the documents are ranked for.", param="query")
+        raise InvalidRequest("query is empty. Send the text to rank the documents by.", param="query")
     if len(body.documents) > MAX_INPUTS:
         raise _too_many("documents", len(body.documents))
     shown = [{"text": one} if isinstance(one, str) else one.model_dump() for one in body.documents]
@@ -102,7 +102,7 @@ def embedding_response(request: EmbeddingRequest, embeddings: Embeddings) -> Jso
 
 
 def rerank_response(request: RerankRequest, ranking: Ranking) -> JsonObject:
-    """The best documents first, and of equal ones the first."""
+    """Best documents first; equal scores keep the order of the request."""
     best = sorted(range(len(ranking.scores)), key=lambda index: -ranking.scores[index])[: request.top_n]
     results: list[JsonObject] = [{"index": index, "relevance_score": ranking.scores[index]} for index in best]
     if request.shown is not None:
@@ -127,7 +127,7 @@ def _inputs(given: str | list[str] | list[int] | list[list[int]]) -> tuple[str |
 
 def _too_many(field: str, count: int) -> InvalidRequest:
     return InvalidRequest(
-        f"{field} has {count} entries, and this server takes {MAX_INPUTS} in a request. Send several requests.",
+        f"{field} has {count} entries, but the limit is {MAX_INPUTS} for one request. Send several requests.",
         param=field,
     )
 
@@ -135,7 +135,7 @@ def _too_many(field: str, count: int) -> InvalidRequest:
 def _truncation(tokens: int | None) -> int | None:
     if tokens == 0:
         raise InvalidRequest(
-            "truncate_prompt_tokens is 0, which would leave nothing. Send -1 for as many tokens as the model reads.",
+            "truncate_prompt_tokens is 0, which would remove the whole input. Send -1 for the model's limit.",
             param="truncate_prompt_tokens",
         )
     return tokens

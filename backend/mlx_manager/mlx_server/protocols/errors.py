@@ -1,6 +1,6 @@
-"""The one table from errors to HTTP: status, OpenAI's error type and code. OpenAI's envelope is written here.
+"""Maps errors to HTTP status, OpenAI's error type and code, and writes OpenAI's envelope.
 
-Other protocols take the status from it, and have envelopes of their own.
+Other protocols use the same status and write their own envelopes.
 """
 
 from dataclasses import dataclass
@@ -56,11 +56,11 @@ def status_of(error: Exception) -> int:
 
 
 def error_body(error: Exception) -> JsonObject:
-    """The envelope. What an unexpected exception says stays in the log."""
+    """The envelope. The text of an unexpected exception goes only to the log."""
     kind = _kind(error)
     if isinstance(error, errors.ServerError):
         return envelope(kind, error.message, error.param)
-    return envelope(kind, "The server failed on this request. Its log says why.", None)
+    return envelope(kind, "The server failed on this request. Check the server log for the cause.", None)
 
 
 def envelope(kind: ErrorKind, message: str, param: str | None) -> JsonObject:

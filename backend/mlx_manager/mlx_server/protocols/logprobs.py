@@ -1,4 +1,4 @@
-"""Logprobs on the wire: Chat Completions' shape, which Responses share, and the one of Completions. Pure."""
+"""Encodes logprobs for Chat Completions and Responses (one format) and for Completions. Pure."""
 
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.types import Logprobs, TokenLogprob, TopLogprob
@@ -26,5 +26,5 @@ def _token(entry: TopLogprob) -> JsonObject:
 
 
 def _likeliest(entry: TokenLogprob) -> dict[str, float]:
-    """The chosen token is always among them."""
+    """The top logprobs; the chosen token is always included."""
     return {top.token: top.logprob for top in entry.top} | {entry.token: entry.logprob}

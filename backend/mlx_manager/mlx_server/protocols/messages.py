@@ -1,4 +1,4 @@
-"""Anthropic's Messages: the wire's shapes to a request, and errors in Anthropic's envelope. Pure."""
+"""Anthropic Messages: converts bodies to a request, and errors to Anthropic's envelope. Pure."""
 
 import time
 import uuid
@@ -20,8 +20,8 @@ from mlx_manager.mlx_server.types import ChatTurn, Grammar, SamplingOverrides
 
 
 @dataclass(frozen=True, slots=True)
-class _Thoughts:
-    """What the body says about thinking."""
+class _Thinking:
+    """The thinking settings of a request body."""
 
     enabled: bool | None = None
     budget: int | None = None
@@ -29,7 +29,7 @@ class _Thoughts:
 
 
 class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
-    """A body without max_tokens asks for the tokens of its prompt to be counted."""
+    """A body without max_tokens is a request to count the prompt tokens."""
 
     paths = ("/v1/messages", "/v1/messages/count_tokens")
     request_id_headers = (b"request-id", b"x-request-id")
@@ -42,7 +42,7 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
         turns = message_turns(body, reject_unknown)
         turns, continues = _with_prefill(turns)
         limits = body if isinstance(body, anthropic.MessagesRequest) else None
-        thoughts = _thoughts(body, limits.max_tokens if limits is not None else None, reject_unknown)
+        thinking = _thinking(body, limits.max_tokens if limits is not None else None, reject_unknown)
         record = GenerationRecord()
         return MessagesChat(
             id=f"msg_{uuid.uuid4().hex}",
@@ -58,10 +58,10 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
             turns=turns,
             add_generation_prompt=not continues,
             continue_final_message=continues,
-            template_kwargs=_template_kwargs(body, thoughts),
+            template_kwargs=_template_kwargs(body, thinking),
             tool_use=messages_tool_use(body, reject_unknown, record.warnings),
-            thinking_budget=thoughts.budget,
-            shows_thoughts=thoughts.shown,
+            thinking_budget=thinking.budget,
+            shows_reasoning=thinking.shown,
             marks_cache=any(_cache_marks(body)),
             record=record,
         )
@@ -74,7 +74,7 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
 
 
 def _check_edits(body: anthropic.CountTokensRequest, reject_unknown: bool) -> None:
-    """Clearing is for the server's own convenience, and needs nothing done; compaction would change the prompt."""
+    """Ignores clearing edits, which are optional for the server. Refuses compaction, which changes the prompt."""
     management = body.context_management
     if management is None:
         return
@@ -82,19 +82,19 @@ def _check_edits(body: anthropic.CountTokensRequest, reject_unknown: bool) -> No
     for i, edit in enumerate(management.edits or ()):
         if not edit.type.startswith("clear_"):
             raise UnsupportedParameter(
-                f"Context edits of type {edit.type[:100]!r} are not supported: remove it.",
+                f"Context edits of type {edit.type[:100]!r} are not supported. Remove the edit.",
                 param=f"context_management.edits[{i}].type",
             )
 
 
 def _with_prefill(turns: tuple[ChatTurn, ...]) -> tuple[tuple[ChatTurn, ...], bool]:
-    """A trailing assistant turn is the beginning of the answer."""
+    """Treats a trailing assistant turn as the beginning of the answer."""
     last = turns[-1]
     if last.role != "assistant":
         return turns, False
     if last.tool_calls:
         raise InvalidRequest(
-            "The last message calls tools: send their results as 'tool_result' blocks of a user message.",
+            "The last message calls tools. Send their results as 'tool_result' blocks of a user message.",
             param="messages",
         )
     return (turns, True) if last.content else (turns[:-1], False)
@@ -104,61 +104,63 @@ def _sampling(body: anthropic.MessagesRequest) -> SamplingOverrides:
     return SamplingOverrides(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k)
 
 
-def _thoughts(body: anthropic.CountTokensRequest, max_tokens: int | None, reject_unknown: bool) -> _Thoughts:
+def _thinking(body: anthropic.CountTokensRequest, max_tokens: int | None, reject_unknown: bool) -> _Thinking:
     thinking = body.thinking
     if thinking is None:
-        return _Thoughts()
+        return _Thinking()
     check_unused(thinking.model_extra, reject_unknown, "thinking.", MESSAGES)
     shown = thinking.display != "omitted"
     match thinking.type:
         case "disabled":
-            return _Thoughts(enabled=False, shown=shown)
+            return _Thinking(enabled=False, shown=shown)
         case "adaptive" | "between_tools":
-            return _Thoughts(shown=shown)
+            return _Thinking(shown=shown)
         case "enabled":
             budget = thinking.budget_tokens
             if budget is None:
-                raise InvalidRequest("thinking of type 'enabled' needs budget_tokens.", param="thinking.budget_tokens")
+                raise InvalidRequest(
+                    "thinking of type 'enabled' has no budget_tokens. Send it.", param="thinking.budget_tokens"
+                )
             if max_tokens is not None and budget >= max_tokens:
                 raise InvalidRequest(
-                    f"thinking.budget_tokens is {budget}, and max_tokens is {max_tokens}: the budget must be smaller.",
+                    f"thinking.budget_tokens={budget} must be less than max_tokens={max_tokens}. Raise max_tokens.",
                     param="thinking.budget_tokens",
                 )
-            return _Thoughts(enabled=True, budget=budget, shown=shown)
+            return _Thinking(enabled=True, budget=budget, shown=shown)
         case other:
             raise UnsupportedParameter(
-                f"thinking of type {other[:100]!r} is not supported: give 'enabled', 'adaptive' or 'disabled'.",
+                f"thinking of type {other[:100]!r} is not supported. Use 'enabled', 'adaptive' or 'disabled'.",
                 param="thinking.type",
             )
 
 
-def _template_kwargs(body: anthropic.CountTokensRequest, thoughts: _Thoughts) -> dict[str, object]:
+def _template_kwargs(body: anthropic.CountTokensRequest, thinking: _Thinking) -> dict[str, object]:
     effort = body.output_config.effort if body.output_config is not None else None
-    asked = {"enable_thinking": thoughts.enabled, "reasoning_effort": effort}
-    return {name: value for name, value in asked.items() if value is not None}
+    requested = {"enable_thinking": thinking.enabled, "reasoning_effort": effort}
+    return {name: value for name, value in requested.items() if value is not None}
 
 
 def _grammar(body: anthropic.CountTokensRequest, reject_unknown: bool) -> Grammar | None:
-    """`output_format` is the older name of `output_config.format`."""
-    where, asked = "output_format", body.output_format
+    """Also reads `output_format`, the older name of `output_config.format`."""
+    where, requested = "output_format", body.output_format
     if body.output_config is not None:
         check_unused(body.output_config.model_extra, reject_unknown, "output_config.", MESSAGES)
         if body.output_config.format is not None:
-            where, asked = "output_config.format", body.output_config.format
-    if asked is None:
+            where, requested = "output_config.format", body.output_config.format
+    if requested is None:
         return None
-    check_unused(asked.model_extra, reject_unknown, f"{where}.", MESSAGES)
-    if asked.type != "json_schema":
+    check_unused(requested.model_extra, reject_unknown, f"{where}.", MESSAGES)
+    if requested.type != "json_schema":
         raise UnsupportedParameter(
-            f"{where} of type {asked.type[:100]!r} is not supported: give 'json_schema'.", param=f"{where}.type"
+            f"{where} of type {requested.type[:100]!r} is not supported. Use 'json_schema'.", param=f"{where}.type"
         )
-    if asked.schema_ is None:
-        raise InvalidRequest(f"{where} needs a 'schema'.", param=f"{where}.schema")
-    return Grammar("json_schema", json_text(asked.schema_, f"{where}.schema"), f"{where}.schema")
+    if requested.schema_ is None:
+        raise InvalidRequest(f"{where} has no 'schema'. Send a JSON schema.", param=f"{where}.schema")
+    return Grammar("json_schema", json_text(requested.schema_, f"{where}.schema"), f"{where}.schema")
 
 
 def _cache_marks(body: anthropic.CountTokensRequest) -> Iterator[bool]:
-    """Whether the client asks for the prompt to be kept, at each place where it can."""
+    """For each place that may have `cache_control`: whether it does."""
     yield body.cache_control is not None
     contents = [body.system, *(message.content for message in body.messages)]
     for content in contents:

@@ -1,4 +1,4 @@
-"""Errors in Anthropic's envelope, with the types that its clients know. Pure."""
+"""Encodes errors in Anthropic's envelope, with Anthropic's error types. Pure."""
 
 from mlx_manager.mlx_server import errors
 from mlx_manager.mlx_server.protocols.base import ErrorReply, retry_after
@@ -6,7 +6,7 @@ from mlx_manager.mlx_server.protocols.errors import error_body, status_of
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 
 _STATUSES: dict[type[errors.ServerError], int] = {errors.BrokenBody: 400, errors.ServerBusy: 529}
-"""Where Anthropic's differ. Claude Code sends a request that was answered with 422 six times."""
+"""Statuses that differ from OpenAI's. Claude Code sends a request six times if it gets status 422."""
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -21,7 +21,7 @@ _FIELDS = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
 }
-"""Anthropic's names of fields that services name by OpenAI's."""
+"""OpenAI field names, as the services use them, and Anthropic's names."""
 
 
 def anthropic_error(error: Exception, request_id: str) -> ErrorReply:
@@ -36,7 +36,7 @@ def _envelope(status: int, message: str, request_id: str) -> JsonObject:
 
 
 def _message(error: Exception) -> str:
-    """The envelope has no place for the field at fault, so that the message begins with it."""
+    """Anthropic's envelope has no `param`, so the message begins with the field name."""
     if isinstance(error, errors.ContextLengthExceeded):
         return _too_long(error)
     if not isinstance(error, errors.ServerError):
@@ -48,7 +48,7 @@ def _message(error: Exception) -> str:
 
 
 def _too_long(error: errors.ContextLengthExceeded) -> str:
-    """Claude Code reads both numbers, and shortens the conversation by them."""
+    """Claude Code parses both numbers to shorten the conversation."""
     if error.tokens is None or error.limit is None:
         return f"prompt is too long: {error.message}"
     return f"prompt is too long: {error.tokens} tokens > {error.limit} maximum. {error.message}"

@@ -1,4 +1,4 @@
-"""Fields of Anthropic's Messages that this server does not use."""
+"""Unused fields of Anthropic Messages: which are ignored and which are refused."""
 
 from mlx_manager.mlx_server.protocols.parameters import ParameterTable
 
@@ -44,5 +44,5 @@ MESSAGES = ParameterTable(
         "stream_options": (),
     },
 )
-"""Ignored: bookkeeping, and hints for speed that change no answer. Refused: what would change the answer, those names
-among it that other protocols have for it; with the values that ask for nothing."""
+"""Ignored: bookkeeping, and performance hints that do not change the answer. Refused: fields that would change the
+answer, including names from other protocols, unless the value is one of the listed no-op values."""

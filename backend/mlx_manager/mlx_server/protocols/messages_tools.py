@@ -1,4 +1,4 @@
-"""The tools of Anthropic's Messages, and how they may be called, to `ToolUse`. Pure."""
+"""Converts the tools and tool_choice of Anthropic Messages to `ToolUse`. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from mlx_manager.mlx_server.schemas.anthropic import CountTokensRequest, Tool, T
 from mlx_manager.mlx_server.types import ToolDefinition, ToolUse
 
 SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "advisor_")
-"""Types begin so of tools that Anthropic's servers run themselves; agents send them along with their own tools."""
+"""Type prefixes of tools that run on Anthropic's servers; agents send them along with their own tools."""
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 
 
 def messages_tool_use(body: CountTokensRequest, reject_unknown: bool, warnings: list[str]) -> ToolUse:
-    """Adds to the warnings what is left out. Raises InvalidRequest and UnsupportedParameter, which name the field."""
+    """Adds a warning for each tool left out. Raises InvalidRequest and UnsupportedParameter, which name the field."""
     given = [(tool, f"tools[{i}]") for i, tool in enumerate(body.tools or ())]
     of_servers = [(tool, where) for tool, where in given if (tool.type or "").startswith(SERVER_TOOLS)]
     tools = tuple(_definition(tool, where, reject_unknown) for tool, where in given if (tool, where) not in of_servers)
@@ -37,46 +37,46 @@ def _as_chosen(choice: ToolChoice, tools: tuple[ToolDefinition, ...]) -> ToolUse
             return ToolUse(tools=tools, callable=tools, parallel=parallel)
         case "any":
             if not tools:
-                raise InvalidRequest("tool_choice is 'any', and there are no tools: give some.", param="tool_choice")
+                raise InvalidRequest("tool_choice is 'any', but tools is empty. Send tools.", param="tool_choice")
             return ToolUse(tools=tools, callable=tools, required=True, parallel=parallel)
         case "tool":
             if choice.name is None:
-                raise InvalidRequest("tool_choice of type 'tool' needs a 'name'.", param="tool_choice.name")
+                raise InvalidRequest("tool_choice of type 'tool' has no 'name'. Send one.", param="tool_choice.name")
             named = find_tool(choice.name, tools)
             return ToolUse(tools=tools, callable=(named,), required=True, parallel=parallel)
         case other:
             raise UnsupportedParameter(
-                f"tool_choice of type {other[:100]!r} is not supported: give 'auto', 'any', 'tool' or 'none'.",
+                f"tool_choice of type {other[:100]!r} is not supported. Use 'auto', 'any', 'tool' or 'none'.",
                 param="tool_choice.type",
             )
 
 
 def _left_out(of_servers: list[tuple[Tool, str]], choice: ToolChoice, *, has_others: bool) -> Iterator[str]:
-    """Tools that cannot run here are left out where there are others, and refused where the request is about them."""
+    """Leaves out server-side tools if there are others. Refuses them if they are the only tools or are required."""
     for tool, where in of_servers:
         if not has_others or (choice.type == "tool" and choice.name == tool.name):
             raise UnsupportedParameter(
-                f"Tools of type {str(tool.type)[:100]!r} run at Anthropic, and not on this server: remove it.",
+                f"Tools of type {str(tool.type)[:100]!r} run on Anthropic's servers, not on this one. Remove the tool.",
                 param=f"{where}.type",
             )
-        yield f"{where} is left out: tools of type {str(tool.type)[:100]!r} run at Anthropic"
+        yield f"{where} is left out: tools of type {str(tool.type)[:100]!r} run on Anthropic's servers"
 
 
 def _definition(tool: Tool, where: str, reject_unknown: bool) -> ToolDefinition:
     if tool.type not in (None, "custom"):
         raise UnsupportedParameter(
-            f"Tools of type {str(tool.type)[:100]!r} are not supported: describe the tool by a name and an "
-            "'input_schema', without a type.",
+            f"Tools of type {str(tool.type)[:100]!r} are not supported. Send a name and an 'input_schema', "
+            "without a type.",
             param=f"{where}.type",
         )
     check_unused(tool.model_extra, reject_unknown, f"{where}.", MESSAGES)
     if tool.name is None or not _NAME.fullmatch(tool.name):
         raise InvalidRequest(
-            f"The tool's name is {str(tool.name)[:130]!r}: give 1 to 128 letters, digits, '_', '-' and '.'.",
+            f"Invalid tool name {str(tool.name)[:130]!r}. Use 1 to 128 letters, digits, '_', '-' and '.'.",
             param=f"{where}.name",
         )
     if tool.input_schema is None:
-        raise InvalidRequest("A tool needs an 'input_schema'.", param=f"{where}.input_schema")
+        raise InvalidRequest("The tool has no 'input_schema'. Send one.", param=f"{where}.input_schema")
     check_parameters(tool.input_schema, f"{where}.input_schema")
     text_length = len(json_text(tool.input_schema, f"{where}.input_schema")) + len(tool.description or "")
     return ToolDefinition(tool.name, tool.description, tool.input_schema, text_length, tool.strict is True)

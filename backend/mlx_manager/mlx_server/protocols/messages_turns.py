@@ -1,6 +1,6 @@
-"""The system prompt and messages of Anthropic's Messages to turns that chat templates know. Pure.
+"""Converts the system prompt and messages of Anthropic Messages to turns for the chat template. Pure.
 
-A message is a list of blocks. The tool results of a user's message become turns of their own, before its text.
+A message is a list of blocks. Each tool result of a user message becomes a separate turn before the text.
 """
 
 import base64
@@ -22,7 +22,7 @@ _RESULTS_OF_SERVER_TOOLS = "_tool_result"
 
 
 def message_turns(body: CountTokensRequest, reject_unknown: bool) -> tuple[ChatTurn, ...]:
-    """Raises InvalidRequest and UnsupportedParameter, which name the place."""
+    """Raises InvalidRequest and UnsupportedParameter, which name the field."""
     reader = _Reader(reject_unknown)
     system = reader.texts(body.system, "system") if body.system is not None else ""
     leading = [ChatTurn("system", system)] if system else []
@@ -31,12 +31,12 @@ def message_turns(body: CountTokensRequest, reject_unknown: bool) -> tuple[ChatT
 
 
 def signature(thinking: str) -> str:
-    """What stands for thoughts that the client does not want to see; `message_turns` reads them from it again."""
+    """Encodes reasoning that the client wants hidden as a signature; `message_turns` decodes it."""
     return base64.b64encode(_SIGNED + thinking.encode()).decode()
 
 
-def _thoughts(block: Block) -> str:
-    """A signature of another server says nothing here."""
+def _reasoning(block: Block) -> str:
+    """The reasoning of the block or its signature; empty for signatures of other servers."""
     if block.thinking:
         return block.thinking
     try:
@@ -53,7 +53,7 @@ class _Reader:
     def turns(self, message: Message, where: str) -> Iterator[ChatTurn]:
         self._check_unused(message, f"{where}.")
         if message.content is None:
-            raise InvalidRequest("The message has no content: give a string or blocks.", param=f"{where}.content")
+            raise InvalidRequest("The message has no content. Send a string or blocks.", param=f"{where}.content")
         if isinstance(message.content, str):
             yield ChatTurn(message.role, message.content)
             return
@@ -81,19 +81,19 @@ class _Reader:
             yield ChatTurn("user", BETWEEN_BLOCKS.join(filter(None, texts)))
 
     def _assistant(self, blocks: list[tuple[Block, str]]) -> ChatTurn:
-        texts, thoughts, calls = [], [], []
+        texts, thinking, calls = [], [], []
         for block, place in blocks:
             match block.type:
                 case "thinking":
                     self._check_unused(block, f"{place}.")
-                    thoughts.append(_thoughts(block))
+                    thinking.append(_reasoning(block))
                 case "redacted_thinking":
-                    pass  # encrypted at another server
+                    pass  # encrypted by another server
                 case "tool_use":
                     calls.append(self._tool_use(block, place))
                 case _:
                     texts.append(self._text(block, place))
-        text, reasoning = "".join(texts), "".join(thoughts)
+        text, reasoning = "".join(texts), "".join(thinking)
         return ChatTurn(
             "assistant", text if text or not calls else None, tool_calls=tuple(calls), reasoning=reasoning or None
         )
@@ -107,15 +107,15 @@ class _Reader:
         self._check_unused(block, f"{where}.")
         call_id = _needed(block.tool_use_id, "tool_use_id", block, where)
         if isinstance(block.content, dict):
-            raise InvalidRequest("A tool_result has a string or a list of blocks.", param=f"{where}.content")
+            raise InvalidRequest("Invalid tool_result. Send a string or a list of blocks.", param=f"{where}.content")
         content = block.content if block.content is not None else ""
         if isinstance(content, list):
-            content = [_shown(inner) for inner in content]
+            content = [_image_as_note(inner) for inner in content]
         text = self.texts(content, f"{where}.content")
         return ChatTurn("tool", f"Error: {text}" if block.is_error else text, tool_call_id=call_id)
 
     def _text(self, block: Block, where: str) -> str:
-        """What a model that reads text sees of the block; empty where it sees nothing."""
+        """The text of the block for the prompt; empty for blocks without text."""
         if block.type in _OF_SERVER_TOOLS or block.type.endswith(_RESULTS_OF_SERVER_TOOLS):
             return ""
         self._check_unused(block, f"{where}.")
@@ -129,18 +129,18 @@ class _Reader:
             case "document":
                 return self._document(block, block.title, _document_content(block, where), f"{where}.source.content")
             case "image":
-                raise UnsupportedParameter(
-                    "Images are not supported: this model reads text. Remove the block.", param=f"{where}.type"
-                )
+                raise UnsupportedParameter("Images are not supported. Remove the block.", param=f"{where}.type")
             case other:
                 raise UnsupportedParameter(
-                    f"Blocks of type {other[:100]!r} are not supported in a message of this role.",
+                    f"Blocks of type {other[:100]!r} are not supported in a message of this role. Remove the block.",
                     param=f"{where}.type",
                 )
 
     def _document(self, block: Block, title: str | None, content: object, where: str) -> str:
         if not isinstance(content, str | list):
-            raise InvalidRequest(f"A block of type {block.type!r} has text, or a list of text blocks.", param=where)
+            raise InvalidRequest(
+                f"The block of type {block.type!r} has no text. Send a string or a list of text blocks.", param=where
+            )
         origin = block.source if isinstance(block.source, str) else None
         head = [line for line in (title, origin, block.context) if line]
         return "\n".join([*head, self.texts(content, where)])
@@ -149,8 +149,8 @@ class _Reader:
         check_unused(value.model_extra, self._reject_unknown, where, MESSAGES)
 
 
-def _shown(block: Block) -> Block:
-    """A tool's picture stays in the history, so that refusing it would end the conversation for good."""
+def _image_as_note(block: Block) -> Block:
+    """Replaces images in tool results by a note: a refusal would fail every later turn of the conversation."""
     if block.type != "image":
         return block
     return Block(type="text", text="[An image, which is not shown: this model reads text.]")
@@ -159,19 +159,21 @@ def _shown(block: Block) -> Block:
 def _document_content(block: Block, where: str) -> object:
     source = block.source
     if not isinstance(source, Source):
-        raise InvalidRequest("A document needs a 'source' object.", param=f"{where}.source")
+        raise InvalidRequest("The document has no 'source'. Send a source object.", param=f"{where}.source")
     if source.type == "text":
         return source.data
     if source.type == "content":
         return source.content
     raise UnsupportedParameter(
-        f"Documents with a source of type {source.type[:100]!r} are not supported: this model reads text. Give a "
-        "source of type 'text' or 'content'.",
+        f"Documents with a source of type {source.type[:100]!r} are not supported. Send a source of type 'text' "
+        "or 'content'.",
         param=f"{where}.source.type",
     )
 
 
 def _needed(value: str | None, field: str, block: Block, where: str) -> str:
     if value is None:
-        raise InvalidRequest(f"A block of type {block.type[:100]!r} needs {field!r}.", param=f"{where}.{field}")
+        raise InvalidRequest(
+            f"The block of type {block.type[:100]!r} has no {field!r}. Send it.", param=f"{where}.{field}"
+        )
     return value

@@ -1,4 +1,4 @@
-"""An answer as Anthropic's Messages have it: content blocks, one open at a time, or all in one body. Pure."""
+"""Encodes an answer for Anthropic Messages: streamed content blocks, or one body. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ from mlx_manager.mlx_server.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagesChat(ChatRequest):
-    shows_thoughts: bool = True
+    shows_reasoning: bool = True
     marks_cache: bool = False
-    """Whether the client asked for the prompt to be kept: only then it reads how much of it was."""
+    """Whether the client sent `cache_control`: only such clients read the cache counts."""
 
 
 class MessagesWriter(Writer):
@@ -47,7 +47,7 @@ class MessagesWriter(Writer):
         self._request = request
         self._has_started = False
         self._has_ended = False
-        self._blocks = _Blocks(request.shows_thoughts)
+        self._blocks = _Blocks(request.shows_reasoning)
         self._finished: ChoiceFinished | None = None
 
     def frames(self, event: GenerationEvent) -> list[bytes]:
@@ -58,7 +58,7 @@ class MessagesWriter(Writer):
     def response(self, generation: Generation) -> JsonObject:
         (choice,) = generation.choices
         ending = self._ending(choice.finish_reason, choice.stop, generation.usage)
-        return self._message(_content(choice, self._request.shows_thoughts), ending, generation.usage)
+        return self._message(_content(choice, self._request.shows_reasoning), ending, generation.usage)
 
     def error_frame(self, error: Exception, request_id: str) -> bytes:
         self._has_ended = True
@@ -99,7 +99,7 @@ class MessagesWriter(Writer):
                 assert_never(event)
 
     def _start(self, usage: Usage | None = None) -> Iterator[JsonObject]:
-        """Without usage where an upstream does not tell it before its answer."""
+        """Without usage if the upstream sends it only after the answer."""
         if not self._has_started:
             self._has_started = True
             ending: JsonObject = {"stop_reason": None, "stop_sequence": None}
@@ -118,7 +118,7 @@ class MessagesWriter(Writer):
         }
 
     def _stop_reason(self, reason: FinishReason, usage: Usage) -> str:
-        """An upstream that does not count the prompt's tokens did not count the answer's either."""
+        """An upstream that does not report prompt tokens does not report answer tokens either."""
         match reason:
             case "stop":
                 return "end_turn"
@@ -134,7 +134,7 @@ class MessagesWriter(Writer):
                 assert_never(reason)
 
     def _usage(self, usage: Usage) -> JsonObject:
-        """The three counts of input tokens add up to the prompt."""
+        """The three counts of input tokens sum to the prompt tokens."""
         stored = usage.stored_tokens if self._request.marks_cache else 0
         return {
             "input_tokens": usage.prompt_tokens - usage.cached_tokens - stored,
@@ -149,16 +149,16 @@ class MessagesWriter(Writer):
 
 
 class _Blocks(Blocks):
-    """The content blocks of a stream, as events."""
+    """Emits the content blocks of a stream as events."""
 
-    def __init__(self, shows_thoughts: bool) -> None:
+    def __init__(self, shows_reasoning: bool) -> None:
         super().__init__()
-        self._shows_thoughts = shows_thoughts
-        self._thoughts: list[str] = []
+        self._shows_reasoning = shows_reasoning
+        self._reasoning: list[str] = []
         self._text_frame: TextFrame | None = None
 
     def text_frame(self, text: str) -> bytes | None:
-        """The frame of a text that goes on in an open block of text, where only the text is new; None elsewhere."""
+        """A frame that continues the open text block, from a template; None if another event is needed."""
         if self.open is not TextDelta:
             return None
         self._held = {}
@@ -167,7 +167,7 @@ class _Blocks(Blocks):
         return self._text_frame(text)
 
     def _open(self, block: PassageKind | ToolCallStarted) -> Iterator[JsonObject]:
-        self._thoughts = []
+        self._reasoning = []
         if isinstance(block, ToolCallStarted):
             content: JsonObject = {"type": "tool_use", "id": _call_id(block.id), "name": block.name, "input": {}}
         else:
@@ -176,7 +176,9 @@ class _Blocks(Blocks):
 
     def _end(self) -> Iterator[JsonObject]:
         if self.open is ReasoningDelta:
-            yield self._part({"type": "signature_delta", "signature": _signature(self._thoughts, self._shows_thoughts)})
+            yield self._part(
+                {"type": "signature_delta", "signature": _signature(self._reasoning, self._shows_reasoning)}
+            )
         yield {"type": "content_block_stop", "index": self.index}
 
     def _add_arguments(self, arguments: str) -> Iterator[JsonObject]:
@@ -185,33 +187,33 @@ class _Blocks(Blocks):
     def _add_text(self, kind: PassageKind, text: str) -> Iterator[JsonObject]:
         if kind is TextDelta:
             yield self._part({"type": "text_delta", "text": text})
-        elif self._shows_thoughts:
+        elif self._shows_reasoning:
             yield self._part({"type": "thinking_delta", "thinking": text})
         else:
-            self._thoughts.append(text)
+            self._reasoning.append(text)
 
     def _part(self, delta: JsonObject) -> JsonObject:
         return {"type": "content_block_delta", "index": self.index, "delta": delta}
 
 
-def _content(choice: Choice, shows_thoughts: bool) -> list[JsonObject]:
-    """The blocks that the stream of the same answer adds up to."""
+def _content(choice: Choice, shows_reasoning: bool) -> list[JsonObject]:
+    """The blocks of a whole answer, equal to the blocks of its stream."""
     parts = tuple(Passage(_kind(part.kind), part.text) if isinstance(part, Passage) else part for part in choice.parts)
-    return [_block(part, shows_thoughts) for part in joined_parts(parts)] or [_empty(TextDelta)]
+    return [_block(part, shows_reasoning) for part in joined_parts(parts)] or [_empty(TextDelta)]
 
 
 def _kind(kind: PassageKind) -> PassageKind:
-    """A refusal is a text here."""
+    """Messages have no refusal block, so a refusal becomes text."""
     return ReasoningDelta if kind is ReasoningDelta else TextDelta
 
 
-def _block(part: Passage | ToolCall, shows_thoughts: bool) -> JsonObject:
+def _block(part: Passage | ToolCall, shows_reasoning: bool) -> JsonObject:
     if isinstance(part, ToolCall):
         return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": _input(part.arguments)}
     if part.kind is TextDelta:
         return {**_empty(TextDelta), "text": part.text}
-    thinking = part.text if shows_thoughts else ""
-    return {"type": "thinking", "thinking": thinking, "signature": _signature([part.text], shows_thoughts)}
+    thinking = part.text if shows_reasoning else ""
+    return {"type": "thinking", "thinking": thinking, "signature": _signature([part.text], shows_reasoning)}
 
 
 def _empty(kind: PassageKind) -> JsonObject:
@@ -220,13 +222,13 @@ def _empty(kind: PassageKind) -> JsonObject:
     return {"type": "thinking", "thinking": "", "signature": ""}
 
 
-def _signature(thoughts: list[str], shows_thoughts: bool) -> str:
-    """Thoughts that are not shown come back in it with the next turn."""
-    return signature("" if shows_thoughts else "".join(thoughts))
+def _signature(reasoning: list[str], shows_reasoning: bool) -> str:
+    """Carries hidden reasoning, which the client sends back in the next turn."""
+    return signature("" if shows_reasoning else "".join(reasoning))
 
 
 def _input(arguments: str) -> object:
-    """An object, as far as the model wrote one before the limit, which is what SDKs make of a stream."""
+    """The arguments as an object; incomplete JSON is completed as SDKs do for a stream."""
     try:
         written = pydantic_core.from_json(arguments, allow_partial=True)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A model as OpenAI's and Anthropic's clients read it. Pure."""
+"""Encodes a model for clients of OpenAI and Anthropic. Pure."""
 
 from datetime import UTC, datetime
 from typing import Literal
@@ -18,7 +18,7 @@ _YES, _NO = Support(supported=True), Support(supported=False)
 
 
 def model_info(model_id: str, created: int, **facts: object) -> ModelInfo:
-    """`created` is in Unix seconds. `facts` are fields of `ModelInfo`."""
+    """`created`: Unix seconds. `facts`: fields of `ModelInfo`."""
     moment = datetime.fromtimestamp(created, UTC)
     length = facts.get("context_length")
     shared = {"display_name": model_id, "created_at": moment, "max_input_tokens": length, "max_tokens": length}

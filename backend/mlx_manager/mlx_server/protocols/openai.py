@@ -1,4 +1,4 @@
-"""What OpenAI's protocols have in common: their error envelope, and the frames of their streams. Pure."""
+"""Shared parts of OpenAI's protocols: the error envelope and the stream frames. Pure."""
 
 from abc import abstractmethod
 
@@ -14,7 +14,7 @@ _TEXTS = (TextDelta, ReasoningDelta)
 
 class OpenAIEndpoint(Endpoint):
     def __init__(self, broken_body_status: int = 422) -> None:
-        """Of a body that breaks the schema; api.openai.com answers 400."""
+        """Status for schema violations; api.openai.com answers 400."""
         self._broken_body_status = broken_body_status
 
     def error(self, error: Exception, request_id: str) -> ErrorReply:
@@ -24,25 +24,25 @@ class OpenAIEndpoint(Endpoint):
 
 
 class OpenAIProtocol(OpenAIEndpoint, Protocol[BodyT, RequestT]):
-    """Of those endpoints of OpenAI's that generate."""
+    """The protocol of OpenAI's generating endpoints."""
 
 
 class ChunkProtocol(OpenAIProtocol[BodyT, RequestT]):
-    """A protocol whose stream is chunks of one shape, which programs can read as dicts, too."""
+    """A protocol that streams chunks of one shape. In-process callers read them as dicts."""
 
     @abstractmethod
     def writer(self, request: RequestT) -> "OpenAIWriter": ...
 
 
 class OpenAIWriter(Writer):
-    """Chunks as `data:` lines. A stream that fails has no [DONE]."""
+    """Writes chunks as `data:` lines. A failed stream has no [DONE]."""
 
     def __init__(self) -> None:
         self._texts: dict[tuple[type[GenerationEvent], int], TextFrame | None] = {}
 
     @abstractmethod
     def event(self, event: GenerationEvent) -> list[JsonObject]:
-        """The chunks that the event becomes."""
+        """The chunks for the event."""
 
     def frames(self, event: GenerationEvent) -> list[bytes]:
         if isinstance(event, _TEXTS) and not event.logprobs:
@@ -52,7 +52,7 @@ class OpenAIWriter(Writer):
         return [data_frame(chunk) for chunk in self.event(event)]
 
     def _text_frame(self, kind: type[TextDelta | ReasoningDelta], index: int) -> TextFrame | None:
-        """None where the protocol has no such text."""
+        """None if the protocol has no such text."""
 
         def write(text: str) -> bytes:
             return b"".join(map(data_frame, self.event(kind(index, text))))

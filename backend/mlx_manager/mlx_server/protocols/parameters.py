@@ -1,4 +1,4 @@
-"""Request parameters that are not used: refused by name, knowingly ignored, or warned of."""
+"""Request parameters that the server does not use: refused by name, ignored, or logged as a warning."""
 
 import logging
 import re
@@ -31,8 +31,8 @@ IGNORED = frozenset(
         "messages[].tool_calls[].function.parsed_arguments",
     }
 )
-"""Accepted and without effect here: they ask for bookkeeping, or for speed-ups that change no answer, or are what
-clients find in an answer and send back."""
+"""Accepted and ignored: bookkeeping, speed-ups that do not change the answer, and fields of answers that clients
+send back."""
 
 RESOURCES = frozenset(
     {
@@ -51,7 +51,7 @@ RESOURCES = frozenset(
         "vocab_only",
     }
 )
-"""Ollama's parameters of memory and processors, which Open WebUI sends too. Accepted without effect, and warned of."""
+"""Ollama's memory and processor parameters, also sent by Open WebUI. Ignored with a warning in the log."""
 
 REFUSED: Mapping[str, tuple[object, ...]] = {
     "adapters": (),
@@ -125,14 +125,14 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "xtc_probability": (0,),
 }
-"""Known parameters that this server, or one of its protocols, does not have; with the values that ask for nothing."""
+"""Known parameters that this server or one of its protocols does not support, with their no-op values."""
 
 _PLACE = re.compile(r"\[\d+\]")
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterTable:
-    """What one family of protocols does with fields that it does not use."""
+    """How one family of protocols treats unused fields."""
 
     ignored: frozenset[str]
     refused: Mapping[str, tuple[object, ...]]
@@ -147,9 +147,9 @@ def check_unused(
     where: str = "",
     table: ParameterTable = OPENAI,
 ) -> None:
-    """Refuses what is known and not there; what nobody knows is refused, too, or warned of once per name.
+    """Refuses known unsupported fields. Refuses unknown fields, or logs each name once.
 
-    `where` is what leads to the fields: `messages[3].`, say.
+    `where`: the path of the fields, for example `messages[3].`.
     """
     for field, value in (extra or {}).items():
         param = f"{where}{field}"
@@ -157,19 +157,22 @@ def check_unused(
         if value is None or name in table.ignored:
             continue
         if name in RESOURCES:
-            warn_once(name, "The server decides on memory and processors itself.")
+            warn_once(name, "The server manages memory and processors itself.")
         elif name not in table.refused:
             if reject_unknown:
-                raise UnsupportedParameter(f"Nobody knows the parameter {param[:200]!r}: leave it out.", param=param)
-            warn_once(name, "It is unknown.")
+                raise UnsupportedParameter(
+                    f"Unknown parameter {param[:200]!r}. Remove it, or unset MLX_SERVER_REJECT_UNKNOWN_FIELDS.",
+                    param=param,
+                )
+            warn_once(name, "The field is unknown.")
         elif not any(_same(value, neutral) for neutral in table.refused[name]):
             raise UnsupportedParameter(
-                f"The parameter {param!r} is not supported by this server: leave it out.", param=param
+                f"The parameter {param!r} is not supported by this server. Remove it.", param=param
             )
 
 
 def _same(value: object, neutral: object) -> bool:
-    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)  # 0 is no False here
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)  # 0 is not False here
 
 
 @lru_cache(maxsize=1000)

@@ -1,4 +1,4 @@
-"""OpenAI's Responses: the wire's shapes to a request. Pure: what a request goes on from is in its input already."""
+"""OpenAI Responses: converts bodies to a request. Pure: the input already contains the previous response."""
 
 import time
 import uuid
@@ -32,12 +32,12 @@ ENCRYPTED_REASONING = "reasoning.encrypted_content"
 
 
 class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
-    """A body without the fields of an answer asks for the tokens of its prompt to be counted."""
+    """A body of `InputTokensRequest` alone is a request to count the prompt tokens."""
 
     paths = ("/v1/responses", "/v1/responses/input_tokens")
 
     def __init__(self) -> None:
-        """Codex sends a request that was answered with 422 six times."""
+        """Codex sends a request six times if it gets status 422."""
         super().__init__(broken_body_status=400)
 
     def parse(self, body: InputTokensRequest, options: ParseOptions) -> ResponsesChat:
@@ -68,7 +68,7 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
                 serial,
                 tools.by_name,
                 summarizes=_summary(body.reasoning) is not None,
-                seals=ENCRYPTED_REASONING in (answer.include or ()),
+                encodes_reasoning=ENCRYPTED_REASONING in (answer.include or ()),
             ),
             echo=_echo(body, answer),
             truncates=body.truncation == "auto",
@@ -79,7 +79,7 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
 
 
 def input_items(body: InputTokensRequest) -> Sequence[AnyItem]:
-    """A text is a message of the user. It may be empty: Codex has a model loaded so."""
+    """A string is a user message. It may be empty: Codex sends one to load the model."""
     if isinstance(body.input, str):
         return [Item(role="user", content=body.input)]
     return body.input or ()
@@ -92,7 +92,7 @@ def _turns(
     if body.instructions:
         turns.insert(0, ChatTurn("system", body.instructions))
     if not turns:
-        raise InvalidRequest("There is no input. Send a text, or items.", param="input")
+        raise InvalidRequest("input is empty. Send a string or items.", param="input")
     return tuple(turns)
 
 
@@ -106,17 +106,17 @@ def _grammar(text: TextConfig | None, reject_unknown: bool) -> Grammar | None:
     if text is None:
         return None
     check_unused(text.model_extra, reject_unknown, "text.", RESPONSES)
-    asked = text.format
-    if asked is None:
+    requested = text.format
+    if requested is None:
         return None
-    check_unused(asked.model_extra, reject_unknown, "text.format.", RESPONSES)
-    match asked.type:
+    check_unused(requested.model_extra, reject_unknown, "text.format.", RESPONSES)
+    match requested.type:
         case "text":
             return None
         case "json_object":
             return json_object_grammar("text.format")
         case "json_schema":
-            return json_schema_grammar(asked, "text.format.schema")
+            return json_schema_grammar(requested, "text.format.schema")
         case other:
             raise UnsupportedParameter(
                 f"text.format of type {other[:100]!r} is not supported. Use 'text', 'json_object' or 'json_schema'.",
@@ -132,14 +132,14 @@ def _template_kwargs(reasoning: Reasoning | None, reject_unknown: bool) -> dict[
 
 
 def _summary(reasoning: Reasoning | None) -> str | None:
-    """`generate_summary` is its older name."""
+    """Also reads `generate_summary`, the older name of `summary`."""
     if reasoning is None:
         return None
     return reasoning.summary if reasoning.summary is not None else reasoning.generate_summary
 
 
 def _echo(body: InputTokensRequest, answer: ResponsesRequest) -> JsonObject:
-    """What SDKs expect to find again in a response."""
+    """Request fields that SDKs expect in the response."""
     effort = body.reasoning.effort if body.reasoning is not None else None
     text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text is not None else {}
     choice = body.tool_choice if body.tool_choice is not None else "auto"

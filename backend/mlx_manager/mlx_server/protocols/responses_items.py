@@ -1,6 +1,6 @@
-"""The output items of a response, one after the other, each with its events. Pure.
+"""Emits the output items of a response in order, each with its events. Pure.
 
-A whole response is written by the same code as a stream, whose events are then not sent.
+Whole responses use the same code as streams and drop the events.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,29 +12,29 @@ from mlx_manager.mlx_server.protocols.blocks import Blocks, PassageKind
 from mlx_manager.mlx_server.protocols.custom_input import CustomInput
 from mlx_manager.mlx_server.protocols.logprobs import token_logprobs
 from mlx_manager.mlx_server.protocols.responses_tools import WireTool
-from mlx_manager.mlx_server.protocols.responses_turns import sealed
+from mlx_manager.mlx_server.protocols.responses_turns import encode_reasoning
 from mlx_manager.mlx_server.protocols.wire import JsonObject
 from mlx_manager.mlx_server.types import Logprobs, ReasoningDelta, RefusalDelta, TextDelta, ToolCallStarted
 
 
 @dataclass(frozen=True, slots=True)
 class ItemOptions:
-    """`serial` makes the items' ids. `summarizes` repeats thoughts as their summary; `seals` as `encrypted_content`."""
+    """`serial`: part of item ids. Reasoning: `summarizes` copies it to the summary, `encodes_reasoning` encodes it."""
 
     serial: str
     by_name: Mapping[str, WireTool] = field(default_factory=dict)
     summarizes: bool = False
-    seals: bool = False
+    encodes_reasoning: bool = False
 
 
 class Items(Blocks):
-    """`items` are those so far, the open one as it began."""
+    """`items`: the items so far; the open item is in its initial state."""
 
     def __init__(self, options: ItemOptions) -> None:
         super().__init__()
         self.items: list[JsonObject] = []
         self.is_incomplete = False
-        """Whether the item that ends next was cut off."""
+        """Whether the item that ends next is cut off."""
         self._options = options
         self._texts: list[str] = []
         self._logprobs: list[JsonObject] = []
@@ -42,7 +42,7 @@ class Items(Blocks):
         self._custom: CustomInput | None = None
 
     def add_logprobs(self, logprobs: Logprobs) -> None:
-        """Of the text that comes next."""
+        """Adds the logprobs of the next text."""
         self._unsent_logprobs += token_logprobs(logprobs)
 
     def _open(self, block: PassageKind | ToolCallStarted) -> Iterator[JsonObject]:
@@ -119,8 +119,8 @@ class Items(Blocks):
         else:
             yield self._item_event("reasoning_text.done", content_index=0, text=text)
         yield self._item_event("content_part.done", content_index=0, part=part)
-        if self.open is ReasoningDelta and self._options.seals:
-            item["encrypted_content"] = sealed(text)
+        if self.open is ReasoningDelta and self._options.encodes_reasoning:
+            item["encrypted_content"] = encode_reasoning(text)
         if self.open is ReasoningDelta and self._options.summarizes:
             item["summary"] = [_summary(text)]
             yield self._item_event("reasoning_summary_text.done", summary_index=0, text=text)
@@ -137,7 +137,7 @@ class Items(Blocks):
 
 
 def _is_json(arguments: str) -> bool:
-    """Whether a call's arguments came to their end."""
+    """Whether the arguments of a call are complete."""
     try:
         msgspec.json.decode(arguments)
     except (msgspec.DecodeError, RecursionError):

@@ -1,6 +1,6 @@
-"""The tools of a Responses request, and how they may be called, to `ToolUse`. Pure.
+"""Converts the tools and tool_choice of a Responses request to `ToolUse`. Pure.
 
-Tools of a namespace are shown to the model among the others; their calls get the namespace back.
+The model sees namespaced tools among the others; the namespace is restored in their calls.
 """
 
 import re
@@ -22,7 +22,7 @@ _SYNTAXES: Mapping[str, GrammarKind] = {"lark": "lark", "regex": "regex"}
 
 @dataclass(frozen=True, slots=True)
 class WireTool:
-    """What a tool that the model calls by another name is called on the wire."""
+    """The name of a tool on the wire, which may differ from the name that the model uses."""
 
     name: str
     namespace: str | None = None
@@ -33,10 +33,10 @@ class WireTool:
 class ResponseTools:
     use: ToolUse
     by_name: Mapping[str, WireTool]
-    """By what the model calls them."""
+    """Keyed by the name that the model uses."""
 
     def name_of_call(self, name: str, namespace: str | None) -> str:
-        """What the model calls the tool, or would have called it."""
+        """The name that the model uses for a tool, also for tools that are no longer defined."""
         known = WireTool(name, namespace), WireTool(name, namespace, custom=True)
         return next((shown for shown, tool in self.by_name.items() if tool in known), name)
 
@@ -49,7 +49,7 @@ class _Given:
 
 
 def response_tools(body: InputTokensRequest, reject_unknown: bool, warnings: list[str]) -> ResponseTools:
-    """Adds to the warnings what is left out. Raises InvalidRequest and UnsupportedParameter, which name the field."""
+    """Adds a warning for each tool left out. Raises InvalidRequest and UnsupportedParameter, which name the field."""
     given = list(_all_tools(body))
     hosted = [one for one in given if one.tool.type not in ("function", "custom")]
     ours = [one for one in given if one.tool.type in ("function", "custom")]
@@ -64,7 +64,7 @@ def response_tools(body: InputTokensRequest, reject_unknown: bool, warnings: lis
 
 
 def _all_tools(body: InputTokensRequest) -> Iterator[_Given]:
-    """Those of the request, and those that items of the input add."""
+    """The tools of the request and of its input items."""
     yield from _flattened(body.tools or (), "tools")
     for i, item in enumerate(body.input if isinstance(body.input, list) else ()):
         if isinstance(item, Item) and item.type == "additional_tools":
@@ -86,7 +86,7 @@ def _definition(given: _Given, is_ambiguous: bool, reject_unknown: bool) -> Tool
     name = tool.name
     if name is None or not _NAME.fullmatch(name):
         raise InvalidRequest(
-            f"The tool's name is {str(name)[:130]!r}. Use 1 to 128 letters, digits, '_', '-' and '.'.",
+            f"Invalid tool name {str(name)[:130]!r}. Use 1 to 128 letters, digits, '_', '-' and '.'.",
             param=f"{where}.name",
         )
     if is_ambiguous and given.namespace is not None:
@@ -103,28 +103,29 @@ def _definition(given: _Given, is_ambiguous: bool, reject_unknown: bool) -> Tool
 
 
 def _grammar(tool: Tool, where: str) -> Grammar | None:
-    asked = tool.format
-    if asked is None or asked.type == "text":
+    requested = tool.format
+    if requested is None or requested.type == "text":
         return None
-    kind = _SYNTAXES.get(asked.syntax or "")
-    if asked.type != "grammar" or kind is None:
+    kind = _SYNTAXES.get(requested.syntax or "")
+    if requested.type != "grammar" or kind is None:
         raise UnsupportedParameter(
-            f"A format of type {asked.type[:100]!r} and syntax {str(asked.syntax)[:100]!r} is not supported. Use type "
-            "'text', or 'grammar' with syntax 'lark' or 'regex'.",
+            f"A format of type {requested.type[:100]!r} and syntax {str(requested.syntax)[:100]!r} is not supported. "
+            "Use type 'text', or 'grammar' with syntax 'lark' or 'regex'.",
             param=f"{where}.format",
         )
-    if asked.definition is None:
-        raise InvalidRequest("A grammar needs a 'definition'.", param=f"{where}.format.definition")
-    return Grammar(kind, asked.definition, f"{where}.format.definition")
+    if requested.definition is None:
+        raise InvalidRequest("The grammar has no 'definition'. Send one.", param=f"{where}.format.definition")
+    return Grammar(kind, requested.definition, f"{where}.format.definition")
 
 
 def _left_out(hosted: list[_Given], *, has_others: bool) -> Iterator[str]:
-    """Tools that cannot run here are left out where there are others, and refused where the request is about them."""
+    """Leaves out hosted tools if there are others. Refuses them if they are the only tools."""
     for one in hosted:
         kind = one.tool.type[:100]
         if not has_others:
             raise UnsupportedParameter(
-                f"Tools of type {kind!r} run at OpenAI, and not on this server. Remove it.", param=f"{one.where}.type"
+                f"Tools of type {kind!r} run on OpenAI's servers, not on this one. Remove it.",
+                param=f"{one.where}.type",
             )
         yield f"{one.where} is left out: this server does not run tools of type {kind!r}"
 
@@ -138,7 +139,7 @@ def _as_chosen(
         return ToolUse()
     if isinstance(choice, str):
         if not tools:
-            raise InvalidRequest("tool_choice is 'required', and there are no tools. Add some.", param="tool_choice")
+            raise InvalidRequest("tool_choice is 'required', but tools is empty. Send tools.", param="tool_choice")
         return ToolUse(tools=tools, callable=tools, required=True, parallel=parallel)
     check_unused(choice.model_extra, reject_unknown, "tool_choice.", RESPONSES)
     match choice.type:
@@ -156,16 +157,18 @@ def _as_chosen(
 
 def _named(choice: ToolChoice, tools: tuple[ToolDefinition, ...]) -> ToolDefinition:
     if choice.name is None:
-        raise InvalidRequest(f"tool_choice of type {choice.type!r} needs a 'name'.", param="tool_choice.name")
+        raise InvalidRequest(f"tool_choice of type {choice.type!r} has no 'name'. Send one.", param="tool_choice.name")
     return find_tool(choice.name, tools)
 
 
 def _allowed(choice: ToolChoice, tools: tuple[ToolDefinition, ...], parallel: bool) -> ToolUse:
-    """Where a call is not enforced, the model is shown the tools that it may call, and no others."""
+    """If no call is enforced, the model sees only the allowed tools."""
     ours = [tool for tool in choice.tools or () if tool.type in ("function", "custom")]
     allowed = tuple(find_tool(tool.name or "", tools) for tool in ours)
     if not allowed:
-        raise InvalidRequest("tool_choice allows none of this request's tools. Add one.", param="tool_choice.tools")
+        raise InvalidRequest(
+            "tool_choice.tools contains no tool of this request. Send at least one.", param="tool_choice.tools"
+        )
     if choice.mode == "required":
         return ToolUse(tools=tools, callable=allowed, required=True, parallel=parallel)
     return ToolUse(tools=allowed, callable=allowed, parallel=parallel)

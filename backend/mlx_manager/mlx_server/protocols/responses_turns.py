@@ -1,6 +1,6 @@
-"""The items of a Responses request to turns that chat templates know. Pure.
+"""Converts the items of a Responses request to turns for the chat template. Pure.
 
-A turn of the assistant is a row of items: its thoughts, what it says, and its calls.
+An assistant turn is a sequence of items: reasoning, messages and calls.
 """
 
 import base64
@@ -19,36 +19,36 @@ from mlx_manager.mlx_server.types import CUSTOM_INPUT, ChatTurn, ToolCall
 
 BETWEEN_PARTS = "\n\n"
 IMAGE_NOTE = "[An image, which is not shown: this model reads text.]"
-_SEALED = b"mlx-manager:"
+_ENCODED_PREFIX = b"mlx-manager:"
 
 NameOfCall = Callable[[str, str | None], str]
-"""What the model calls a tool, by its name and namespace on the wire."""
+"""Maps the wire name and namespace of a tool to the name that the model uses."""
 
 
 def response_turns(
     items: Sequence[AnyItem], name_of_call: NameOfCall, reject_unknown: bool, record: GenerationRecord
 ) -> list[ChatTurn]:
-    """Notes in the record what is left out. Raises InvalidRequest and UnsupportedParameter, which name the place."""
+    """Adds left-out items to the record. Raises InvalidRequest and UnsupportedParameter, which name the field."""
     reader = _Reader(name_of_call, reject_unknown)
     turns = list(reader.turns(items))
     record.ignored_items = reader.left_out.total()
     record.warnings += [
-        f"input: {count} items of type {kind[:100]!r} are left out: they say nothing to this server's models"
+        f"input: {count} items of type {kind[:100]!r} are left out: this server does not support them"
         for kind, count in reader.left_out.items()
     ]
     return turns
 
 
-def sealed(thoughts: str) -> str:
-    """Thoughts as `encrypted_content`, for clients that keep a conversation themselves. It hides nothing."""
-    return base64.b64encode(_SEALED + thoughts.encode()).decode()
+def encode_reasoning(reasoning: str) -> str:
+    """Encodes reasoning as `encrypted_content`, for clients that store conversations. Not encrypted."""
+    return base64.b64encode(_ENCODED_PREFIX + reasoning.encode()).decode()
 
 
-def _unsealed(text: str | None) -> str:
-    """What another server has encrypted says nothing here."""
+def _decode_reasoning(text: str | None) -> str:
+    """The decoded reasoning; empty for content encrypted by another server."""
     try:
         opened = base64.b64decode(text or "", validate=True)
-        return opened.removeprefix(_SEALED).decode() if opened.startswith(_SEALED) else ""
+        return opened.removeprefix(_ENCODED_PREFIX).decode() if opened.startswith(_ENCODED_PREFIX) else ""
     except (binascii.Error, ValueError):
         return ""
 
@@ -59,7 +59,7 @@ class _Reader:
         self._name_of_call = name_of_call
         self._reject_unknown = reject_unknown
         self._assistant: ChatTurn | None = None
-        """The assistant's turn that is not complete yet."""
+        """The incomplete assistant turn."""
 
     def turns(self, items: Sequence[AnyItem]) -> Iterator[ChatTurn]:
         for i, item in enumerate(items):
@@ -87,7 +87,7 @@ class _Reader:
                 if self._assistant is not None and (self._assistant.content or self._assistant.tool_calls):
                     yield from self._complete()
                 before = self._assistant.reasoning if self._assistant is not None else None
-                self._add(reasoning=BETWEEN_PARTS.join(filter(None, (before, self._thoughts(item, where)))) or None)
+                self._add(reasoning=BETWEEN_PARTS.join(filter(None, (before, self._reasoning(item, where)))) or None)
             case "function_call" | "custom_tool_call":
                 call = self._call(item, where)
                 before_calls = self._assistant.tool_calls if self._assistant is not None else ()
@@ -98,7 +98,7 @@ class _Reader:
                 yield ChatTurn("tool", text, tool_call_id=_needed(item.call_id, "call_id", item, where))
             case _:
                 raise InvalidRequest(
-                    f"There is no stored item {str(item.id)[:100]!r}: send the item itself.", param=f"{where}.id"
+                    f"Stored item {str(item.id)[:100]!r} not found. Send the item itself.", param=f"{where}.id"
                 )
 
     def _add(self, **fields: object) -> None:
@@ -106,7 +106,7 @@ class _Reader:
         self._assistant = replace(turn, **fields)  # type: ignore[arg-type]
 
     def _complete(self) -> Iterator[ChatTurn]:
-        """Thoughts that led to nothing are left out."""
+        """Drops reasoning without a following message or call."""
         turn, self._assistant = self._assistant, None
         if turn is not None and (turn.content is not None or turn.tool_calls):
             yield turn
@@ -122,16 +122,18 @@ class _Reader:
             arguments = _needed(item.arguments, "arguments", item, where)
         return ToolCall(call_id, name, arguments)
 
-    def _thoughts(self, item: Item, where: str) -> str:
-        """The thoughts themselves before their summary."""
+    def _reasoning(self, item: Item, where: str) -> str:
+        """The full reasoning if present, else the summary."""
         content = item.content if isinstance(item.content, list) else []
         texts = [part.text for part in content if part.text]
-        texts = texts or [opened for opened in [_unsealed(item.encrypted_content)] if opened]
+        texts = texts or [opened for opened in [_decode_reasoning(item.encrypted_content)] if opened]
         return BETWEEN_PARTS.join(texts or [part.text for part in item.summary or () if part.text])
 
     def _text(self, content: str | list[Part] | None, item: Item, where: str, *, shows_images: bool = True) -> str:
         if content is None:
-            raise InvalidRequest(f"An item of type {item.type!r} needs text, or a list of parts.", param=where)
+            raise InvalidRequest(
+                f"The item of type {item.type!r} has no text. Send a string or a list of parts.", param=where
+            )
         if isinstance(content, str):
             return content
         between = "" if item.role == "assistant" else BETWEEN_PARTS
@@ -139,7 +141,7 @@ class _Reader:
         return between.join(filter(None, texts))
 
     def _part(self, part: Part, where: str, shows_images: bool) -> str:
-        """A tool's picture stays in the history, so that refusing it would end the conversation for good."""
+        """Replaces images in tool outputs by a note: a refusal would fail every later turn of the conversation."""
         match part.type:
             case "input_text" | "output_text" | "text" | "summary_text" | "reasoning_text":
                 text = part.text
@@ -149,16 +151,18 @@ class _Reader:
                 return IMAGE_NOTE
             case other:
                 raise UnsupportedParameter(
-                    f"Content of type {other[:100]!r} is not supported: this model reads text. Remove the part.",
+                    f"Content of type {other[:100]!r} is not supported. Remove the part.",
                     param=f"{where}.type",
                 )
         check_unused(part.model_extra, self._reject_unknown, f"{where}.", RESPONSES)
         if text is None:
-            raise InvalidRequest(f"A part of type {part.type!r} needs its text.", param=where)
+            raise InvalidRequest(f"The part of type {part.type!r} has no text. Send it.", param=where)
         return text
 
 
 def _needed(value: str | None, field: str, item: Item, where: str) -> str:
     if value is None:
-        raise InvalidRequest(f"An item of type {item.type[:100]!r} needs {field!r}.", param=f"{where}.{field}")
+        raise InvalidRequest(
+            f"The item of type {item.type[:100]!r} has no {field!r}. Send it.", param=f"{where}.{field}"
+        )
     return value

@@ -1,4 +1,4 @@
-"""A generation as the Responses API has it: numbered events, or one body. Pure."""
+"""Encodes a generation for the Responses API: numbered events, or one body. Pure."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ _ERROR_CODES: dict[type[errors.ServerError], str] = {
     errors.InvalidRequest: "invalid_prompt",
     errors.ServerBusy: "rate_limit_exceeded",
 }
-"""Of failures that clients tell apart; all others are the server's."""
+"""Error codes that clients distinguish; all other failures are `server_error`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +44,13 @@ class ResponsesChat(ChatRequest):
 
     options: ItemOptions
     echo: Mapping[str, object] = field(default_factory=dict)
-    """Fields of the request that its response repeats."""
+    """Request fields that the response repeats."""
     truncates: bool = False
-    """Whether the oldest turns go where the prompt is too long."""
+    """Whether the oldest turns are dropped if the prompt is too long."""
 
 
-class Keeper(Protocol):
-    """What becomes of the response beside being sent."""
+class ResponseSink(Protocol):
+    """Receives the response in addition to the client, for example to store it."""
 
     @property
     def cancelled(self) -> bool: ...
@@ -59,9 +59,9 @@ class Keeper(Protocol):
 
 
 class ResponsesWriter(Writer):
-    def __init__(self, request: ResponsesChat, keeper: Keeper | None = None) -> None:
+    def __init__(self, request: ResponsesChat, sink: ResponseSink | None = None) -> None:
         self._request = request
-        self._keeper = keeper
+        self._sink = sink
         self._items = Items(request.options)
         self._sequence_number = 0
         self._reason: FinishReason = "stop"
@@ -71,7 +71,7 @@ class ResponsesWriter(Writer):
         return [self._frame(message) for message in self._messages(event)]
 
     def response(self, generation: Generation) -> JsonObject:
-        """The same as the last event of the same answer's stream has."""
+        """Equal to the response in the last event of the stream."""
         (choice,) = generation.choices
         for event in _replayed(choice):
             for _ in self._items_of(event):
@@ -79,7 +79,7 @@ class ResponsesWriter(Writer):
         return self._final(generation.usage)
 
     def error_frame(self, error: Exception, request_id: str) -> bytes:
-        """An item that is cut off is in the failed response, and has no event that calls it done."""
+        """A failed response contains the cut-off item, without a `done` event."""
         self._has_ended = self._items.is_incomplete = True
         for _ in self._items.finish() if self._items.items else ():
             pass
@@ -94,13 +94,13 @@ class ResponsesWriter(Writer):
         return b""
 
     def keep_alive(self) -> bytes:
-        """An event: clients that watch for silence do not see comments."""
+        """An event, not a comment: the idle timeouts of clients do not count comments."""
         if self._has_ended or self._sequence_number == 0:
             return b""
         return self._frame({"type": "response.in_progress", "response": self.snapshot()})
 
     def snapshot(self) -> JsonObject:
-        """The response while nothing is known of its end."""
+        """The response in progress."""
         return {**self._response("in_progress"), "output": []}
 
     def _messages(self, event: GenerationEvent) -> Iterator[JsonObject]:
@@ -140,7 +140,7 @@ class ResponsesWriter(Writer):
 
     @property
     def _is_cancelled(self) -> bool:
-        return self._keeper is not None and self._keeper.cancelled
+        return self._sink is not None and self._sink.cancelled
 
     def _final(self, usage: Usage) -> JsonObject:
         reasons: Mapping[FinishReason, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -154,8 +154,8 @@ class ResponsesWriter(Writer):
         return self._kept({**self._response(status), **ending})
 
     def _kept(self, response: JsonObject) -> JsonObject:
-        if self._keeper is not None:
-            self._keeper.keep(response)
+        if self._sink is not None:
+            self._sink.keep(response)
         return response
 
     def _response(self, status: str) -> JsonObject:
@@ -183,7 +183,7 @@ class ResponsesWriter(Writer):
 def _replayed(
     choice: Choice,
 ) -> Iterator[TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta | ChoiceFinished]:
-    """The events of a whole choice, each passage in one."""
+    """The events of a whole choice, one for each passage."""
     logprobs, end = list(choice.logprobs), 0
     for i, part in enumerate(choice.parts):
         if isinstance(part, ToolCall):

@@ -1,4 +1,4 @@
-"""How much a request may hold, counted before it is looked into: what is too much is refused at once. Pure."""
+"""Size limits of request bodies, checked before validation. Pure."""
 
 from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.errors import InvalidRequest
@@ -6,13 +6,13 @@ from mlx_manager.mlx_server.types import CHARACTERS_PER_TOKEN
 
 
 def check_sizes(body: object, bounds: Bounds) -> None:
-    """Of a body as it came, before it is validated, which would take long. Raises InvalidRequest, naming the field."""
+    """Checks a parsed body before the slow validation. Raises InvalidRequest, which names the field."""
     if not isinstance(body, dict):
         return
     for name, limit in (("messages", bounds.max_messages), ("tools", bounds.max_tools)):
         count = len(body[name]) if isinstance(body.get(name), list) else 0
         if count > limit:
-            raise InvalidRequest(f"There are {count} {name}, and a request may have {limit}: send fewer.", param=name)
+            raise InvalidRequest(f"The request has {count} {name}, but the limit is {limit}. Send fewer.", param=name)
     characters = _prompt_characters(body.get("prompt"))
     if characters > bounds.max_prompt_characters:
         raise too_long("The prompt", characters, bounds.max_prompt_characters, "prompt")
@@ -20,14 +20,14 @@ def check_sizes(body: object, bounds: Bounds) -> None:
 
 def too_long(what: str, characters: int, limit: int, param: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{what} has {characters} characters, where a token id counts as {CHARACTERS_PER_TOKEN}, and a request may "
-        f"have {limit}: shorten it.",
+        f"{what} has {characters} characters (a token id counts as {CHARACTERS_PER_TOKEN}), but the limit is {limit}. "
+        "Shorten it.",
         param=param,
     )
 
 
 def _prompt_characters(prompt: object) -> int:
-    """Of a prompt in any of its shapes; of what is no prompt, any number."""
+    """Characters of a prompt in any of its shapes; undefined for invalid prompts."""
     if isinstance(prompt, str):
         return len(prompt)
     if not isinstance(prompt, list):

@@ -1,4 +1,4 @@
-"""Frames of a stream that differ in one text alone: what stands around the text is encoded once. Pure."""
+"""Encodes stream frames that differ only in one text: the rest is encoded once. Pure."""
 
 import uuid
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from collections.abc import Callable
 import msgspec
 
 _MARK = uuid.uuid4().hex
-"""Stands for the text; nothing else in a frame can be the same."""
+"""The placeholder of the text; it occurs nowhere else in a frame."""
 
 
 class TextFrame:
-    """`write` gives the frame of any text, which has the text as a JSON string, once or more often."""
+    """`write` returns the frame for a text, inserted as a JSON string in one or more places."""
 
     def __init__(self, write: Callable[[str], bytes]) -> None:
         self._around = write(_MARK).split(msgspec.json.encode(_MARK))

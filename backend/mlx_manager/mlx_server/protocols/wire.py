@@ -1,4 +1,4 @@
-"""Small pieces that protocols share on the wire."""
+"""Conversions that several protocols share. Pure."""
 
 import hashlib
 import json
@@ -16,17 +16,17 @@ from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT, SamplingOverrides, Usag
 
 JsonObject = dict[str, object]
 MAX_DEPTH = 100
-"""Of what is written as JSON again: beyond some hundreds of levels Python cannot."""
+"""Nesting limit for values that are encoded again; Python fails at some hundreds of levels."""
 
 
 def json_text(value: object, param: str) -> str:
-    """JSON of what came as JSON. Raises InvalidRequest, which names `param`, where it is nested too deeply."""
+    """Encodes a parsed value as JSON. Raises InvalidRequest for `param` if the value is nested too deeply."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return json.dumps(value)
-    raise InvalidRequest(f"{param} is nested more than {MAX_DEPTH} levels deep.", param=param)
+    raise InvalidRequest(f"{param} is nested more than {MAX_DEPTH} levels deep. Send fewer levels.", param=param)
 
 
 def _inside(value: object) -> Iterable[object]:
@@ -36,20 +36,20 @@ def _inside(value: object) -> Iterable[object]:
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
-    """Without the empty ones, which clients send for none."""
+    """Drops empty strings, which some clients send for no stop string."""
     given = [stop] if isinstance(stop, str) else stop or ()
     return tuple(text for text in given if text)
 
 
 def token_limit(**limits: int | None) -> int | None:
-    """The one limit of fields that are names of the same; one that says "no limit" does not speak against another.
+    """The limit from several fields with the same meaning; another field overrides a "no limit" value.
 
-    Raises InvalidRequest where two differ.
+    Raises InvalidRequest if two limits differ.
     """
     given = {name: limit for name, limit in limits.items() if limit is not None and limit != NO_TOKEN_LIMIT}
     if len(set(given.values())) > 1:
-        said = " and ".join(f"{name} is {limit}" for name, limit in given.items())
-        raise InvalidRequest(f"{said}, and they are the same limit. Send one of them.", param=list(given)[-1])
+        said = " and ".join(f"{name}={limit}" for name, limit in given.items())
+        raise InvalidRequest(f"{said} set the same limit to different values. Send one of them.", param=list(given)[-1])
     return next(iter(given.values()), NO_TOKEN_LIMIT if NO_TOKEN_LIMIT in limits.values() else None)
 
 
@@ -72,7 +72,7 @@ def _repetition_penalty(body: GenerationBody) -> float | None:
         return body.repetition_penalty
     if body.repetition_penalty not in (None, body.repeat_penalty):
         raise InvalidRequest(
-            "repeat_penalty is another name of repetition_penalty, and they differ: give one of them.",
+            "repeat_penalty and repetition_penalty have the same meaning but differ. Send one of them.",
             param="repeat_penalty",
         )
     return body.repeat_penalty
@@ -81,7 +81,10 @@ def _repetition_penalty(body: GenerationBody) -> float | None:
 def min_tokens(body: GenerationBody, max_tokens: int | None) -> int:
     least = body.min_tokens if body.min_tokens is not None else 0
     if max_tokens is not None and least > max_tokens:
-        raise InvalidRequest(f"min_tokens is {least}, and max_tokens is {max_tokens}.", param="min_tokens")
+        raise InvalidRequest(
+            f"min_tokens={least} exceeds max_tokens={max_tokens}. Raise max_tokens, or send a smaller min_tokens.",
+            param="min_tokens",
+        )
     return least
 
 
@@ -89,7 +92,9 @@ def wants_usage(body: GenerationBody, reject_unknown: bool) -> bool:
     if body.stream_options is None:
         return False
     if not body.stream:
-        raise InvalidRequest("stream_options is for streams: set stream, or leave it out.", param="stream_options")
+        raise InvalidRequest(
+            "stream_options requires stream=true. Set stream, or remove stream_options.", param="stream_options"
+        )
     check_unused(body.stream_options.model_extra, reject_unknown, "stream_options.")
     return body.stream_options.include_usage
 
@@ -105,21 +110,21 @@ def usage_json(usage: Usage) -> JsonObject:
 
 
 def event_frame(message: JsonObject) -> bytes:
-    """A server-sent event whose name is the message's type."""
+    """A server-sent event named by the message's type."""
     return data_frame(message, str(message["type"]))
 
 
 def data_frame(message: JsonObject, name: str | None = None) -> bytes:
-    """A server-sent event whose data is JSON."""
+    """A server-sent event with JSON data."""
     return ServerSentEvent(msgspec.json.encode(message).decode(), event=name, sep="\n").encode()
 
 
 def reasoning_kwargs(effort: str | None) -> dict[str, object]:
-    """For chat templates: the effort under its own name, and as the switch that most of them have instead."""
+    """Template arguments: the effort, and the `enable_thinking` switch that most templates use instead."""
     return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
 @lru_cache(maxsize=100)
 def system_fingerprint(model: str) -> str:
-    """The same as long as the same seed gives the same answer: one server's version on one model."""
+    """Identifies server version and model: within one value, equal seeds give equal answers."""
     return f"fp_{hashlib.sha256(f'{__version__} {model}'.encode()).hexdigest()[:10]}"

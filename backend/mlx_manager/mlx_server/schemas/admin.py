@@ -1,7 +1,7 @@
-"""The admin API's shapes: what `GET /admin/pool` tells of the budget and of every model, and a reload. Shapes only.
+"""The schemas of the admin API: `GET /admin/pool` and `POST /admin/reload`. Shapes only.
 
-Bytes are bytes, times are Unix seconds, durations are seconds. Memory and sequences are what the model's worker said
-last, at most a second or two ago.
+Sizes are bytes, times Unix seconds, durations seconds. Memory and sequences are the worker's last report, at most two
+seconds old.
 """
 
 from typing import Literal
@@ -16,21 +16,21 @@ ModelStatus = Literal[
 
 
 class Budget(BaseModel):
-    """What loaded models and those that load may take together, and what they take now."""
+    """The memory limit and use of all loaded and loading models."""
 
     limit_bytes: int
     used_bytes: int
-    """All that workers hold: weights, KV caches, prefixes and freed buffers; for models that load, what they need."""
+    """Memory of all workers: weights, KV caches, prefixes and freed buffers; for loading models, their estimate."""
     promised_bytes: int
-    """What models have at least: their weights and the least that they can work with. The rest is shared among them."""
+    """Guaranteed memory of models: weights and the minimum for requests. Models share the rest."""
     max_models: int
     models: int
-    """Loaded or loading."""
+    """Number of loaded and loading models."""
 
 
 class ModelMemory(BaseModel):
-    """Of a worker, as MLX counts: `active_bytes` has the weights, the KV caches and `prefix_bytes`, which are KV caches
-    kept of past prompts; `cache_bytes` are freed buffers that MLX keeps; `limit_bytes` is the worker's share."""
+    """Memory of a worker. `active_bytes` includes weights, KV caches and `prefix_bytes` (KV caches of past prompts).
+    `cache_bytes` are freed buffers that MLX keeps. `limit_bytes` is the worker's share of the budget."""
 
     active_bytes: int
     peak_bytes: int
@@ -40,7 +40,7 @@ class ModelMemory(BaseModel):
 
 
 class PrefixCacheFigures(BaseModel):
-    """Since the model was loaded."""
+    """Counts since the model was loaded."""
 
     hits: int
     tokens: int
@@ -48,14 +48,14 @@ class PrefixCacheFigures(BaseModel):
 
 
 class ModelSequences(BaseModel):
-    """Generations: those that decode, and those that wait for prefill, for a place, or for the model to be loaded."""
+    """Generations: running (in decode), and waiting for prefill, for a free place or for the model to load."""
 
     running: int
     waiting: int
 
 
 class LoadProgress(BaseModel):
-    """`total_bytes` is 0 while it is not known."""
+    """`total_bytes` is 0 while unknown."""
 
     stage: Literal["waiting", "downloading", "loading"]
     done_bytes: int
@@ -63,49 +63,49 @@ class LoadProgress(BaseModel):
 
 
 class WorkerDevice(BaseModel):
-    """What a worker computes on. `memory_bytes` is None on a CPU."""
+    """The compute device of a worker. `memory_bytes` is null on a CPU."""
 
     backend: Literal["cpu", "metal", "cuda"]
     memory_bytes: int | None
     name: str
     generation: str
-    """Of the chip, as MLX names it."""
+    """Generation of the chip, as MLX names it."""
 
 
 class PoolModel(BaseModel):
-    """One model of the catalogue. Memory is None when it is not loaded."""
+    """One model of the catalogue. `memory` is null unless the model is loaded."""
 
     id: str
     kind: ModelKind | None = None
-    """What it does, by its files; None for one not downloaded."""
+    """Kind of the model, from its files; null before the download."""
     state: ModelStatus
     error: str | None = None
-    """Why it is failed, restarting or not_responding."""
+    """Cause of the state failed, restarting or not_responding."""
     progress: LoadProgress | None = None
-    """While it is loading."""
+    """Set while the model loads."""
     size_bytes: int | None = None
-    """Its weights in memory: as measured when it was loaded, else as its files tell; None for one not downloaded."""
+    """Memory of the weights: measured at the last load, else from the files; null before the download."""
     memory: ModelMemory | None = None
     prefix_cache: PrefixCacheFigures | None = None
     sequences: ModelSequences
     tokens_per_second: float = 0.0
-    """Generated in the last second, by all of its sequences."""
+    """Tokens generated in the last second, over all sequences."""
     pinned: bool = False
     ttl: float
-    """How long it stays when it is idle; -1 for as long as there is room."""
+    """Idle time before the model is unloaded; -1 keeps it while memory allows."""
     expires_in: float | None = None
-    """Until it is unloaded if nobody asks for it; None when it stays or is at work."""
+    """Time until the idle model is unloaded; null if it is busy or has no limit."""
     loaded_at: float | None = None
     last_used: float | None = None
     pid: int | None = None
-    """Of its worker process."""
+    """Process id of the worker."""
     device: WorkerDevice | None = None
     dtype: str | None = None
-    """In which its worker computes."""
+    """Data type of the computation."""
 
 
 class PoolStatus(BaseModel):
-    """`GET /admin/pool`."""
+    """The answer of `GET /admin/pool`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -160,12 +160,12 @@ class PoolStatus(BaseModel):
     draining: bool
     budget: Budget
     models: list[PoolModel]
-    """All of the catalogue, the loaded ones first."""
+    """All models of the catalogue, loaded models first."""
 
 
 class ChangedModels(BaseModel):
-    """`[[models]]` entries. Those in `to_load_again` are loaded, and serve as they are until they are loaded again; a
-    removed one takes no more requests, and is unloaded when it is idle."""
+    """Changed `[[models]]` entries. Models in `to_load_again` keep their old settings until they are loaded again.
+    Removed models take no new requests and are unloaded when idle."""
 
     added: list[str]
     removed: list[str]
@@ -174,7 +174,7 @@ class ChangedModels(BaseModel):
 
 
 class ReloadReport(BaseModel):
-    """`POST /admin/reload`. What is in `needs_restart` is set differently now, and takes effect at the next start."""
+    """The answer of `POST /admin/reload`. Settings in `needs_restart` changed and take effect at the next start."""
 
     changed: list[str]
     needs_restart: list[str]

@@ -1,4 +1,4 @@
-"""Anthropic's shapes on the wire, as far as this server serves them. Their meaning lies in `protocols/`."""
+"""The wire schemas of Anthropic's Messages. Shapes only; `protocols/` interprets them."""
 
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ class CacheControl(WireBody):
 
 
 class Source(WireBody):
-    """Where an image or a document comes from."""
+    """The source of an image or a document."""
 
     type: Text
     media_type: Text | None = None
@@ -28,7 +28,7 @@ class Source(WireBody):
 
 
 class Block(WireBody):
-    """A content block of any type: which fields it needs, its type says."""
+    """A content block of any type. `type` determines the required fields."""
 
     type: Text
     text: Text | None = None
@@ -53,7 +53,7 @@ class Block(WireBody):
         ]
         | None
     ) = None
-    """An object is the result of a tool that runs at Anthropic."""
+    """An object is the result of a tool that ran on Anthropic's servers."""
     cache_control: CacheControl | None = None
 
 
@@ -102,7 +102,7 @@ class ContextManagement(WireBody):
 
 
 class CountTokensRequest(WireBody):
-    """What Messages and the counting of their tokens have in common."""
+    """Fields common to Messages and token counting."""
 
     model: str = Field(min_length=1)
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""Embeddings and rankings on the wire: OpenAI's shape, and the one that Jina and Cohere share. Shapes only."""
+"""The wire schemas of embeddings (OpenAI) and rerank (Jina and Cohere). Shapes only."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from mlx_manager.mlx_server.schemas.openai import Integer, KeepAlive, Switch, Te
 
 
 def _kind_of_input(given: object) -> str:
-    """By the first element, so that a long list is looked through once."""
+    """The shape of the input, from its first element: a long list is validated only once."""
     if not isinstance(given, list) or not given:
         return "str" if isinstance(given, str) else "list[str]"
     kinds = {int: "list[int]", list: "list[list[int]]"}

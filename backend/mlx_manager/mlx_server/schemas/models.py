@@ -1,4 +1,4 @@
-"""Models on the wire: OpenAI's shape and Anthropic's in one object, so that the clients of both read it."""
+"""The wire schemas of models. One object combines OpenAI's and Anthropic's fields."""
 
 from datetime import datetime
 from typing import Literal
@@ -43,9 +43,9 @@ class ServerToolsSupport(Support):
 
 
 class ModelCapabilities(BaseModel):
-    """What this server tells, and the same in Anthropic's terms.
+    """Capabilities of a model, in this server's terms and in Anthropic's.
 
-    `tools` is `prompted` where the chat template does not show tools, and the server's own prompt does.
+    `tools` is `prompted` if the chat template does not support tools and the server's own prompt describes them.
     """
 
     chat: bool
@@ -65,7 +65,7 @@ class ModelCapabilities(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """What the model's files tell is null for a model that is not on this machine yet."""
+    """Fields read from the model's files are null before the download."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -84,7 +84,7 @@ class ModelInfo(BaseModel):
     max_tokens: int | None = None
     kind: ModelKind | None = None
     size_bytes: int | None = None
-    """Its weights in memory."""
+    """Memory of the weights."""
     quantization: str | None = None
     family: str | None = None
     capabilities: ModelCapabilities | None = None
@@ -101,7 +101,7 @@ class CodexTruncation(BaseModel):
 
 
 class CodexModel(BaseModel):
-    """A model as Codex has it in its own catalogue. A custom tool is what it calls `freeform`."""
+    """A model in the format of Codex's catalogue. Codex calls custom tools `freeform`."""
 
     slug: str
     display_name: str
@@ -128,7 +128,7 @@ class CodexModel(BaseModel):
 
 
 class ModelListResponse(BaseModel):
-    """All of them at once, on one page. `models` are the same once more, for Codex."""
+    """All models on one page. `models` repeats them in Codex's format."""
 
     object: Literal["list"] = "list"
     data: list[ModelInfo]

@@ -1,4 +1,4 @@
-"""OpenAI's shapes on the wire, as far as this server serves them. Shapes only: their meaning lies in `protocols/`."""
+"""The wire schemas of OpenAI's Chat Completions and Completions. Shapes only; `protocols/` interprets them."""
 
 from typing import Annotated, Literal, TypeVar
 
@@ -22,7 +22,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Switch = Annotated[bool, Field(strict=True), BeforeValidator(lambda value: False if value is None else value)]
-"""A bool that clients also send as null."""
+"""A bool; null means false."""
 LogitBias = Annotated[float, Field(ge=-100, le=100, strict=True)]
 TokenId = Annotated[int, Field(strict=True)]
 
@@ -32,15 +32,15 @@ def _integral(value: object) -> object:
 
 
 Integer = Annotated[int, Field(strict=True), BeforeValidator(_integral)]
-"""JSON has one kind of number: 10.0 is an integer."""
+"""An integer; JSON has one number type, so 10.0 is accepted."""
 TokenLimit = Annotated[Integer, BeforeValidator(lambda value: NO_TOKEN_LIMIT if value == -1 else value)]
-"""Most tokens of an answer; -1 for as many as there is room for."""
+"""Maximum tokens of an answer; -1 for no limit but the context."""
 KeepAlive = Annotated[
     float,
     BeforeValidator(duration_seconds),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}], "examples": [300, "5m", -1, 0]}),
 ]
-"""How long the model stays loaded when it is idle after the request, in seconds; -1 for as long as there is room."""
+"""Seconds that the model stays loaded when idle after the request; -1 keeps it while memory allows."""
 MAX_STOP_STRINGS = 32
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
@@ -48,11 +48,11 @@ MAX_GUIDED_CHOICES = 100_000
 
 
 def _encodable(text: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no character."""
+    """Rejects lone surrogates, which JSON escapes can encode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as exc:
-        raise ValueError("a lone surrogate is no Unicode text") from exc
+        raise ValueError("the text has a lone surrogate, which is not valid Unicode. Send valid text") from exc
     return text
 
 
@@ -64,11 +64,11 @@ TextOrList = (
     | None
 )
 _TEXT_OR_OBJECT = Discriminator(lambda value: "str" if isinstance(value, str) else "dict")
-"""For what may be of two shapes: so that a fault is told of the one that was meant."""
+"""Selects one of two shapes, so that errors name only the shape that was sent."""
 
 
 class WireBody(BaseModel):
-    """A request's body. Fields that are not listed are kept, to be refused by name or ignored by `protocols/`."""
+    """A request body. Keeps unlisted fields; `protocols/` refuses or ignores them by name."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
 
@@ -142,7 +142,7 @@ class NamedToolChoice(WireBody):
 
 
 class GenerationBody(WireBody):
-    """What Chat Completions and Completions have in common."""
+    """Fields common to Chat Completions and Completions."""
 
     model: str = Field(min_length=1)
     temperature: float | None = Field(default=None, ge=0, le=2, strict=True)
@@ -207,7 +207,7 @@ class ChatCompletionRequest(GenerationBody):
 
 
 def _kind_of_prompt(prompt: object) -> str:
-    """Which shape a prompt is to be read as: by its first element, so that a long one is looked through once."""
+    """The shape of a prompt, from its first element: a long list is validated only once."""
     if not isinstance(prompt, list) or not prompt:
         return "str" if isinstance(prompt, str) else "list[str]"
     kinds = {int: "list[int]", list: "list[list[int]]"}
@@ -343,7 +343,7 @@ class ChatCompletionChunk(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Null where nothing predicts the token: the first one of a prompt."""
+    """Values are null for the first prompt token, which has no prediction."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -359,7 +359,7 @@ class CompletionChoice(BaseModel):
 
 
 class CompletionResponse(BaseModel):
-    """Also the chunk of a streamed completion, whose `finish_reason` is null until the last."""
+    """A completion, or a chunk of a stream; `finish_reason` is null before the last chunk."""
 
     id: str
     object: Literal["text_completion"]

@@ -1,4 +1,4 @@
-"""The Responses API's shapes on the wire, as far as this server serves them. Their meaning lies in `protocols/`."""
+"""The wire schemas of OpenAI's Responses. Shapes only; `protocols/` interprets them."""
 
 from typing import Annotated, Literal
 
@@ -30,7 +30,7 @@ KNOWN_ITEMS = frozenset(
         "additional_tools",
     }
 )
-"""Types of items that mean something here. The others are what hosted tools leave behind."""
+"""Supported item types. Hosted tools produce other types."""
 
 
 class Part(WireBody):
@@ -40,7 +40,7 @@ class Part(WireBody):
 
 
 class ToolFormat(WireBody):
-    """What the text for a custom tool looks like."""
+    """The format of the text for a custom tool."""
 
     type: Text
     syntax: Text | None = None
@@ -48,7 +48,7 @@ class ToolFormat(WireBody):
 
 
 class Tool(WireBody):
-    """A tool of any type: which fields it needs, its type says."""
+    """A tool of any type. `type` determines the required fields."""
 
     type: Text
     name: Text | None = None
@@ -60,7 +60,7 @@ class Tool(WireBody):
 
 
 class Item(WireBody):
-    """An item of a type that means something here: which fields it needs, its type says."""
+    """An item of a supported type. `type` determines the required fields."""
 
     type: Text = "message"
     id: Text | None = None
@@ -124,7 +124,7 @@ _CHOICE = Discriminator(lambda value: "str" if isinstance(value, str) else "dict
 
 
 class InputTokensRequest(WireBody):
-    """What Responses and the counting of their tokens have in common."""
+    """Fields common to Responses and token counting."""
 
     model: str = Field(min_length=1)
     input: TextOrList[AnyItem] = None
