@@ -167,7 +167,7 @@ class _Blocks(Blocks):
         return self._text_frame(text)
 
     def _open(self, block: PassageKind | ToolCallStarted) -> Iterator[JsonObject]:
-        self._reasoning = []
+        self._reasoning, self._text_frame = [], None  # the frame has the block's index
         if isinstance(block, ToolCallStarted):
             content: JsonObject = {"type": "tool_use", "id": _call_id(block.id), "name": block.name, "input": {}}
         else:
