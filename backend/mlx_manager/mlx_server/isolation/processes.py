@@ -18,10 +18,10 @@ import mlx_manager
 from mlx_manager.mlx_server.isolation.answering import LENGTH_BYTES, OUT_OF_MEMORY
 
 T = TypeVar("T")
-Ending = Literal["time", "memory", "size", "crash"]
+FailureCause = Literal["time", "memory", "size", "crash"]
 
 MAX_THREADS = 64
-PATIENCE_SECONDS = 0.1
+IDLE_WAIT_SECONDS = 0.1
 """About what it takes to start a process: most answers come sooner."""
 _ENVIRONMENT = (
     *("PATH", "HOME", "TZ", "LANG", "LC_", "PYTHON", "LD_", "DYLD_", "VIRTUAL_ENV"),
@@ -30,12 +30,12 @@ _ENVIRONMENT = (
 """What names of variables begin with that a process gets: no key of the server's is among them."""
 
 
-class Broken(Exception):
+class ProcessFailed(Exception):
     """The process did not answer: what there was too much of, or how else it ended."""
 
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending)
-        self.ending = ending
+    def __init__(self, cause: FailureCause) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 class ProcessPool:
@@ -56,7 +56,7 @@ class ProcessPool:
         self._threads = ThreadPoolExecutor(MAX_THREADS, f"asks-{module.rpartition('.')[2]}")
 
     def ask(self, question: bytes) -> bytes:
-        """Blocks; from any thread. Raises Broken."""
+        """Blocks; from any thread. Raises ProcessFailed."""
         return self._ask(self._take(), question)
 
     async def answer(self, question: bytes) -> bytes:
@@ -103,19 +103,19 @@ class ProcessPool:
         """Blocks. An idle process, or a new one where none gets idle in time."""
         with self._freed:
             if self._busy:
-                self._freed.wait_for(lambda: self._idle or self._closed, PATIENCE_SECONDS)
-            process = next(self._well(), None)
+                self._freed.wait_for(lambda: self._idle or self._closed, IDLE_WAIT_SECONDS)
+            process = next(self._alive_idle(), None)
         if process is None:
             process = _Process(self._module)  # takes milliseconds, in which others may be asked
         with self._freed:
             is_closed = self._closed
             self._busy.add(process)
         if is_closed:
-            self._give_back(process, is_well=False)
-            raise Broken("crash")
+            self._give_back(process, is_healthy=False)
+            raise ProcessFailed("crash")
         return process
 
-    def _well(self) -> Iterator["_Process"]:
+    def _alive_idle(self) -> Iterator["_Process"]:
         """Takes idle processes out, but for those that have died: somebody may have killed them."""
         while self._idle:
             process = self._idle.pop()
@@ -125,18 +125,18 @@ class ProcessPool:
                 process.end()
 
     def _ask(self, process: "_Process", question: bytes) -> bytes:
-        is_well = False
+        is_healthy = False
         try:
             answer = process.ask(question, self._answer_seconds, self._max_answer_bytes)
-            is_well = True
+            is_healthy = True
         finally:
-            self._give_back(process, is_well)
+            self._give_back(process, is_healthy)
         return answer
 
-    def _give_back(self, process: "_Process", is_well: bool) -> None:
+    def _give_back(self, process: "_Process", is_healthy: bool) -> None:
         with self._freed:
             self._busy.discard(process)
-            stays = is_well and not self._closed and len(self._idle) < self._max_idle
+            stays = is_healthy and not self._closed and len(self._idle) < self._max_idle
             if stays:
                 self._idle.append(process)
                 self._freed.notify()
@@ -168,19 +168,19 @@ class _Process:
             theirs.close()
 
     def ask(self, question: bytes, seconds: float, max_answer_bytes: int) -> bytes:
-        """Raises Broken; then the process is dead."""
+        """Raises ProcessFailed; then the process is dead."""
         deadline = time.monotonic() + seconds
         try:
             self._socket.settimeout(seconds)
             self._socket.sendall(len(question).to_bytes(LENGTH_BYTES, "big") + question)
             length = int.from_bytes(self._receive(LENGTH_BYTES, deadline), "big")
             if length > max_answer_bytes:
-                raise Broken("size")
+                raise ProcessFailed("size")
             return self._receive(length, deadline)
         except TimeoutError as exc:
-            raise Broken("time") from exc
+            raise ProcessFailed("time") from exc
         except (OSError, EOFError) as exc:
-            raise Broken(self._ending()) from exc
+            raise ProcessFailed(self._exit_cause()) from exc
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -204,12 +204,12 @@ class _Process:
             received += count
         return bytes(answer)
 
-    def _ending(self) -> Ending:
+    def _exit_cause(self) -> FailureCause:
         """Of a process that has closed its socket, which it does by dying."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self._process.wait(1)
-            endings: dict[int, Ending] = {-signal.SIGPROF: "time", OUT_OF_MEMORY: "memory"}
-            return endings.get(status, "crash")
+            causes: dict[int, FailureCause] = {-signal.SIGPROF: "time", OUT_OF_MEMORY: "memory"}
+            return causes.get(status, "crash")
         return "crash"
 
 

@@ -11,7 +11,7 @@ import os
 import threading
 from pathlib import Path
 
-from mlx_manager.mlx_server.isolation.processes import Broken, Ending, ProcessPool
+from mlx_manager.mlx_server.isolation.processes import FailureCause, ProcessFailed, ProcessPool
 from mlx_manager.mlx_server.models.converter import CPU_SECONDS, MEMORY_BYTES
 from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.tokenization import TOKENIZER_FILE
@@ -23,7 +23,7 @@ _MAX_ANSWER_BYTES = 2**16
 _VERSION = 1
 """To be raised when the converter writes something else."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf", ".npz", ".index.json")
-_TOO_MUCH: dict[Ending, str] = {
+_FAILURES: dict[FailureCause, str] = {
     "time": f"takes more than {CPU_SECONDS:g} seconds of computing",
     "memory": f"takes more than {MEMORY_BYTES // 2**30} GB of memory",
     "size": "fails with a message that is too long",
@@ -93,8 +93,8 @@ def _convert(folder: Path, converted: Path, trust_remote_code: bool) -> None:
     )
     try:
         failure = processes.ask(json.dumps(question).encode()).decode()
-    except Broken as exc:
-        failure = f"it {_TOO_MUCH[exc.ending]}"
+    except ProcessFailed as exc:
+        failure = f"it {_FAILURES[exc.cause]}"
     finally:
         processes.close()
     if failure:

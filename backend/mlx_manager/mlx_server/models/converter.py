@@ -91,7 +91,7 @@ def _backend(tokenizer: Any, folder: Path) -> Any:
     for candidate in _candidates(tokenizer, folder):
         try:
             backend = candidate()
-            if _does_the_same(backend, tokenizer):
+            if _is_equivalent(backend, tokenizer):
                 return backend
         except (AttributeError, KeyError, OSError, TypeError, ValueError):
             continue
@@ -104,11 +104,11 @@ def _candidates(tokenizer: Any, folder: Path) -> Iterator[Callable[[], Any]]:
     yield lambda: tokenizer.backend_tokenizer
     for value in vars(tokenizer).values():
         if hasattr(value, "_mergeable_ranks"):  # tiktoken's Encoding
-            yield partial(_of_tiktoken, value, tokenizer)
+            yield partial(_from_tiktoken, value, tokenizer)
     yield lambda: PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
 
 
-def _of_tiktoken(encoding: Any, tokenizer: Any) -> Any:
+def _from_tiktoken(encoding: Any, tokenizer: Any) -> Any:
     from tokenizers import AddedToken
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -126,7 +126,7 @@ def _of_tiktoken(encoding: Any, tokenizer: Any) -> Any:
     return backend
 
 
-def _does_the_same(backend: Any, tokenizer: Any) -> bool:
+def _is_equivalent(backend: Any, tokenizer: Any) -> bool:
     texts = [*SAMPLES, *(f"a{token}b" for token in tokenizer.all_special_tokens), "".join(SAMPLES)]
     return all(_same_ids(backend, tokenizer, text) for text in texts)
 

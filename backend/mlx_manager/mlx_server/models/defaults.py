@@ -42,16 +42,16 @@ def read_defaults(folder: Path) -> ModelDefaults:
         max_tokens=_within(1, 2**31, "max_new_tokens", _integer(generation.get("max_new_tokens"))),
         context_length=context_length(config),
         eos_token_ids=tuple(
-            dict.fromkeys(token for said in (generation, config, text_config(config)) for token in _eos(said))
+            dict.fromkeys(token for content in (generation, config, text_config(config)) for token in _eos(content))
         ),
     )
 
 
 def with_settings(defaults: ModelDefaults, settings: ModelSettings) -> ModelDefaults:
     """What the user's own settings for the model say goes first."""
-    said = settings.sampling.model_dump(exclude_none=True)
+    overrides = settings.sampling.model_dump(exclude_none=True)
     return ModelDefaults(
-        sampling=replace(defaults.sampling, **said),
+        sampling=replace(defaults.sampling, **overrides),
         max_tokens=settings.max_tokens if settings.max_tokens is not None else defaults.max_tokens,
         context_length=settings.context_length if settings.context_length is not None else defaults.context_length,
         eos_token_ids=defaults.eos_token_ids,
@@ -101,7 +101,7 @@ def _within(low: float, high: float, name: str, value: N | None) -> N | None:
     return None
 
 
-def _eos(said: dict[str, object]) -> tuple[int, ...]:
-    value = said.get("eos_token_id")
+def _eos(content: dict[str, object]) -> tuple[int, ...]:
+    value = content.get("eos_token_id")
     candidates = value if isinstance(value, list) else [value]
     return tuple(token for token in map(_integer, candidates) if token is not None)

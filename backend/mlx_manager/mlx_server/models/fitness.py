@@ -32,9 +32,9 @@ _OTHER_WEIGHTS = {
     "*.npz": "NumPy files, which mlx-lm does not load any more",
     "*.safetensors": "files of another name, which mlx-lm does not load",
 }
-_AGAIN = "Download the model again."
+_DOWNLOAD_AGAIN = "Download the model again."
 _OTHER_VERSION = "Use the original model, or a version of it that mlx-lm has quantised."
-_NAMED = 3
+_MAX_NAMES = 3
 
 
 def why_it_cannot_load(
@@ -47,7 +47,7 @@ def why_it_cannot_load(
 def explain(failure: str) -> str:
     """The same for what a worker raised: the exception's name and message."""
     kind, _, message = failure.partition(": ")
-    count, names = _weights_named(message)
+    count, names = _listed_weights(message)
     if kind == "UnusableConfig":
         return message
     if kind == "UnusableModel":
@@ -55,10 +55,10 @@ def explain(failure: str) -> str:
     if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
             "its files have no lm_head.weight, and its config.json has no tie_word_embeddings = true. Set that if the "
-            f"model shares the weights of its embeddings; else the files are incomplete. {_AGAIN}"
+            f"model shares the weights of its embeddings; else the files are incomplete. {_DOWNLOAD_AGAIN}"
         )
     if message.startswith("Missing "):
-        return f"its files lack {count} weights of its architecture: {', '.join(names)}. {_AGAIN}"
+        return f"its files lack {count} weights of its architecture: {', '.join(names)}. {_DOWNLOAD_AGAIN}"
     if message.startswith("Received ") and any(".lora_" in name for name in names):
         return f"its files hold an adapter beside the weights: {', '.join(names)}. Fuse them with mlx_lm.fuse."
     if message.startswith("Received "):
@@ -67,9 +67,11 @@ def explain(failure: str) -> str:
             f"config.json belongs to another model, or its quantisation does not run on MLX. {_OTHER_VERSION}"
         )
     if message.startswith("Expected shape "):
-        return f"a weight does not have the shape that its config.json gives it: {message.rstrip('.')}. {_AGAIN}"
+        return (
+            f"a weight does not have the shape that its config.json gives it: {message.rstrip('.')}. {_DOWNLOAD_AGAIN}"
+        )
     if kind == "TypeError" and "required positional argument" in message:
-        return f"its config.json has no {message.rpartition(': ')[2]}, which its architecture needs. {_AGAIN}"
+        return f"its config.json has no {message.rpartition(': ')[2]}, which its architecture needs. {_DOWNLOAD_AGAIN}"
     return f"mlx-lm raised {failure.rstrip('.')}. Update mlx-lm, or use another model."
 
 
@@ -130,7 +132,7 @@ def _why_no_config(folder: Path) -> str:
         )
     if any(folder.glob("*.gguf")):
         return f"it is {_OTHER_WEIGHTS['*.gguf']}."
-    return f"there is no readable config.json in {folder}. {_AGAIN}"
+    return f"there is no readable config.json in {folder}. {_DOWNLOAD_AGAIN}"
 
 
 def _unknown_generator(config: dict[str, object]) -> Iterator[str]:
@@ -193,7 +195,7 @@ def _weights_faults(folder: Path) -> Iterator[str]:
     try:
         check_weights(folder)
     except BrokenWeights as exc:
-        yield f"{exc}. {_AGAIN}"
+        yield f"{exc}. {_DOWNLOAD_AGAIN}"
 
 
 def _adapter_faults(adapter: Path) -> Iterator[str]:
@@ -209,12 +211,12 @@ def _adapter_faults(adapter: Path) -> Iterator[str]:
         yield f"there is no adapters.safetensors in the adapter's folder, {adapter}. Copy it there."
 
 
-def _weights_named(message: str) -> tuple[str, list[str]]:
+def _listed_weights(message: str) -> tuple[str, list[str]]:
     """How many weights MLX complains of, and the names of the first."""
     heading, _, listed = message.partition("\n")
     names = [name.strip(" .") for name in re.split(r"[,\n]", listed) if name.strip(" .")]
-    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return "".join(re.findall(r"\d+", heading)[:1]), names[:_NAMED] + more
+    more = [f"and {len(names) - _MAX_NAMES} more"] if len(names) > _MAX_NAMES else []
+    return "".join(re.findall(r"\d+", heading)[:1]), names[:_MAX_NAMES] + more
 
 
 def _module_name(config: dict[str, object]) -> str:

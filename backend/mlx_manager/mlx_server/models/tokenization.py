@@ -62,7 +62,7 @@ class Tokenizer:
         """`backend` is a `tokenizers.Tokenizer`, and is changed."""
         self.backend_tokenizer = backend
         self.init_kwargs = dict(files.config)
-        self.chat_template: str | dict[str, str] | None = _as_transformers_has_it(chat_templates or {})
+        self.chat_template: str | dict[str, str] | None = _as_in_transformers(chat_templates or {})
         python_template = files.config.get("chat_template_type")
         self.python_template: str | None = python_template if isinstance(python_template, str) else None
         self._render = render
@@ -254,7 +254,7 @@ def make_filtering_decoder(tokenizer: Tokenizer, hidden: frozenset[int]) -> Call
     return lambda ids: decode(ids if hidden.isdisjoint(ids) else [token for token in ids if token not in hidden])
 
 
-def _as_transformers_has_it(templates: Mapping[str, str]) -> str | dict[str, str] | None:
+def _as_in_transformers(templates: Mapping[str, str]) -> str | dict[str, str] | None:
     """None, the only one, or all by their names."""
     texts = list(templates.values())
     return dict(templates) if len(set(texts)) > 1 else texts[0] if texts else None
@@ -293,7 +293,7 @@ def _follow_config(backend: Any, config: Mapping[str, Any]) -> None:
     """Settings of tokenizer_config.json that change how a BERT or a GPT-2 tokenizer reads text."""
     normalizer = backend.normalizer
     if isinstance(normalizer, normalizers.BertNormalizer):
-        for name, attribute in _OF_BERT.items():
+        for name, attribute in _BERT_OPTIONS.items():
             if name in config:
                 setattr(normalizer, attribute, config[name])
         backend.normalizer = normalizer
@@ -303,7 +303,7 @@ def _follow_config(backend: Any, config: Mapping[str, Any]) -> None:
         backend.pre_tokenizer = splitter
 
 
-_OF_BERT = {
+_BERT_OPTIONS = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",

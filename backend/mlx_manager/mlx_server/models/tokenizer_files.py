@@ -23,7 +23,7 @@ _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ROBERTA = {**_LLAMA, "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
 _GPT2 = dict.fromkeys(NAMES[:3], "<|endoftext|>")
 _GEMMA = {name: f"<{name.removesuffix('_token')}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-_OF_CLASSES: Mapping[str, Mapping[str, str]] = {
+_CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "bert": _BERT,
     "distilbert": _BERT,
     "gemma": _GEMMA,
@@ -118,4 +118,4 @@ def _class_defaults(folder: Path, config: Mapping[str, Any]) -> Mapping[str, str
     if not isinstance(named, str):
         named = str(read_json(folder / "config.json").get("model_type", ""))
     name = named.removesuffix("Fast").removesuffix("Tokenizer").lower().replace("_", "").replace("-", "")
-    return _OF_CLASSES.get(name, {})
+    return _CLASS_TOKENS.get(name, {})

@@ -43,7 +43,7 @@ def _template(name: str) -> Any:
     file = Path(places[0]) / "chat_templates" / f"{name}.py" if places and name.isidentifier() else None
     if file is None or not file.is_file():
         raise ValueError(f"mlx-lm has no chat template {name!r}, which the model's chat_template_type names")
-    _stand_in_for_transformers()
+    _stub_transformers()
     spec = importlib.util.spec_from_file_location(f"mlx_lm_chat_template_{name}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -54,7 +54,7 @@ def _template(name: str) -> Any:
     return module
 
 
-def _stand_in_for_transformers() -> None:
+def _stub_transformers() -> None:
     for name in ("transformers", "transformers.utils", _HELPERS):
         sys.modules.setdefault(name, ModuleType(name))
     sys.modules[_HELPERS].get_json_schema = None  # type: ignore[attr-defined]  # tools arrive as JSON, never as functions

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from mlx_manager.mlx_server.errors import ChatTemplateFailed
-from mlx_manager.mlx_server.isolation.processes import Broken, Ending, ProcessPool
+from mlx_manager.mlx_server.isolation.processes import FailureCause, ProcessFailed, ProcessPool
 from mlx_manager.mlx_server.templates.renderer import CPU_SECONDS, FAILURE, MEMORY_BYTES, TEXT
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ MAX_IDLE = 1
 ANSWER_SECONDS = 10.0
 """The process ends itself after two seconds of CPU time; this is for one that got none."""
 MAX_PROMPT_BYTES = 2**26
-_TOO_MUCH: dict[Ending, str] = {
+_FAILURES: dict[FailureCause, str] = {
     "time": f"takes more than {CPU_SECONDS:g} seconds of computing",
     "memory": f"takes more than {MEMORY_BYTES // 2**20} MB of memory",
     "size": f"writes a prompt of more than {MAX_PROMPT_BYTES // 2**20} MB",
@@ -52,9 +52,9 @@ class TemplateRenderer:
             raise ValueError("they are nested too deeply") from exc
         try:
             answer = self._processes.ask(question.encode() + b"\0" + template.encode())
-        except Broken as exc:
+        except ProcessFailed as exc:
             raise ChatTemplateFailed(
-                f"The model's chat template {_TOO_MUCH[exc.ending]}. Send fewer or shorter messages; if it does so "
+                f"The model's chat template {_FAILURES[exc.cause]}. Send fewer or shorter messages; if it does so "
                 "with short ones too, the model is broken or means harm.",
                 param="messages",
             ) from exc

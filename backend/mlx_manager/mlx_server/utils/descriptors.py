@@ -4,14 +4,14 @@ import contextlib
 import resource
 from collections.abc import Iterator
 
-_OTHERS = 512
+_RESERVED = 512
 """Of models, workers, upstreams, logs."""
 
 
 def raise_descriptor_limit(connections: int) -> int | None:
     """Makes room for so many connections, where the system lets it; else how many there is room for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHERS
+    wanted = connections + _RESERVED
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return None
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -19,7 +19,7 @@ def raise_descriptor_limit(connections: int) -> int | None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
     except (OSError, ValueError):  # macOS has a limit of its own below the hard one
         allowed = soft
-    return max(allowed - _OTHERS, 0) if allowed < wanted else None
+    return max(allowed - _RESERVED, 0) if allowed < wanted else None
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
         try:
             listeners.append(socket.create_server(address, family=family, backlog=BACKLOG))
         except OSError as exc:
-            is_last_hope = not listeners and address == addresses[-1][4]
-            if exc.errno != errno.EADDRNOTAVAIL or is_last_hope:  # an IPv6 address, where there is no IPv6, may fail
+            is_last = not listeners and address == addresses[-1][4]
+            if exc.errno != errno.EADDRNOTAVAIL or is_last:  # an IPv6 address, where there is no IPv6, may fail
                 raise
     return listeners
 
@@ -47,7 +47,7 @@ def why_too_open(settings: MLXServerSettings, addresses: Sequence[str]) -> str |
     )
 
 
-def warn_of_openness(settings: MLXServerSettings, addresses: Sequence[str]) -> None:
+def warn_if_exposed(settings: MLXServerSettings, addresses: Sequence[str]) -> None:
     """Of what is allowed and still dangerous."""
     exposed = [address for address in addresses if not is_loopback(address)]
     if exposed and not settings.all_api_keys():

@@ -80,8 +80,8 @@ def _why_not_shown(tokenizer: Tokenizer, adapter: ModelAdapter, call: dict[str, 
     prompt = _render(tokenizer, adapter, [QUESTION], True)
     if TOOL.name not in prompt:
         return "the chat template does not show tools to the model"
-    said = _said(tokenizer, adapter, call)
-    if TOOL.name not in said or said.count("None") > prompt.count("None"):
+    shown = _assistant_text(tokenizer, adapter, call)
+    if TOOL.name not in shown or shown.count("None") > prompt.count("None"):
         return "the chat template leaves tool calls out of the messages before"
     if RESULT["content"] not in _render(tokenizer, adapter, [QUESTION, call, RESULT], True):
         return "the chat template leaves the results of tools out"
@@ -95,13 +95,13 @@ def _why_not_read(
     continues = _render(tokenizer, adapter, [QUESTION, call], False).startswith(prompt)
     opened = continues and output_format.opens_reasoning(prompt)
     parser = output_format.make_parser([TOOL], opened_reasoning=opened)
-    pieces = parser.feed(_said(tokenizer, adapter, call)) + parser.flush()
+    pieces = parser.feed(_assistant_text(tokenizer, adapter, call)) + parser.flush()
     if _calls(pieces) == [(TOOL.name, ARGUMENTS)]:
         return None
     return f"a tool call that the chat template writes is not one that the {output_format.name!r} parser reads"
 
 
-def _said(tokenizer: Tokenizer, adapter: ModelAdapter, call: dict[str, Any]) -> str:
+def _assistant_text(tokenizer: Tokenizer, adapter: ModelAdapter, call: dict[str, Any]) -> str:
     """What the template adds to the question for the assistant's turn."""
     answered = _render(tokenizer, adapter, [QUESTION, call], False)
     prompt = _render(tokenizer, adapter, [QUESTION], True)
