@@ -31,7 +31,7 @@ _DEFAULT_REMEDY = "Set demo, a Hugging Face repo id, a model's folder, or the id
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A loadable model. `folder` is None for a model on the Hugging Face hub; `repo` is its id there where it differs."""
+    """A loadable model. `folder` is None for a model of the Hugging Face hub, where it has the id `repo` or `id`."""
 
     id: str
     folder: Path | None
@@ -223,7 +223,7 @@ class Catalog:
                 continue
             if folder is None:
                 self._warn_once(
-                    f"{config.parent} is not served: it is unreadable or links out of {self._models_dir}. Copy it there."
+                    f"{config.parent} is not served: it is unreadable or links out of models_dir. Copy it there."
                 )
             else:
                 yield ModelEntry(model_id, folder)
