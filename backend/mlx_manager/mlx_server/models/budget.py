@@ -86,8 +86,8 @@ class Budget:
         users = ", ".join(f"{one.model_id} ({bytes_text(one.nbytes)})" for one in holders) or "none"
         used_bytes = sum(one.nbytes for one in holders)
         return (
-            f"Not enough memory for model {model_id!r}: it needs {bytes_text(needed_bytes)}, and "
-            f"{bytes_text(used_bytes)} of {bytes_text(self.limit_bytes)} are in use. At most {self.max_models} models "
+            f"Not enough memory for model {model_id!r}: it needs {bytes_text(needed_bytes)}, with "
+            f"{bytes_text(used_bytes)} of {bytes_text(self.limit_bytes)} in use. At most {self.max_models} models "
             f"may be loaded. Models in use: {users}. Retry when they are idle, or raise MLX_SERVER_MAX_MEMORY_GB "
             "or MLX_SERVER_MAX_MODELS."
         )

@@ -13,7 +13,7 @@ _FILES = ("config.json", "config_sentence_transformers.json", "modules.json")
 _LIBRARY_TYPES: dict[str, ModelKind] = {"SentenceTransformer": "embed", "CrossEncoder": "rerank"}
 """`model_type` in config_sentence_transformers.json."""
 _EMBEDDING_NAME = re.compile(r"qwen3-embedding|e5-mistral", re.IGNORECASE)
-"""Embedding models whose config.json is that of a language model."""
+"""Embedding models whose config.json describes a language model."""
 
 
 def kind_of(folder: Path, name: str = "") -> ModelKind:

@@ -118,7 +118,7 @@ class Places:
         return model_id in self._reserved or model_id in self._occupied
 
     def occupy(self, model_id: str, now: float) -> None:
-        """Turns the reserved place into that of a loaded model, whose turn begins."""
+        """Occupies the reserved place with the loaded model, whose turn begins."""
         _, granted_at = self._reserved.pop(model_id)
         turn_seconds = self._turn_seconds[model_id] = max(TURN_SECONDS, now - granted_at)
         self._occupied[model_id] = Place(now + turn_seconds, now)
