@@ -106,7 +106,7 @@ class ProcessPool:
                 self._freed.wait_for(lambda: self._idle or self._closed, IDLE_WAIT_SECONDS)
             process = next(self._alive_idle(), None)
         if process is None:
-            process = _Process(self._module)  # takes milliseconds, so other threads need the lock
+            process = _Process(self._module)  # takes milliseconds, too long to hold the lock
         with self._freed:
             is_closed = self._closed
             self._busy.add(process)

@@ -52,10 +52,10 @@ def tokenizer_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
 
 def _needs_conversion(folder: Path, trust_remote_code: bool) -> bool:
     """The model's own trusted code takes precedence over its tokenizer.json."""
-    return not (folder / TOKENIZER_FILE).is_file() or (trust_remote_code and _brings_code(folder))
+    return not (folder / TOKENIZER_FILE).is_file() or (trust_remote_code and _has_own_code(folder))
 
 
-def _brings_code(folder: Path) -> bool:
+def _has_own_code(folder: Path) -> bool:
     auto_map = read_json(folder / CONFIG_FILE).get("auto_map")
     return isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
 
@@ -99,7 +99,7 @@ def _convert(folder: Path, converted: Path, trust_remote_code: bool) -> None:
         processes.close()
     if failure:
         trust = "Set trust_remote_code = true in its [[models]] entry if you trust the model's code, or copy"
-        remedy = trust if _brings_code(folder) and not trust_remote_code else "Copy"
+        remedy = trust if _has_own_code(folder) and not trust_remote_code else "Copy"
         raise NotConvertible(
             f"its tokenizer cannot be converted to {TOKENIZER_FILE}: {failure.rstrip('.')}. {remedy} "
             f"{TOKENIZER_FILE} from another version of the model."

@@ -97,9 +97,7 @@ def _within(low: float, high: float, name: str, value: N | None) -> N | None:
     """The value, or None with a warning when the value is out of range."""
     if value is None or low <= value <= high:
         return value
-    logger.warning(
-        "Ignoring %s=%s of a generation_config.json: the value must be between %s and %s", name, value, low, high
-    )
+    logger.warning("Ignoring %s=%s of a generation_config.json: it must be between %s and %s", name, value, low, high)
     return None
 
 

@@ -101,13 +101,13 @@ def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None, kind: M
     config = read_json(folder / "config.json")
     if not config:
         yield _why_no_config(folder)
-    brings_code = config.get("model_file") is not None
-    if brings_code and not trust_remote_code:
+    has_own_code = config.get("model_file") is not None
+    if has_own_code and not trust_remote_code:
         yield (
             f"it needs its own code ({config['model_file']!r}). If you trust the code, set trust_remote_code = true in "
             "its [[models]] entry."
         )
-    if not brings_code and kind == "generate":
+    if not has_own_code and kind == "generate":
         yield from _unknown_generator(config)
     if kind != "generate":
         yield from _recipe_faults(folder, kind)

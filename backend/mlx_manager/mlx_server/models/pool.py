@@ -77,7 +77,7 @@ class ModelPoolManager:
         self._loader = ModelLoader(options, watchdog)
         self._keep_alive_seconds = keep_alive_seconds
         self._restarts = Restarts(self._restart)
-        self._kept: set[str] = set()
+        self._kept_loaded: set[str] = set()
         self._loads: dict[str, _Load] = {}
         self._closed = False
 
@@ -180,7 +180,7 @@ class ModelPoolManager:
             self.line.settle()
             await asyncio.shield(unloading)
             return True
-        self._kept.discard(model_id)
+        self._kept_loaded.discard(model_id)
         self._restarts.forget(model_id)
         if load is None:
             return False
@@ -262,7 +262,7 @@ class ModelPoolManager:
         if model is not None:
             fault = model.engine.fault
             return ModelState("ready") if fault is None else ModelState("not_responding", fault)
-        if crash is not None and model_id in self._kept:
+        if crash is not None and model_id in self._kept_loaded:
             return ModelState("restarting", crash.reason, crash)
         if model_id in self._loads:
             return ModelState("loading", progress=self._loads[model_id].progress)
@@ -271,7 +271,7 @@ class ModelPoolManager:
 
     def preload(self, model_id: str) -> None:
         """Starts to load the model, and again after each crash. `state` reports the result."""
-        self._kept.add(model_id)
+        self._kept_loaded.add(model_id)
         if model_id not in self._residents:
             load = self._load_once(self.catalog.resolve(model_id))
             self._places.join(model_id)
@@ -323,7 +323,7 @@ class ModelPoolManager:
         if model_id not in self._residents:
             self._places.vacate(model_id)
         if not task.cancelled():
-            self._restarts.load_ended(model_id, task.exception(), restart=model_id in self._kept)
+            self._restarts.load_ended(model_id, task.exception(), restart=model_id in self._kept_loaded)
         self._residents.send_limits()
         self.line.settle()
         self.line.notify()
@@ -337,7 +337,7 @@ class ModelPoolManager:
             entry.id, self._keep_alive_seconds
         )  # settings may have changed during the load
         self._residents.add(model)
-        self._kept.add(entry.id)
+        self._kept_loaded.add(entry.id)
         return model
 
     async def _load_now(self, entry: ModelEntry, progress: Progress, report: LoadReport) -> Resident:
@@ -383,7 +383,7 @@ class ModelPoolManager:
             self._unload(model, "room", for_model)
 
     def _unload(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
-        self._kept.discard(model.model_id)
+        self._kept_loaded.discard(model.model_id)
         self._restarts.forget(model.model_id)
         return self._residents.unload(model, reason, for_model)
 

@@ -91,14 +91,14 @@ class Residents:
             if not budget.fits(needed, others):
                 raise InsufficientMemory(budget.no_room_message(model_id, needed, others), param="model")
 
-    def use_catalogs(self, before: Catalog, after: Catalog, stayed_seconds: float, stays_seconds: float) -> list[str]:
+    def use_catalogs(self, before: Catalog, after: Catalog, old_seconds: float, new_seconds: float) -> list[str]:
         """Applies pins and TTLs of the new catalog. Returns the models whose idle timers must restart."""
         unpinned, pinned = before.pinned() - after.pinned(), after.pinned() - before.pinned()
         self.pinned = {one for one in (self.pinned - unpinned) | pinned if after.has(one)}
         watched = []
         for model in self:
-            old = before.ttl_seconds(model.model_id, stayed_seconds)
-            new = after.ttl_seconds(model.model_id, stays_seconds)
+            old = before.ttl_seconds(model.model_id, old_seconds)
+            new = after.ttl_seconds(model.model_id, new_seconds)
             if model.keep_alive_seconds == old:  # unless a request has set another
                 model.keep_alive_seconds = new
             if old != new or model.model_id in unpinned | pinned or not after.has(model.model_id):

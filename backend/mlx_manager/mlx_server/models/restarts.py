@@ -67,7 +67,7 @@ class Restarts:
         self._crashes[model_id] = Crash(reason, in_a_row, loop.time() + delay_seconds)
         if restart:
             logger.info(
-                "Restarting the worker of model %s in %g s after %d crashes in a row", model_id, delay_seconds, in_a_row
+                "Restarting the worker of %s in %g s after %d crashes in a row", model_id, delay_seconds, in_a_row
             )
             self._timers[model_id] = loop.call_later(delay_seconds, self._restart, model_id)
 

@@ -33,9 +33,7 @@ _adapters: dict[str, ModelAdapter] = {
 def register_adapter(family: str, adapter: ModelAdapter) -> None:
     """Registers `adapter` for models of `family` that are loaded from now on."""
     if isinstance(adapter, type) or not isinstance(adapter, ModelAdapter):
-        raise TypeError(
-            f"{adapter!r} is not a ModelAdapter. Pass an object with family, apply_chat_template and get_stop_tokens."
-        )
+        raise TypeError(f"Invalid adapter {adapter!r}. Give it family, apply_chat_template and get_stop_tokens.")
     _adapters[family.lower()] = adapter
 
 
