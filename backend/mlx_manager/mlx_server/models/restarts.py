@@ -66,9 +66,7 @@ class Restarts:
         loop = asyncio.get_running_loop()
         self._crashes[model_id] = Crash(reason, in_a_row, loop.time() + delay_seconds)
         if restart:
-            logger.info(
-                "Restarting the worker of %s in %g s after %d crashes in a row", model_id, delay_seconds, in_a_row
-            )
+            logger.info("Restarting the worker of %s in %g s (%d crashes in a row)", model_id, delay_seconds, in_a_row)
             self._timers[model_id] = loop.call_later(delay_seconds, self._restart, model_id)
 
     def check_not_waiting(self, model_id: str) -> None:
