@@ -61,5 +61,5 @@ async def generate(model: LoadedModel, max_tokens: int = 5) -> list[int]:
 
 async def until_unloaded(pool: ModelPoolManager, model_id: str, seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
-        while pool.is_loaded(model_id) or pool.is_leaving(model_id):  # noqa: ASYNC110  the pool has no event for it
+        while pool.is_loaded(model_id) or pool.is_unloading(model_id):  # noqa: ASYNC110  the pool has no event for it
             await asyncio.sleep(0.02)

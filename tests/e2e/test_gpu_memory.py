@@ -49,7 +49,7 @@ def test_budget_follows_the_device_of_the_workers(
 def test_model_that_does_not_fit_into_the_gpu_is_refused_with_the_numbers(tmp_path: Path, stage_device: Any) -> None:
     stage_device(total_memory=4 * 2**20)
     with running_server(tmp_path, wait=False) as server:
-        server.wait_for_log("Workers compute on cuda: models may take 3.60 MB")
+        server.wait_for_log("Workers compute on cuda; the memory budget is 3.60 MB")
         refused = server.post("/v1/completions", {"model": "demo", "prompt": "x"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "insufficient_memory")
         assert "of 3.60 MB in use" in refused.json()["error"]["message"]

@@ -49,7 +49,7 @@ def test_two_clients_of_two_models_are_all_answered_and_cause_few_loads(tmp_path
         assert [status for client in asking for status in client.result()] == [200] * 2 * REQUESTS
         assert metric(server, "mlx_server_model_load_seconds_count") <= 2 * REQUESTS / 5
         assert metric(server, "mlx_server_model_wait_seconds_sum") > 0
-        assert "waits for a place: babbler in use" in server.log.read_text()
+        assert "waits for a place. Models in use: babbler" in server.log.read_text()
 
 
 def test_client_that_leaves_waits_no_more_and_the_model_that_runs_takes_requests_again(

@@ -140,7 +140,7 @@ def test_default_model_that_the_file_does_not_have_any_more_is_a_fault(tmp_path:
     with running_server(tmp_path, default_model="mine") as server:
         file.write_text("")
         refused = reload(server)
-        assert "there is no model 'mine'" in refused.json()["error"]["message"]
+        assert "model 'mine' does not exist" in refused.json()["error"]["message"]
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_log("Settings not reloaded: Bad setting default_model")
         assert server.post("/v1/completions", SHORT | {"model": "mine"}).status_code == 200

@@ -61,7 +61,7 @@ def test_host_that_cannot_be_listened_on_is_told(host: str) -> None:
     [
         ("models", "nonsense", "Bad setting models: the value is not valid JSON"),
         ("config", "/", "The settings file / cannot be read: "),
-        ("default_model", "no-such-model", "Bad setting default_model: there is no model 'no-such-model': give demo"),
+        ("default_model", "no-such-model", "Bad setting default_model: model 'no-such-model' does not exist. Set demo"),
     ],
 )
 def test_settings_that_cannot_be_read_are_one_line(setting: str, value: str, line: str) -> None:
@@ -106,8 +106,8 @@ def a_link_to_itself(folder: Path) -> None:
     [
         (COMMANDS[0], nothing, "there is no folder {}"),
         (COMMANDS[0], a_file, "{} is a file, not a folder"),
-        (COMMANDS[0], no_config, "there is no config.json in {}, so it is no model"),
-        (COMMANDS[1], a_garbled_config, "{}/config.json cannot be read as a JSON object"),
+        (COMMANDS[0], no_config, "{} has no config.json"),
+        (COMMANDS[1], a_garbled_config, "{}/config.json is not a JSON object"),
         (COMMANDS[1], a_link_to_itself, "there is no folder {}"),
     ],
 )

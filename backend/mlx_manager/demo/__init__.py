@@ -1,4 +1,4 @@
-"""The embedded demo model: a tiny trained Llama in this folder, so that the server answers with no download."""
+"""The embedded demo model: a tiny trained Llama, so that the server works without a download."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ DEMO_MODEL_ID = "demo"
 
 
 def demo_model_path() -> Path:
-    """The folder that holds the demo model's weights, config and tokenizer."""
+    """The folder with the demo model's weights, config and tokenizer."""
     return Path(__file__).parent

@@ -63,7 +63,7 @@ from mlx_manager.mlx_server.services.prompts import prompt_rules
 from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
-from mlx_manager.mlx_server.utils.listening import addresses_of, listen, warn_of_openness, why_too_open
+from mlx_manager.mlx_server.utils.listening import addresses_of, listen, warn_if_exposed, why_too_open
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 from mlx_manager.mlx_server.utils.mlx_backend import why_builds_conflict, why_mlx_cannot_run
 from mlx_manager.mlx_server.utils.terminal import terminal_watch
@@ -181,13 +181,13 @@ def _preloaded(settings: MLXServerSettings, catalog: Catalog) -> list[str]:
 
 
 def _budget(settings: MLXServerSettings) -> Budget:
-    of_device = frozenset({"max_memory_gb", "prefix_cache_gb"} - settings.model_fields_set)
+    device_defaults = frozenset({"max_memory_gb", "prefix_cache_gb"} - settings.model_fields_set)
     return Budget(
         limit_bytes=int(settings.max_memory_gb * BYTES_PER_GB),
         max_models=settings.max_models,
         prefix_cache_bytes=int(settings.prefix_cache_gb * BYTES_PER_GB),
-        of_device=of_device,
-        knows_device="max_memory_gb" not in of_device,
+        device_defaults=device_defaults,
+        knows_device="max_memory_gb" not in device_defaults,
     )
 
 
@@ -238,7 +238,7 @@ def serve(bounds: Bounds | None = None) -> None:
     too_open = why_too_open(settings, app.state.addresses)
     if too_open is not None:
         _exit_with(too_open)
-    warn_of_openness(settings, app.state.addresses)
+    warn_if_exposed(settings, app.state.addresses)
     logger.info("Listening on http://%s:%d", settings.host, listeners[0].getsockname()[1])
     served = uvicorn.Config(
         app,

@@ -9,7 +9,7 @@ def test_a_batch_and_a_queue_are_let_in_and_no_more() -> None:
     admission = Admission(max_queue=2)
     with admission.admit("model", MAX_BATCH_ROWS + 2):
         with (
-            pytest.raises(ServerBusy, match="66 generations run or wait, of 66") as refused,
+            pytest.raises(ServerBusy, match="66 of at most 66 generations run or wait") as refused,
             admission.admit("model", 1),
         ):
             pass

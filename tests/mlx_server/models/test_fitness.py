@@ -47,7 +47,7 @@ def test_other_architectures_are_not(folder: Path, model_type: object) -> None:
 
 def test_the_nearest_architecture_is_named(folder: Path) -> None:
     change_config(folder, model_type="qwen3_mo")
-    assert "nearest that it has is 'qwen3_moe'" in (why_it_cannot_load(folder) or "")
+    assert "nearest supported one is 'qwen3_moe'" in (why_it_cannot_load(folder) or "")
 
 
 def test_code_that_a_model_brings_is_not_run_unless_it_is_trusted(folder: Path) -> None:
@@ -147,7 +147,11 @@ def test_an_adapter_must_be_one_of_mlx_lm(folder: Path, tmp_path: Path) -> None:
 def test_damaged_files_are_told_of_and_what_to_do(folder: Path) -> None:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
-    for content, expected in [(whole[:-100], "cut short"), (b"", "no safetensors"), (b"GGUF" * 9, "no safetensors")]:
+    for content, expected in [
+        (whole[:-100], "truncated"),
+        (b"", "not a safetensors"),
+        (b"GGUF" * 9, "not a safetensors"),
+    ]:
         weights.write_bytes(content)
         reason = why_it_cannot_load(folder) or ""
         assert expected in reason

@@ -7,7 +7,7 @@ import pytest
 
 from mlx_manager.mlx_server.engine.messages import Device
 from mlx_manager.mlx_server.models.budget import Budget, Holding
-from mlx_manager.mlx_server.models.places import IDLE_SECONDS, TURN_SECONDS, Granted, Places, Refused, Seat, Wait
+from mlx_manager.mlx_server.models.places import IDLE_SECONDS, TURN_SECONDS, Granted, NeverFits, Place, Places, Wait
 
 MB = 2**20
 
@@ -26,7 +26,7 @@ class Stage:
 
     def settle(self) -> None:
         while not isinstance(step := self.places.decide(self._holdings(), self.now), Wait):
-            if isinstance(step, Refused):
+            if isinstance(step, NeverFits):
                 self.refused.append(step.model_id)
                 continue
             assert isinstance(step, Granted)
@@ -38,14 +38,14 @@ class Stage:
 
     def ask(self, model_id: str, size_bytes: int = 10 * MB) -> None:
         """A request that waits for the model, and a load that knows its size."""
-        self.places.want(model_id)
+        self.places.join(model_id)
         self.places.claim(model_id, size_bytes)
         self.settle()
 
     def load(self, model_id: str, seconds: float = 0.0) -> None:
         """The load of a model with a place ends, and those who waited get leases."""
         self.now += seconds
-        self.places.sit(model_id, self.now)
+        self.places.occupy(model_id, self.now)
         self.loaded[model_id] = self.now
         self.settle()
 
@@ -151,7 +151,7 @@ def test_loaded_model_first_serves_those_who_waited_for_it() -> None:
 def test_models_are_served_in_the_order_in_which_they_were_asked_for() -> None:
     stage = Stage(max_models=1)
     stage.ask("a")
-    stage.places.want("c")  # its files are still being read
+    stage.places.join("c")  # its files are still being read
     stage.ask("b")
     stage.places.claim("c", 10 * MB)
     for model_id in ("a", "c", "b"):
@@ -165,7 +165,7 @@ def test_request_for_a_closed_model_waits_behind_those_before_it() -> None:
     stage = stage_with("a", max_models=1)
     lease = stage.places.begin("a")
     stage.ask("b")
-    stage.places.want("a")
+    stage.places.join("a")
     stage.ask("c")
     stage.places.end(lease, stage.now)
     stage.settle()
@@ -277,7 +277,7 @@ def test_wait_is_expected_to_be_longer_behind_others() -> None:
 
 def test_one_model_at_a_time_is_let_in_until_the_memory_of_the_gpu_is_known() -> None:
     stage = Stage(max_models=4, limit_bytes=5 * MB)
-    stage.places.budget = replace(stage.places.budget, of_device=frozenset({"max_memory_gb"}), knows_device=False)
+    stage.places.budget = replace(stage.places.budget, device_defaults=frozenset({"max_memory_gb"}), knows_device=False)
     stage.ask("a")
     stage.ask("b")
     assert stage.granted == ["a"]
@@ -290,7 +290,7 @@ def test_two_clients_that_take_turns_cause_few_loads() -> None:
     """Each asks for its own model again as soon as it is answered, after 50 ms; loads take a second."""
     stage = Stage(max_models=1)
     answers = {"a": 0, "b": 0}
-    running: dict[str, Seat] = {}
+    running: dict[str, Place] = {}
     loads_end: dict[str, float] = {}
     for model_id in answers:
         stage.ask(model_id)
@@ -302,7 +302,7 @@ def test_two_clients_that_take_turns_cause_few_loads() -> None:
             stage.load(model_id)
         for model_id in answers:
             if model_id in running:
-                stage.places.want(model_id)
+                stage.places.join(model_id)
                 stage.places.end(running.pop(model_id), stage.now)
                 answers[model_id] += 1
             if model_id in stage.loaded and not stage.places.is_closed(model_id):

@@ -218,6 +218,6 @@ async def test_a_model_that_needs_a_prompt_for_its_tools_is_named_when_it_is_loa
     async with pool_of(toolless, babbler) as pool:
         await pool.get_model("babbler")
         assert "Tool calls" not in caplog.text
-        assert "by a prompt" not in caplog.text
+        assert "in a prompt" not in caplog.text
         await pool.get_model("toolless")
-    assert "Model toolless is shown tools by a prompt: the chat template does not show tools" in caplog.text
+    assert "Model toolless gets its tools in a prompt: the chat template does not show tools" in caplog.text

@@ -167,5 +167,5 @@ async def test_closing_ends_all_processes_those_at_work_among_them() -> None:
     await asyncio.sleep(0.2)
     await asyncio.to_thread(templates.close)
     assert renderers() == before
-    with pytest.raises(ChatTemplateFailed, match="breaks the process"):  # and not for its two seconds
+    with pytest.raises(ChatTemplateFailed, match="crashes the process"):  # and not for its two seconds
         await endless

@@ -86,7 +86,7 @@ def test_doctor_names_builds_that_are_installed_over_each_other(site_packages: P
     check = mlx_check(site_packages)
     assert check["state"] == "broken"
     assert "mlx-cpu, mlx-cuda-13 0.32.4 on Device(cpu" in check["found"]
-    assert "installed over each other; MLX's library is of mlx-cpu" in check["remedy"]
+    assert "overwrite each other; the MLX library in use is from mlx-cpu" in check["remedy"]
     assert "pip uninstall -y mlx-cpu mlx-cuda-13 && pip install 'mlx-manager[cuda13]'" in check["remedy"]
 
 

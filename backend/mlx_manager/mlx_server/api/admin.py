@@ -160,4 +160,4 @@ def _status(pool: ModelPoolManager, model_id: str) -> ModelStatus:
         return status
     if pool.is_loaded(model_id):
         return "loaded"
-    return "unloading" if pool.is_leaving(model_id) else "unloaded"
+    return "unloading" if pool.is_unloading(model_id) else "unloaded"

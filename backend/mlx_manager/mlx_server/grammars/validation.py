@@ -13,7 +13,7 @@ import msgspec
 
 from mlx_manager.mlx_server.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.grammars.verdict import Question, Verdict
-from mlx_manager.mlx_server.isolation.processes import Broken, ProcessPool
+from mlx_manager.mlx_server.isolation.processes import ProcessFailed, ProcessPool
 from mlx_manager.mlx_server.types import Grammar
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class GrammarValidator:
     async def _check(self, grammar: Grammar, question: bytes) -> Verdict:
         try:
             answer = await self._processes.answer(question)
-        except Broken as exc:
+        except ProcessFailed as exc:
             logger.warning("Grammar check failed: param=%s, %s", grammar.param, exc)
             return Verdict(refusal="it takes too much time or memory to compile")
         return msgspec.json.decode(answer, type=Verdict)

@@ -1,1 +1,1 @@
-"""Work that hostile input may break, done by processes that nobody misses: asked, bounded, killed, started anew."""
+"""Runs work on untrusted input in disposable processes with limits on time and memory."""

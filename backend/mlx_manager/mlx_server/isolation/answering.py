@@ -1,6 +1,6 @@
-"""The inside of such a process: answers one question after the other, each within its share of time and memory.
+"""The loop inside an isolated process: answers one request after another within limits on time and memory.
 
-Stands on the standard library alone, so that a process is there in a tenth of a second.
+Imports only the standard library, so that a process starts in a tenth of a second.
 """
 
 import os
@@ -11,16 +11,16 @@ from collections.abc import Callable
 
 LENGTH_BYTES = 4
 OUT_OF_MEMORY = 3
-"""The exit status of a process that had no more memory; one that had no more time is ended by SIGPROF."""
+"""The exit status after the memory limit. SIGPROF ends a process at its time limit."""
 
 
 def answer_questions(
     answer: Callable[[bytes], bytes], *, cpu_seconds: float, memory_bytes: int, niceness: int = 0
 ) -> None:
-    """Until nobody asks any more. Questions come and answers go through the socket on file descriptor 0."""
+    """Answers requests on the socket at file descriptor 0 until the other end closes it."""
     os.nice(niceness)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # macOS does not keep to it
+    if sys.platform == "linux":  # macOS does not enforce it
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     with open(0, "wb", closefd=False) as answers:

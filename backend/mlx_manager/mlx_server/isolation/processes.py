@@ -1,4 +1,4 @@
-"""The outside of such processes: started when they are needed, asked over a socket, killed when they do not answer."""
+"""Starts isolated processes on demand, sends them requests over sockets, and kills them when they do not answer."""
 
 import asyncio
 import contextlib
@@ -18,30 +18,30 @@ import mlx_manager
 from mlx_manager.mlx_server.isolation.answering import LENGTH_BYTES, OUT_OF_MEMORY
 
 T = TypeVar("T")
-Ending = Literal["time", "memory", "size", "crash"]
+FailureCause = Literal["time", "memory", "size", "crash"]
 
 MAX_THREADS = 64
-PATIENCE_SECONDS = 0.1
-"""About what it takes to start a process: most answers come sooner."""
+IDLE_WAIT_SECONDS = 0.1
+"""About the time to start a process. Most answers take less."""
 _ENVIRONMENT = (
     *("PATH", "HOME", "TZ", "LANG", "LC_", "PYTHON", "LD_", "DYLD_", "VIRTUAL_ENV"),
     *("HF_HOME", "HF_MODULES_CACHE", "XDG_CACHE_HOME", "PYDANTIC_DISABLE_PLUGINS"),
 )
-"""What names of variables begin with that a process gets: no key of the server's is among them."""
+"""Prefixes of the environment variables that a process gets. They exclude all of the server's keys."""
 
 
-class Broken(Exception):
-    """The process did not answer: what there was too much of, or how else it ended."""
+class ProcessFailed(Exception):
+    """The process did not answer. `cause` is the limit that it exceeded, or "crash"."""
 
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending)
-        self.ending = ending
+    def __init__(self, cause: FailureCause) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 class ProcessPool:
-    """Processes that run `module`, as many as there are questions at a time. `max_idle` of them wait for the next.
+    """Processes that run `module`, one for each concurrent question. At most `max_idle` idle processes stay.
 
-    An answer may take `answer_seconds`, also where the machine is busy: processes bound their CPU time themselves.
+    An answer may take `answer_seconds` of wall-clock time. Processes limit their CPU time themselves.
     """
 
     def __init__(self, module: str, *, max_idle: int, answer_seconds: float, max_answer_bytes: int) -> None:
@@ -56,11 +56,11 @@ class ProcessPool:
         self._threads = ThreadPoolExecutor(MAX_THREADS, f"asks-{module.rpartition('.')[2]}")
 
     def ask(self, question: bytes) -> bytes:
-        """Blocks; from any thread. Raises Broken."""
+        """Returns the answer. Blocks; thread-safe. Raises ProcessFailed."""
         return self._ask(self._take(), question)
 
     async def answer(self, question: bytes) -> bytes:
-        """As `ask` does; a caller that is cancelled ends the process."""
+        """Like `ask`, from the event loop. Cancelling the caller kills the process."""
         taken: list[_Process] = []
         is_cancelled = threading.Event()
 
@@ -81,7 +81,7 @@ class ProcessPool:
             raise
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """What `work` gives, which may ask. A caller that is cancelled waits for its end: no thread is left behind."""
+        """Runs `work`, which may ask, in a thread. A cancelled caller still waits for the thread to end."""
         working = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.shield(working)
@@ -90,7 +90,7 @@ class ProcessPool:
             raise
 
     def close(self) -> None:
-        """Ends all processes, those at work among them."""
+        """Ends all processes, busy ones included."""
         with self._freed:
             self._closed = True
             processes = [*self._idle, *self._busy]
@@ -100,23 +100,23 @@ class ProcessPool:
         self._threads.shutdown()
 
     def _take(self) -> "_Process":
-        """Blocks. An idle process, or a new one where none gets idle in time."""
+        """An idle process, or a new one if none becomes idle in time. Blocks."""
         with self._freed:
             if self._busy:
-                self._freed.wait_for(lambda: self._idle or self._closed, PATIENCE_SECONDS)
-            process = next(self._well(), None)
+                self._freed.wait_for(lambda: self._idle or self._closed, IDLE_WAIT_SECONDS)
+            process = next(self._alive_idle(), None)
         if process is None:
-            process = _Process(self._module)  # takes milliseconds, in which others may be asked
+            process = _Process(self._module)  # takes milliseconds, too long to hold the lock
         with self._freed:
             is_closed = self._closed
             self._busy.add(process)
         if is_closed:
-            self._give_back(process, is_well=False)
-            raise Broken("crash")
+            self._give_back(process, is_healthy=False)
+            raise ProcessFailed("crash")
         return process
 
-    def _well(self) -> Iterator["_Process"]:
-        """Takes idle processes out, but for those that have died: somebody may have killed them."""
+    def _alive_idle(self) -> Iterator["_Process"]:
+        """Takes out idle processes and discards dead ones, which the system may have killed."""
         while self._idle:
             process = self._idle.pop()
             if process.is_alive():
@@ -125,18 +125,18 @@ class ProcessPool:
                 process.end()
 
     def _ask(self, process: "_Process", question: bytes) -> bytes:
-        is_well = False
+        is_healthy = False
         try:
             answer = process.ask(question, self._answer_seconds, self._max_answer_bytes)
-            is_well = True
+            is_healthy = True
         finally:
-            self._give_back(process, is_well)
+            self._give_back(process, is_healthy)
         return answer
 
-    def _give_back(self, process: "_Process", is_well: bool) -> None:
+    def _give_back(self, process: "_Process", is_healthy: bool) -> None:
         with self._freed:
             self._busy.discard(process)
-            stays = is_well and not self._closed and len(self._idle) < self._max_idle
+            stays = is_healthy and not self._closed and len(self._idle) < self._max_idle
             if stays:
                 self._idle.append(process)
                 self._freed.notify()
@@ -145,9 +145,9 @@ class ProcessPool:
 
 
 class _Process:
-    """One process, in a session of its own, so that Ctrl-C in a terminal does not reach it.
+    """One process, in its own session, so that Ctrl-C in a terminal does not reach it.
 
-    It ends when its socket does, so none is left behind by a server that was killed.
+    It ends when its socket closes, also after the server was killed.
     """
 
     def __init__(self, module: str) -> None:
@@ -168,19 +168,19 @@ class _Process:
             theirs.close()
 
     def ask(self, question: bytes, seconds: float, max_answer_bytes: int) -> bytes:
-        """Raises Broken; then the process is dead."""
+        """Returns the answer. Raises ProcessFailed; then the caller must end the process."""
         deadline = time.monotonic() + seconds
         try:
             self._socket.settimeout(seconds)
             self._socket.sendall(len(question).to_bytes(LENGTH_BYTES, "big") + question)
             length = int.from_bytes(self._receive(LENGTH_BYTES, deadline), "big")
             if length > max_answer_bytes:
-                raise Broken("size")
+                raise ProcessFailed("size")
             return self._receive(length, deadline)
         except TimeoutError as exc:
-            raise Broken("time") from exc
+            raise ProcessFailed("time") from exc
         except (OSError, EOFError) as exc:
-            raise Broken(self._ending()) from exc
+            raise ProcessFailed(self._exit_cause()) from exc
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -204,12 +204,12 @@ class _Process:
             received += count
         return bytes(answer)
 
-    def _ending(self) -> Ending:
-        """Of a process that has closed its socket, which it does by dying."""
+    def _exit_cause(self) -> FailureCause:
+        """Why a process closed its socket, which it does only by ending."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self._process.wait(1)
-            endings: dict[int, Ending] = {-signal.SIGPROF: "time", OUT_OF_MEMORY: "memory"}
-            return endings.get(status, "crash")
+            causes: dict[int, FailureCause] = {-signal.SIGPROF: "time", OUT_OF_MEMORY: "memory"}
+            return causes.get(status, "crash")
         return "crash"
 
 

@@ -1,4 +1,4 @@
-"""How many generations each model has taken on, those that wait for it to load among them, and when it is enough."""
+"""Limits how many generations each model has accepted, running and waiting. Knows no workers and no requests."""
 
 import contextlib
 from collections import Counter
@@ -11,7 +11,7 @@ RETRY_AFTER_SECONDS = 1
 
 
 class Admission:
-    """Lets in as many as a worker decodes at once, and `max_queue` that wait."""
+    """Admits as many generations as a worker decodes at once, plus `max_queue` that wait."""
 
     def __init__(self, max_queue: int) -> None:
         self.max_queue = max_queue
@@ -26,20 +26,20 @@ class Admission:
 
     @contextlib.contextmanager
     def admit(self, model_id: str, sequences: int) -> Iterator[None]:
-        """Takes on all of the sequences for the block, or none: then it raises ServerBusy.
+        """Admits all of the sequences for the block. Raises ServerBusy where the model is full.
 
-        Raises InvalidRequest for more than could ever be taken on.
+        Raises InvalidRequest for more sequences than the limit.
         """
         if sequences > self._limit:
             raise InvalidRequest(
-                f"The request asks for {sequences} generations, and this server takes on {self._limit} at most. "
+                f"The request asks for {sequences} generations, and this server accepts at most {self._limit}. "
                 "Send fewer prompts or choices at once, or raise MLX_SERVER_MAX_QUEUE."
             )
         admitted = self._admitted[model_id]
         if admitted + sequences > self._limit:
             raise ServerBusy(
-                f"Model {model_id!r} is busy: {admitted} generations run or wait, of {self._limit} at most, and this "
-                f"request asks for {sequences} more. Send it again later, or raise MLX_SERVER_MAX_QUEUE.",
+                f"Model {model_id!r} is busy: {admitted} of at most {self._limit} generations run or wait, and this "
+                f"request asks for {sequences} more. Retry later, or raise MLX_SERVER_MAX_QUEUE.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         self._admitted[model_id] += sequences
@@ -48,4 +48,4 @@ class Admission:
         finally:
             self._admitted[model_id] -= sequences
             if not self._admitted[model_id]:
-                del self._admitted[model_id]  # requests choose the ids
+                del self._admitted[model_id]  # clients choose the ids, so unused entries must not stay

@@ -1,4 +1,4 @@
-"""Who may have how much of the machine: whether a model fits, who goes to make room, and each worker's share. Pure."""
+"""The memory budget of all workers: whether a model fits, which models to evict, each worker's share. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -6,56 +6,56 @@ from dataclasses import dataclass, replace
 from mlx_manager.mlx_server.engine.messages import Device, Limits
 from mlx_manager.mlx_server.utils.memory import bytes_text
 
-ROOM_TO_WORK = 10
-"""A model needs a part in so many of its weights' size beside them, for KV caches and a step's own arrays."""
+WORKING_PART = 10
+"""Beside its weights a model needs 1/10 of their size, for KV caches and the arrays of a step."""
 BUFFER_PART = 16
-"""All workers together may keep freed memory for reuse of a part in so many of the budget, or `LEAST_BUFFER_BYTES`."""
-LEAST_BUFFER_BYTES = 2**29
+"""All workers together may keep 1/16 of the budget, or `MIN_BUFFER_BYTES`, of freed memory for reuse."""
+MIN_BUFFER_BYTES = 2**29
 
 
 CUDA_SHARE = 0.9
-"""The part of a CUDA device's memory that is the budget: each worker's context and libraries take some of the rest."""
+"""The budget as a share of a CUDA device's memory. Each worker's context and libraries use some of the rest."""
 CUDA_PREFIX_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a model that is loaded, or is going to be, keeps of the budget. `may_go` says that it may be evicted."""
+    """The bytes of the budget that a model holds, or has reserved for its load."""
 
     model_id: str
     nbytes: int
     last_used: float
-    may_go: bool
+    evictable: bool
 
 
-def least_bytes(weights_bytes: int, kv_bytes: int = 0) -> int:
-    """What a model must have: its weights, and the KV caches at work or a little room for some."""
-    return weights_bytes + max(weights_bytes // ROOM_TO_WORK, kv_bytes)
+def min_bytes(weights_bytes: int, kv_bytes: int = 0) -> int:
+    """The least memory that a model needs: its weights, and its KV caches in use or working memory for some."""
+    return weights_bytes + max(weights_bytes // WORKING_PART, kv_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What all workers together may take; `prefix_cache_bytes` of it for prefix caches.
+    """The memory of all workers together, of which prefix caches may use `prefix_cache_bytes`.
 
-    `of_device` names the settings that nobody has given, and that follow the memory of a GPU. Until that is known, one
-    model at a time is let in, of any size: its worker tells it.
+    `device_defaults` names the unset settings whose defaults depend on the memory of a GPU. Until the first worker
+    reports that memory, only one model fits at a time, of any size.
     """
 
     limit_bytes: int
     max_models: int
     prefix_cache_bytes: int
-    of_device: frozenset[str] = frozenset()
+    device_defaults: frozenset[str] = frozenset()
     knows_device: bool = True
 
     def on_device(self, device: Device) -> "Budget":
-        """As it is for workers on that device."""
+        """The budget for workers on that device."""
         limit_bytes, prefix_bytes = self.limit_bytes, self.prefix_cache_bytes
-        if device.memory_bytes is not None and "max_memory_gb" in self.of_device:
+        if device.memory_bytes is not None and "max_memory_gb" in self.device_defaults:
             cuda_bytes = int(device.memory_bytes * CUDA_SHARE)
             limit_bytes = cuda_bytes if device.backend == "cuda" else min(limit_bytes, device.memory_bytes)
         if device.memory_bytes is not None and device.backend == "cuda":
             limit_bytes = min(limit_bytes, device.memory_bytes)
-            if "prefix_cache_gb" in self.of_device:
+            if "prefix_cache_gb" in self.device_defaults:
                 prefix_bytes = int(device.memory_bytes * CUDA_PREFIX_SHARE)
         return replace(self, limit_bytes=limit_bytes, prefix_cache_bytes=prefix_bytes, knows_device=True)
 
@@ -66,16 +66,16 @@ class Budget:
         return len(sizes) < self.max_models and sum(sizes) + needed_bytes <= self.limit_bytes
 
     def victims(self, needed_bytes: int, holdings: Iterable[Holding]) -> list[Holding] | None:
-        """Who goes to make room: the least recently used that may, and none in vain. None when no eviction helps."""
+        """The fewest evictable models to unload, least recently used first. None when no eviction frees enough."""
         staying, going = list(holdings), list[Holding]()
-        for candidate in sorted((one for one in staying if one.may_go), key=lambda one: one.last_used):
+        for candidate in sorted((one for one in staying if one.evictable), key=lambda one: one.last_used):
             if self.fits(needed_bytes, staying):
                 break
             staying.remove(candidate)
             going.append(candidate)
         if not self.fits(needed_bytes, staying):
             return None
-        for spared in reversed(list(going)):  # one that was used later and is larger may have made its going needless
+        for spared in reversed(list(going)):  # a larger, later victim may have made this eviction needless
             if self.fits(needed_bytes, [*staying, spared]):
                 staying.append(spared)
                 going.remove(spared)
@@ -86,17 +86,17 @@ class Budget:
         users = ", ".join(f"{one.model_id} ({bytes_text(one.nbytes)})" for one in holders) or "none"
         used_bytes = sum(one.nbytes for one in holders)
         return (
-            f"There is no room for model {model_id!r}: it needs {bytes_text(needed_bytes)} beside the "
-            f"{bytes_text(used_bytes)} of {bytes_text(self.limit_bytes)} in use, and at most {self.max_models} models "
-            f"may be loaded. Models in use: {users}. Try again when they are idle, or raise MLX_SERVER_MAX_MEMORY_GB "
+            f"Not enough memory for model {model_id!r}: it needs {bytes_text(needed_bytes)}, with "
+            f"{bytes_text(used_bytes)} of {bytes_text(self.limit_bytes)} in use. At most {self.max_models} models "
+            f"may be loaded. Models in use: {users}. Retry when they are idle, or raise MLX_SERVER_MAX_MEMORY_GB "
             "or MLX_SERVER_MAX_MODELS."
         )
 
     def shares(self, holdings: Iterable[Holding]) -> dict[str, Limits]:
-        """Everybody gets what it must have, and the same part of the rest."""
+        """Each worker's limits: the bytes that its model holds, and an equal share of the rest."""
         holders = list(holdings)
         count = max(1, len(holders))
-        buffer_bytes = max(LEAST_BUFFER_BYTES, self.limit_bytes // BUFFER_PART)
+        buffer_bytes = max(MIN_BUFFER_BYTES, self.limit_bytes // BUFFER_PART)
         rest = max(0, self.limit_bytes - sum(holding.nbytes for holding in holders)) // count
         return {
             holding.model_id: Limits(holding.nbytes + rest, buffer_bytes // count, self.prefix_cache_bytes // count)

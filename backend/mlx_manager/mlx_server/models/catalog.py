@@ -1,7 +1,7 @@
-"""What can be loaded, under which names, and where it lies. Loads nothing into memory.
+"""The catalog of loadable models: their ids, aliases and folders. Loads nothing into memory.
 
-Ids are looked up and never opened as paths. Who comes first keeps an id: the default model, the `[[models]]` entries of
-the settings file, the demo, the available ones, `models_dir`, the Hugging Face cache.
+Ids from requests are looked up and never opened as paths. Where two models share an id, the first source wins: the
+default model, `[[models]]` entries, the demo, available_models, `models_dir`, the Hugging Face cache.
 """
 
 import difflib
@@ -25,18 +25,19 @@ from mlx_manager.utf8 import is_utf8, shown
 logger = logging.getLogger(__name__)
 
 SCAN_SECONDS = 2.0
-"""Folders are looked through again no sooner than this."""
+"""The shortest time between two scans of the folders."""
+_DEFAULT_REMEDY = "Set demo, a Hugging Face repo id, a model's folder, or the id of a [[models]] entry."
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A loadable model. `folder` is None for one of the Hugging Face hub's, which is `repo`, or has its id there."""
+    """A loadable model. `folder` is None for a model of the Hugging Face hub, where it has the id `repo` or `id`."""
 
     id: str
     folder: Path | None
     repo: str | None = None
     settings: ModelSettings | None = None
-    """What the user's settings file says of it."""
+    """Its `[[models]]` entry."""
 
     @property
     def repo_id(self) -> str:
@@ -51,7 +52,7 @@ class ModelEntry:
         return self.settings.aliases if self.settings is not None else []
 
     def ttl_seconds(self, otherwise: float) -> float:
-        """How long it stays loaded when it is idle; negative for ever."""
+        """How long the model stays loaded when it is idle. Negative means for ever."""
         ttl = self.settings.ttl if self.settings is not None else None
         return ttl if ttl is not None else otherwise
 
@@ -65,24 +66,24 @@ class ModelEntry:
 
     @property
     def kind(self) -> ModelKind | None:
-        """None for a model that is not on this machine, where the settings do not tell it. Reads files."""
+        """None for a model that is not on this machine and whose entry sets no kind. Reads files."""
         folder = self.local_folder()
         if folder is None:
             return self.settings.kind if self.settings is not None else None
         return self.kind_in(folder)
 
     def kind_in(self, folder: Path) -> ModelKind:
-        """As the settings say, else as the files in the folder tell."""
-        told = self.settings.kind if self.settings is not None else None
-        return told if told is not None else kind_of(folder, self.repo_id)
+        """The kind that its entry sets, else the kind found in the files of the folder."""
+        configured = self.settings.kind if self.settings is not None else None
+        return configured if configured is not None else kind_of(folder, self.repo_id)
 
     def local_folder(self) -> Path | None:
-        """Where it lies on this machine; None for one that has to be downloaded first."""
+        """Its folder on this machine. None for a model that has to be downloaded first."""
         return self.folder if self.folder is not None else cached_folder(self.repo_id, self.revision)
 
 
 class Catalog:
-    """The loadable models. `resolve` and iteration see what the last `refresh` found."""
+    """The loadable models. `resolve` and iteration see the models that the last `refresh` found."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class Catalog:
         self._default_for_unknown = default_for_unknown
         self._scanned_at = -SCAN_SECONDS
         self._warned: set[str] = set()
-        self._judged: dict[Path, bool] = {}
+        self._loadable: dict[Path, bool] = {}
         for name in (default_model, *(model.id for model in models), DEMO_MODEL_ID, *available_models):
             if name.strip():
                 self._add(name)
@@ -119,7 +120,7 @@ class Catalog:
         return iter([*self._named.values(), *self._found.values()])
 
     def knows(self, name: str) -> bool:
-        """Whether it is an id or alias of what the last `refresh` found."""
+        """Whether the name is the id or an alias of a known model."""
         return self.find(name) is not None
 
     def find(self, name: str) -> ModelEntry | None:
@@ -128,9 +129,9 @@ class Catalog:
         return self._named.get(model_id, self._found.get(model_id))
 
     def resolve(self, name: str, other_ids: Iterable[str] = ()) -> ModelEntry:
-        """The entry with that id or alias, else what `allow_downloads` and `default_for_unknown` make of the name.
+        """The entry with that id or alias. `allow_downloads` and `default_for_unknown` decide about unknown names.
 
-        Raises ModelNotFound, which suggests ids; `other_ids` are those of models that other servers have.
+        Raises ModelNotFound, which suggests ids. `other_ids` are the ids of upstream models.
         """
         entry = self._entry_for(name)
         if entry is None:
@@ -138,12 +139,12 @@ class Catalog:
         return entry
 
     def has(self, model_id: str) -> bool:
-        """Whether a request for the id gets the model of that id."""
+        """Whether `resolve` returns the model with exactly this id."""
         entry = self._entry_for(model_id)
         return entry is not None and entry.id == model_id
 
     def pinned(self) -> set[str]:
-        """Ids of those that the settings pin."""
+        """Ids of the models that the settings pin."""
         return {entry.id for entry in self if entry.settings is not None and entry.settings.pin}
 
     def ttl_seconds(self, model_id: str, otherwise: float) -> float:
@@ -151,7 +152,7 @@ class Catalog:
         return entry.ttl_seconds(otherwise) if entry is not None else otherwise
 
     def refresh(self) -> None:
-        """Looks for models that have come or gone in `models_dir` and the cache. Reads files: call it in a thread."""
+        """Scans `models_dir` and the cache for added and removed models. Reads files: call it in a thread."""
         if time.monotonic() - self._scanned_at < SCAN_SECONDS:
             return
         self._scanned_at = time.monotonic()
@@ -159,7 +160,7 @@ class Catalog:
         for entry in [*self._in_models_dir(), *self._in_hub_cache()]:
             if entry.id not in self._named and entry.id not in self._aliases:
                 found.setdefault(entry.id, entry)
-        self._found = found  # at once, for the event loop reads it
+        self._found = found  # in one assignment, because the event loop reads it
 
     def _entry_for(self, name: str) -> ModelEntry | None:
         entry = self.find(name)
@@ -178,7 +179,7 @@ class Catalog:
         )
 
     def _add(self, name: str) -> None:
-        """A folder is named after itself, and the path as typed is an alias for it. The first of equal ids stays."""
+        """Adds a model, unless its id is taken. A folder's name is its id, and the path as typed is an alias."""
         settings = self._configured.get(name)
         if settings is not None:
             self._add_configured(settings)
@@ -194,7 +195,7 @@ class Catalog:
             return
         entry = ModelEntry(DEMO_MODEL_ID if name == DEMO_MODEL_ID else folder.name, folder)
         if self._named.setdefault(entry.id, entry) != entry:
-            logger.warning("Two models are called %s; %s is not served", entry.id, folder)
+            logger.warning("Two models have the id %s; %s is not served. Rename one folder.", entry.id, folder)
         elif name != entry.id:
             self._aliases[name] = entry.id
 
@@ -209,7 +210,7 @@ class Catalog:
             self._aliases.update(dict.fromkeys(settings.aliases, entry.id))
 
     def _in_models_dir(self) -> Iterator[ModelEntry]:
-        """Folders with a config, at the first or the second level. Those that lead out of it are no models of ours."""
+        """Folders with a config, at the first or second level. Skips folders whose links lead out of `models_dir`."""
         if self._models_dir is None:
             return
         first_level = list(self._models_dir.glob("*/config.json"))
@@ -222,29 +223,29 @@ class Catalog:
                 continue
             if folder is None:
                 self._warn_once(
-                    f"{config.parent} is not served: it leads out of {self._models_dir}, or may not be read"
+                    f"{config.parent} is not served: it is unreadable or links out of models_dir. Copy it there."
                 )
             else:
                 yield ModelEntry(model_id, folder)
 
     def _in_hub_cache(self) -> Iterator[ModelEntry]:
-        """Those that are whole and that mlx-lm can load."""
+        """Complete models of the cache that mlx-lm can load."""
         for repo_id in cached_repos() if self._hub_cache else ():
             folder = cached_folder(repo_id) if self._is_utf8(cache_folder() / repo_id) else None
             if folder is not None and self._can_load(folder):
                 yield ModelEntry(repo_id, folder)
 
     def _can_load(self, snapshot: Path) -> bool:
-        """Of a snapshot that is whole, which does not change any more."""
-        if snapshot not in self._judged:
-            self._judged[snapshot] = why_it_cannot_load(snapshot, kind=kind_of(snapshot)) is None
-        return self._judged[snapshot]
+        """Whether mlx-lm can load a complete snapshot. Cached, because a complete snapshot does not change."""
+        if snapshot not in self._loadable:
+            self._loadable[snapshot] = why_it_cannot_load(snapshot, kind=kind_of(snapshot)) is None
+        return self._loadable[snapshot]
 
     def _is_utf8(self, folder: Path) -> bool:
-        """Whether the path is UTF-8, as JSON and the libraries that read models need it. Warns once where it is not."""
+        """Whether the path is UTF-8, which JSON and the libraries that read models need. Warns once otherwise."""
         if is_utf8(folder):
             return True
-        self._warn_once(f"{shown(str(folder))} is not served: its name is not UTF-8. Rename it")
+        self._warn_once(f"{shown(str(folder))} is not served: its name is not UTF-8. Rename it.")
         return False
 
     def _warn_once(self, message: str) -> None:
@@ -254,7 +255,7 @@ class Catalog:
 
 
 async def locate(entry: ModelEntry, progress: Progress | None = None) -> Path:
-    """The model's folder, downloaded from the hub first where it is not in the cache. Raises ModelLoadFailed."""
+    """The model's folder, downloaded from the hub if it is not in the cache. Raises ModelLoadFailed."""
     folder = entry.local_folder()
     if folder is not None:
         return folder
@@ -262,7 +263,7 @@ async def locate(entry: ModelEntry, progress: Progress | None = None) -> Path:
 
 
 def catalog_of(settings: MLXServerSettings) -> Catalog:
-    """What the settings make loadable; `refresh` looks into the folders that they name."""
+    """The catalog for the settings. It scans the folders that they name."""
     return Catalog(
         settings.default_model,
         settings.available_models,
@@ -275,31 +276,31 @@ def catalog_of(settings: MLXServerSettings) -> Catalog:
 
 
 def why_default_is_missing(catalog: Catalog) -> str | None:
-    """Why the default model is none that could ever be loaded; None where it can be, or may be downloaded.
+    """Why the default model can never be loaded. None for a model that may be loadable or downloadable.
 
-    Damaged weights are for the load to find: they can be mended while the server runs.
+    Does not check the weights: the user can repair them while the server runs.
     """
     entry = catalog.resolve(catalog.default_id)
     if entry.folder is None:
         return None if is_repo_id(entry.repo_id) and not os.path.exists(entry.id) else _why_no_model(entry)
     fault = why_no_folder(entry.folder)
     if fault is None and not os.path.exists(entry.folder / "config.json"):
-        fault = f"there is no config.json in {entry.folder}, so it is no model"
+        fault = f"{entry.folder} has no config.json"
     if fault is None and not read_json(entry.folder / "config.json"):
-        fault = f"{entry.folder / 'config.json'} cannot be read as a JSON object"
-    return f"Bad setting default_model: {fault}" if fault is not None else None
+        fault = f"{entry.folder / 'config.json'} is not a JSON object"
+    return f"Bad setting default_model: {fault}. {_DEFAULT_REMEDY}" if fault is not None else None
 
 
 def _why_no_model(entry: ModelEntry) -> str:
-    fault = why_no_folder(entry.id) if os.path.exists(entry.id) else f"there is no model {entry.id!r}"
-    return f"Bad setting default_model: {fault}: give demo, a Hugging Face repo id, a folder, or the id of [[models]]"
+    fault = why_no_folder(entry.id) if os.path.exists(entry.id) else f"model {entry.id!r} does not exist"
+    return f"Bad setting default_model: {fault}. {_DEFAULT_REMEDY}"
 
 
 def _inside(parent: Path, folder: Path) -> Path | None:
-    """The folder, if it and its files lie in `parent` when all links are followed."""
+    """The folder with links resolved, if it and its files lie in `parent`."""
     root, real = parent.resolve(), folder.resolve()
     try:
         is_inside = all(path.resolve().is_relative_to(root) for path in (real, *real.iterdir()))
-    except OSError:  # it is no folder, or may not be read
+    except OSError:  # not a folder, or unreadable
         return None
     return real if is_inside else None

@@ -1,4 +1,4 @@
-"""What one catalogue has that another has not, for those who reload settings. Pure."""
+"""The difference between two catalogs, for a reload of the settings. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ _FOLLOWED_AT_ONCE: dict[str, object] = {"pin": False, "ttl": None, "aliases": []
 
 @dataclass(frozen=True, slots=True)
 class CatalogChanges:
-    """Ids of `[[models]]` entries; `to_load_again` are those of loaded models that serve as they are until then."""
+    """Ids of `[[models]]` entries. Models in `to_load_again` apply their new settings at their next load."""
 
     added: list[str]
     removed: list[str]
@@ -26,7 +26,7 @@ def changes(
     new: Sequence[ModelSettings],
     held_ids: Iterable[str],
 ) -> CatalogChanges:
-    """From the entries `old` to `new`. `held_ids` are those of models that are loaded, or being loaded."""
+    """Compares the entries `old` and `new`. `held_ids` are the ids of loaded and loading models."""
     old_entries, new_entries = {entry.id: entry for entry in old}, {entry.id: entry for entry in new}
     both = [model_id for model_id in new_entries if model_id in old_entries]
     return CatalogChanges(
@@ -44,6 +44,6 @@ def changes(
 
 
 def _as_loaded(entry: ModelEntry) -> ModelEntry:
-    """Without what a loaded model follows at once."""
+    """The entry without the settings that a loaded model applies at once."""
     settings = entry.settings if entry.settings is not None else ModelSettings(id=entry.id)
     return replace(entry, settings=settings.model_copy(update=_FOLLOWED_AT_ONCE))

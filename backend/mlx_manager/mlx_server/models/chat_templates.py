@@ -1,4 +1,4 @@
-"""The chat templates of a model's folder, wherever the hub keeps them. The tokenizer and the facts read them here."""
+"""Reads a model's chat templates from all files that may contain them. Does not render them."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from mlx_manager.mlx_server.models.defaults import read_json
 
 DEFAULT = "default"
 _CONFIGS = ("processor_config.json", "chat_template.json", "tokenizer_config.json")
-"""Those that may have an entry `chat_template`, the one that goes first last."""
+"""Files that may have an entry `chat_template`; later files take precedence."""
 _FILE = "chat_template.jinja"
 _FOLDER = "additional_chat_templates"
 
@@ -14,9 +14,9 @@ TEMPLATE_FILES = (*_CONFIGS, _FILE, _FOLDER)
 
 
 def read_chat_templates(folder: Path, own: Path | None = None) -> dict[str, str]:
-    """By name, with a default one unless there are none; `own`, the user's, stands for all of them.
+    """The templates by name, with a default unless there are none. `own`, the user's template, replaces them all.
 
-    transformers takes the one called `tool_use` for a chat with tools.
+    transformers uses the template `tool_use` for a chat with tools.
     """
     if own is not None:
         return {DEFAULT: own.read_text("utf-8")}
@@ -31,7 +31,7 @@ def read_chat_templates(folder: Path, own: Path | None = None) -> dict[str, str]
 
 
 def _named(entry: object) -> dict[str, str]:
-    """An entry is one template, a list of named ones, or an object with the names as keys."""
+    """Reads an entry: one template, a list of named templates, or an object with names as keys."""
     if isinstance(entry, str):
         return {DEFAULT: entry}
     if isinstance(entry, list):

@@ -1,7 +1,7 @@
-"""A tokenizer.json for folders that have none. A process that ends then writes it, and the user's cache keeps it.
+"""Converts other tokenizers to tokenizer.json, in a separate process, and caches the result for the user.
 
-transformers is imported in that process only. A folder has none where its tokenizer is a SentencePiece model, a
-vocabulary with merges, a tiktoken file, or Python code of the model's own, which runs with `trust_remote_code` alone.
+Only that process imports transformers. Other tokenizers are SentencePiece models, vocabularies with merges, tiktoken
+files, and the model's own Python code, which runs only with `trust_remote_code`.
 """
 
 import hashlib
@@ -11,35 +11,35 @@ import os
 import threading
 from pathlib import Path
 
-from mlx_manager.mlx_server.isolation.processes import Broken, Ending, ProcessPool
+from mlx_manager.mlx_server.isolation.processes import FailureCause, ProcessFailed, ProcessPool
 from mlx_manager.mlx_server.models.converter import CPU_SECONDS, MEMORY_BYTES
 from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.tokenization import TOKENIZER_FILE
 from mlx_manager.mlx_server.models.tokenizer_files import CONFIG_FILE
 
 ANSWER_SECONDS = 900.0
-"""The process ends itself after `CPU_SECONDS` of computing; this is for one on a machine that is busy."""
+"""Wall-clock limit. The process also ends itself after `CPU_SECONDS` of computing."""
 _MAX_ANSWER_BYTES = 2**16
 _VERSION = 1
-"""To be raised when the converter writes something else."""
+"""Increase it when the converter's output changes."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".gguf", ".npz", ".index.json")
-_TOO_MUCH: dict[Ending, str] = {
+_FAILURES: dict[FailureCause, str] = {
     "time": f"takes more than {CPU_SECONDS:g} seconds of computing",
     "memory": f"takes more than {MEMORY_BYTES // 2**30} GB of memory",
     "size": "fails with a message that is too long",
-    "crash": "ends the process that does it",
+    "crash": "crashes the process that runs it",
 }
 _one_at_a_time = threading.Lock()
 
 
 class NotConvertible(Exception):
-    """Why there is no tokenizer.json, and what to do."""
+    """The message says why there is no tokenizer.json, and the remedy."""
 
 
 def tokenizer_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
-    """Where the model's tokenizer.json lies: `folder` itself, or one in the user's cache.
+    """The folder of the model's tokenizer.json: `folder` itself, or a folder in the user's cache.
 
-    Blocks, for a conversion up to minutes: call it in a thread. Raises NotConvertible.
+    Blocks, up to minutes for a conversion: call it in a thread. Raises NotConvertible.
     """
     if not _needs_conversion(folder, trust_remote_code):
         return folder
@@ -51,11 +51,11 @@ def tokenizer_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
 
 
 def _needs_conversion(folder: Path, trust_remote_code: bool) -> bool:
-    """Trusted code decides even where there is a tokenizer.json beside it."""
-    return not (folder / TOKENIZER_FILE).is_file() or (trust_remote_code and _brings_code(folder))
+    """The model's own trusted code takes precedence over its tokenizer.json."""
+    return not (folder / TOKENIZER_FILE).is_file() or (trust_remote_code and _has_own_code(folder))
 
 
-def _brings_code(folder: Path) -> bool:
+def _has_own_code(folder: Path) -> bool:
     auto_map = read_json(folder / CONFIG_FILE).get("auto_map")
     return isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
 
@@ -66,7 +66,7 @@ def _cache() -> Path:
 
 
 def _key(folder: Path, trust_remote_code: bool) -> str:
-    """A digest of all that a conversion depends on: the folder's files but its weights, and transformers' version."""
+    """A digest of the inputs of a conversion: the folder's files except weights, and the transformers version."""
     versions = [_VERSION, importlib.metadata.version("transformers"), trust_remote_code]
     digest = hashlib.sha256(json.dumps(versions).encode())
     for file in sorted(folder.iterdir()):
@@ -81,7 +81,7 @@ def _convert(folder: Path, converted: Path, trust_remote_code: bool) -> None:
         converted.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
         raise NotConvertible(
-            f"it has no {TOKENIZER_FILE}, and {converted.parent} for a converted one cannot be made: {exc.strerror}. "
+            f"it has no {TOKENIZER_FILE}, and the cache folder {converted.parent} cannot be created: {exc.strerror}. "
             "Set XDG_CACHE_HOME to a folder that the server can write to."
         ) from exc
     question = {"folder": str(folder), "to": str(converted), "trust_remote_code": trust_remote_code}
@@ -93,14 +93,14 @@ def _convert(folder: Path, converted: Path, trust_remote_code: bool) -> None:
     )
     try:
         failure = processes.ask(json.dumps(question).encode()).decode()
-    except Broken as exc:
-        failure = f"it {_TOO_MUCH[exc.ending]}"
+    except ProcessFailed as exc:
+        failure = f"the conversion {_FAILURES[exc.cause]}"
     finally:
         processes.close()
     if failure:
-        untrusted = "set trust_remote_code = true in its [[models]] entry if you trust the code that it brings, or "
-        remedy = untrusted if _brings_code(folder) and not trust_remote_code else ""
+        trust = "Set trust_remote_code = true in its [[models]] entry if you trust the model's code, or copy"
+        remedy = trust if _has_own_code(folder) and not trust_remote_code else "Copy"
         raise NotConvertible(
-            f"its tokenizer cannot be converted to {TOKENIZER_FILE}: {failure.rstrip('.')}. To load it, {remedy}copy "
+            f"its tokenizer cannot be converted to {TOKENIZER_FILE}: {failure.rstrip('.')}. {remedy} "
             f"{TOKENIZER_FILE} from another version of the model."
         )

@@ -1,9 +1,9 @@
-"""The process that converts a tokenizer with transformers: it answers one question, and ends.
+"""The process that converts one tokenizer with transformers and ends.
 
-Run as `python -m mlx_manager.mlx_server.models.converter`. A question is JSON with the model's `folder`, the folder
-`to` write, and `trust_remote_code`; the answer is empty, or says why there is no tokenizer.json.
+Run as `python -m mlx_manager.mlx_server.models.converter`. The request is JSON with the model's `folder`, the output
+folder `to`, and `trust_remote_code`. The reply is empty, or says why there is no tokenizer.json.
 
-What was written reads and writes the same as the original: a tokenizer in Python is tried out on `SAMPLES`.
+The converted tokenizer must behave like the original: Python tokenizers are compared on `SAMPLES`.
 """
 
 import json
@@ -19,7 +19,7 @@ from mlx_manager.mlx_server.isolation.answering import answer_questions
 
 CPU_SECONDS = 300.0
 MEMORY_BYTES = 2**35
-"""Of address space, of which libraries such as PyTorch map far more than they use."""
+"""Limit on address space, of which libraries such as PyTorch map far more than they use."""
 MAX_REASON_CHARACTERS = 500
 
 SAMPLES = (
@@ -55,7 +55,7 @@ def _answer(question: bytes) -> bytes:
         _convert(Path(asked["folder"]), Path(asked["to"]), asked["trust_remote_code"])
     except MemoryError:
         raise
-    except Exception as exc:  # transformers, and code of the model's own, may raise anything
+    except Exception as exc:  # transformers and the model's own code may raise anything
         reason = str(exc).strip().partition("\n")[0]
         return f"{type(exc).__name__}: {reason}"[:MAX_REASON_CHARACTERS].encode("utf-8", "replace")
     return b""
@@ -84,18 +84,18 @@ def _extra(tokenizer: Any) -> list[str]:
 
 
 def _backend(tokenizer: Any, folder: Path) -> Any:
-    """A `tokenizers.Tokenizer` that does the same."""
+    """A `tokenizers.Tokenizer` equivalent to the transformers tokenizer."""
     is_transformers_own = type(tokenizer).__module__.startswith("transformers.")
     if is_transformers_own and hasattr(tokenizer, "backend_tokenizer"):
         return tokenizer.backend_tokenizer
     for candidate in _candidates(tokenizer, folder):
         try:
             backend = candidate()
-            if _does_the_same(backend, tokenizer):
+            if _is_equivalent(backend, tokenizer):
                 return backend
         except (AttributeError, KeyError, OSError, TypeError, ValueError):
             continue
-    raise ValueError(f"{type(tokenizer).__name__} is Python code that no tokenizer.json does the same as")
+    raise ValueError(f"{type(tokenizer).__name__} is Python code without an equivalent tokenizer.json")
 
 
 def _candidates(tokenizer: Any, folder: Path) -> Iterator[Callable[[], Any]]:
@@ -104,11 +104,11 @@ def _candidates(tokenizer: Any, folder: Path) -> Iterator[Callable[[], Any]]:
     yield lambda: tokenizer.backend_tokenizer
     for value in vars(tokenizer).values():
         if hasattr(value, "_mergeable_ranks"):  # tiktoken's Encoding
-            yield partial(_of_tiktoken, value, tokenizer)
+            yield partial(_from_tiktoken, value, tokenizer)
     yield lambda: PreTrainedTokenizerFast.from_pretrained(folder).backend_tokenizer
 
 
-def _of_tiktoken(encoding: Any, tokenizer: Any) -> Any:
+def _from_tiktoken(encoding: Any, tokenizer: Any) -> Any:
     from tokenizers import AddedToken
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -126,7 +126,7 @@ def _of_tiktoken(encoding: Any, tokenizer: Any) -> Any:
     return backend
 
 
-def _does_the_same(backend: Any, tokenizer: Any) -> bool:
+def _is_equivalent(backend: Any, tokenizer: Any) -> bool:
     texts = [*SAMPLES, *(f"a{token}b" for token in tokenizer.all_special_tokens), "".join(SAMPLES)]
     return all(_same_ids(backend, tokenizer, text) for text in texts)
 

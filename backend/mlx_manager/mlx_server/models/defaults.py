@@ -1,4 +1,4 @@
-"""What a model's own files say of generating with it: generation_config.json and config.json."""
+"""Generation defaults from generation_config.json and config.json, and helpers that read such files."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True, slots=True)
 class ModelDefaults:
-    """What the model's own files say of generating with it; None and empty where they say nothing."""
+    """Generation defaults from the model's files. None and empty mean not set."""
 
     sampling: SamplingOverrides
     max_tokens: int | None
@@ -25,7 +25,7 @@ class ModelDefaults:
 
 
 def read_defaults(folder: Path) -> ModelDefaults:
-    """From generation_config.json and config.json."""
+    """Reads generation_config.json and config.json."""
     generation = read_json(folder / "generation_config.json")
     config = read_json(folder / "config.json")
     temperature = generation.get("temperature")
@@ -42,16 +42,16 @@ def read_defaults(folder: Path) -> ModelDefaults:
         max_tokens=_within(1, 2**31, "max_new_tokens", _integer(generation.get("max_new_tokens"))),
         context_length=context_length(config),
         eos_token_ids=tuple(
-            dict.fromkeys(token for said in (generation, config, text_config(config)) for token in _eos(said))
+            dict.fromkeys(token for content in (generation, config, text_config(config)) for token in _eos(content))
         ),
     )
 
 
 def with_settings(defaults: ModelDefaults, settings: ModelSettings) -> ModelDefaults:
-    """What the user's own settings for the model say goes first."""
-    said = settings.sampling.model_dump(exclude_none=True)
+    """The defaults with the settings of the model's `[[models]]` entry, which take precedence."""
+    overrides = settings.sampling.model_dump(exclude_none=True)
     return ModelDefaults(
-        sampling=replace(defaults.sampling, **said),
+        sampling=replace(defaults.sampling, **overrides),
         max_tokens=settings.max_tokens if settings.max_tokens is not None else defaults.max_tokens,
         context_length=settings.context_length if settings.context_length is not None else defaults.context_length,
         eos_token_ids=defaults.eos_token_ids,
@@ -63,13 +63,13 @@ def context_length(config: dict[str, object]) -> int | None:
 
 
 def text_config(config: dict[str, object]) -> dict[str, object]:
-    """Models that see or hear keep the language model's config inside of theirs."""
+    """The language model's config, which multimodal models nest under `text_config`."""
     inner = config.get("text_config")
     return inner if isinstance(inner, dict) else config
 
 
 def read_json(file: Path) -> dict[str, object]:
-    """Empty where there is no JSON object."""
+    """The JSON object in the file. Empty where the file has none."""
     try:
         content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -78,7 +78,7 @@ def read_json(file: Path) -> dict[str, object]:
 
 
 def changed_at(file: Path | None) -> int:
-    """In Unix nanoseconds; 0 where there is no such file."""
+    """The file's modification time in Unix nanoseconds. 0 for a missing file."""
     try:
         return file.stat().st_mtime_ns if file is not None else 0
     except OSError:
@@ -94,14 +94,14 @@ def _integer(value: object) -> int | None:
 
 
 def _within(low: float, high: float, name: str, value: N | None) -> N | None:
-    """The value, or None with a warning when a request would be refused with it."""
+    """The value, or None with a warning when the value is out of range."""
     if value is None or low <= value <= high:
         return value
-    logger.warning("Ignoring %s=%s of a generation_config.json: it is not between %s and %s", name, value, low, high)
+    logger.warning("Ignoring %s=%s of a generation_config.json: it must be between %s and %s", name, value, low, high)
     return None
 
 
-def _eos(said: dict[str, object]) -> tuple[int, ...]:
-    value = said.get("eos_token_id")
+def _eos(content: dict[str, object]) -> tuple[int, ...]:
+    value = content.get("eos_token_id")
     candidates = value if isinstance(value, list) else [value]
     return tuple(token for token in map(_integer, candidates) if token is not None)

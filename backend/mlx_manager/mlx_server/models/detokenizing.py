@@ -1,4 +1,4 @@
-"""Token ids to text as they come. Knows decoders; knows no tokenizers, no requests. Runs in the API process."""
+"""Incremental detokenization in the API process. Knows decoders, but no tokenizers and no requests."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,11 @@ REPLACEMENT = "\ufffd"
 
 
 class StreamingDetokenizer:
-    """Text from tokens as they come: `feed(tokens) -> text`, `flush() -> text`. A character is never split.
+    """Decodes tokens incrementally: `feed(tokens) -> text`, `flush() -> text`. Never splits a character.
 
-    A token's text depends on its neighbours, so each piece is decoded behind the tokens of the piece before it; but
-    tokens in `plain` have the same text behind any text that is complete. `context` are the prompt's last tokens where
-    the text goes on from the prompt's own; a chat answer begins anew.
+    A token's text depends on its neighbours, so each piece is decoded together with the tokens of the piece before.
+    Tokens in `plain` have the same text after any complete text. `context` has the prompt's last tokens, for answers
+    that continue the prompt's text, as chat answers do not.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class StreamingDetokenizer:
         text = decode(self._window) if self._window else ""
         self._sent = len(text)
         self._is_complete = self._is_behind_text() and not text.endswith(REPLACEMENT)
-        """Whether a plain token may follow. All of the window is sent then, whatever `_sent` was."""
+        """Whether a plain token may follow. Then all of the window is sent, and `_sent` does not apply."""
 
     def feed(self, tokens: list[int]) -> str:
         if self._is_complete and len(tokens) == 1 and self._plain is not None:
@@ -54,24 +54,24 @@ class StreamingDetokenizer:
         text = self._decode(self._window)
         unfinished = text.endswith(REPLACEMENT)
         if unfinished and len(self._window) - self._context_tokens <= MAX_HELD_TOKENS:
-            return ""  # a character whose last bytes are still to come
+            return ""  # wait for the last bytes of a character
         piece = self._advance(text, int(unfinished))
         self._is_complete = self._is_behind_text() and not unfinished
         return piece
 
     def _is_behind_text(self) -> bool:
-        """A text's first token may lose its space."""
+        """False at the beginning of a text, where the decoder may drop a space."""
         return self._plain is not None and (self._sent > 0 or self._plain.begin_texts)
 
     def _advance(self, text: str, unfinished: int) -> str:
-        """Gives the new text but its last `unfinished` characters, which more bytes may still change."""
+        """Returns the new text without its last `unfinished` characters, which later bytes may change."""
         piece = text[self._sent : len(text) - unfinished]
         if piece:
             self._window = self._window[-CONTEXT_TOKENS:] if unfinished else self._window[self._context_tokens :]
             self._context_tokens = len(self._window)
             self._sent = max(0, len(self._decode(self._window)) - unfinished)
         elif not unfinished and self._sent:
-            del self._window[self._context_tokens :]  # special tokens leave no text
-        elif not unfinished:  # the text's first space may be its tokenizer's own, and then the next one is not
+            del self._window[self._context_tokens :]  # special tokens have no text
+        elif not unfinished:  # if the tokenizer added the first space, the next space is part of the text
             self._window, self._context_tokens = self._window[-CONTEXT_TOKENS:], 0
         return piece

@@ -1,4 +1,4 @@
-"""Embedding models and rerankers as the pool has them: weights in a worker process, the tokenizer here."""
+"""Loads embedding models and rerankers: weights in a worker process, the tokenizer in this one."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,7 +11,7 @@ from mlx_manager.mlx_server.models.text_encoding import TextEncoder
 
 @dataclass(slots=True, kw_only=True)
 class EncoderModel(Resident):
-    """`max_tokens` are those of one input, special tokens included."""
+    """`max_tokens` is the limit for one input, special tokens included."""
 
     engine: EncoderClient
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""What a model's files tell of it without loading it: size, context, quantisation, family, what it can do."""
+"""Facts from a model's files, without a load: size, context length, quantisation, family, capabilities."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import detect_format
 
 _TOOLS = re.compile(r"(?<![.\w'\"])tools\b(?!['\"])")
-"""The variable of that name in a template, and no member of a message."""
+"""Matches the template variable `tools`, but not an attribute or key of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Capabilities:
     structured_output: bool
 
     def with_tool_prompt(self, is_on: bool) -> "Capabilities":
-        """As a server has them that shows tools by a prompt, or does not."""
+        """The capabilities on a server whose setting tool_prompt is on or off."""
         return self if is_on or self.tools != "prompted" else replace(self, tools=False)
 
 
@@ -41,7 +41,7 @@ _NONE = Capabilities(chat=False, tools=False, reasoning=False, structured_output
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`size_bytes` are its weights in memory."""
+    """`size_bytes` is the size of the weights in memory."""
 
     size_bytes: int
     context_length: int | None
@@ -51,7 +51,7 @@ class ModelFacts:
 
 
 def read_facts(entry: ModelEntry) -> ModelFacts | None:
-    """None for a model that is not on this machine. Reads files where it has not before: call it in a thread."""
+    """None for a model that is not on this machine. Reads files that have changed: call it in a thread."""
     folder = entry.local_folder()
     if folder is None:
         return None
@@ -99,7 +99,7 @@ def _tools(template: str, output_format: str) -> Literal["native", "prompted"]:
 
 
 def _added_tokens(folder: Path) -> set[str]:
-    """Those of tokenizer.json, of which only their list is parsed, and of tokenizer_config.json."""
+    """The added tokens of tokenizer.json, of which this parses only their list, and tokenizer_config.json."""
     try:
         text = (folder / "tokenizer.json").read_text("utf-8", errors="replace")
         listed, _ = json.JSONDecoder().raw_decode(text, text.index("[", text.index('"added_tokens"')))

@@ -1,6 +1,6 @@
-"""Why mlx-lm cannot load a model, with the remedy: found in its files before a worker starts, or in what a load raised.
+"""Explains why mlx-lm cannot load a model, and the remedy, from its files or from the exception of a load.
 
-All sentences about loads that fail are made here. Reads files; imports no MLX.
+Contains all messages about failed loads. Reads files; does not import MLX.
 """
 
 import ast
@@ -18,7 +18,7 @@ from mlx_manager.mlx_server.models.defaults import read_json, text_config
 from mlx_manager.mlx_server.models.weights import BrokenWeights, check_weights, tensor_names, weight_files
 
 _QUANTIZATIONS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
-"""`quant_method`s that mlx-lm reads beside MLX's own."""
+"""The `quant_method`s that mlx-lm reads in addition to MLX's own."""
 _PACKED_FORMATS = {"nvfp4-pack-quantized", "mxfp4-pack-quantized", "pack-quantized"}
 """Formats of compressed-tensors that mlx-lm reads."""
 _TOKENIZERS = (
@@ -26,55 +26,57 @@ _TOKENIZERS = (
     *("spiece.model", "sentencepiece.bpe.model", "*.spm"),
 )
 _OTHER_WEIGHTS = {
-    "*.gguf": "a GGUF file, which mlx-lm does not load. Serve it with llama.cpp and add that server as an upstream",
-    "*.bin": "PyTorch files, which mlx-lm does not load",
-    "*.pth": "PyTorch files, which mlx-lm does not load",
-    "*.npz": "NumPy files, which mlx-lm does not load any more",
-    "*.safetensors": "files of another name, which mlx-lm does not load",
+    "*.gguf": "a GGUF file, which mlx-lm does not load. Serve it with llama.cpp as an upstream",
+    "*.bin": "PyTorch files, which mlx-lm does not load. Convert them to safetensors",
+    "*.pth": "PyTorch files, which mlx-lm does not load. Convert them to safetensors",
+    "*.npz": "NumPy files, which mlx-lm no longer loads. Convert them to safetensors",
+    "*.safetensors": "files of another name, which mlx-lm does not load. Download the model again",
 }
-_AGAIN = "Download the model again."
-_OTHER_VERSION = "Use the original model, or a version of it that mlx-lm has quantised."
-_NAMED = 3
+_DOWNLOAD_AGAIN = "Download the model again."
+_OTHER_VERSION = "Use the original model, or a version that mlx-lm has quantised."
+_MAX_NAMES = 3
 
 
 def why_it_cannot_load(
     folder: Path, trust_remote_code: bool = False, adapter: Path | None = None, kind: ModelKind = "generate"
 ) -> str | None:
-    """What is wrong with the model and the remedy; None when nothing is found to be wrong."""
+    """The first fault found in the model's files, with its remedy. None for a model without a known fault."""
     return next(_faults(folder, trust_remote_code, adapter, kind), None)
 
 
 def explain(failure: str) -> str:
-    """The same for what a worker raised: the exception's name and message."""
+    """The fault and remedy for an exception from a worker's load, given as "name: message"."""
     kind, _, message = failure.partition(": ")
-    count, names = _weights_named(message)
+    count, names = _listed_weights(message)
     if kind == "UnusableConfig":
         return message
     if kind == "UnusableModel":
-        return f"{message}."
+        return f"{message.rstrip('.')}."
     if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
             "its files have no lm_head.weight, and its config.json has no tie_word_embeddings = true. Set that if the "
-            f"model shares the weights of its embeddings; else the files are incomplete. {_AGAIN}"
+            f"model shares its embedding weights. Otherwise its files are incomplete. {_DOWNLOAD_AGAIN}"
         )
     if message.startswith("Missing "):
-        return f"its files lack {count} weights of its architecture: {', '.join(names)}. {_AGAIN}"
+        return f"its files lack {count} weights of its architecture: {', '.join(names)}. {_DOWNLOAD_AGAIN}"
     if message.startswith("Received ") and any(".lora_" in name for name in names):
-        return f"its files hold an adapter beside the weights: {', '.join(names)}. Fuse them with mlx_lm.fuse."
+        return f"its files contain an adapter as well as the weights: {', '.join(names)}. Fuse them with mlx_lm.fuse."
     if message.startswith("Received "):
         return (
             f"its files have {count} weights that mlx-lm's architecture does not have: {', '.join(names)}. Its "
             f"config.json belongs to another model, or its quantisation does not run on MLX. {_OTHER_VERSION}"
         )
     if message.startswith("Expected shape "):
-        return f"a weight does not have the shape that its config.json gives it: {message.rstrip('.')}. {_AGAIN}"
+        return (
+            f"a weight does not have the shape that its config.json gives it: {message.rstrip('.')}. {_DOWNLOAD_AGAIN}"
+        )
     if kind == "TypeError" and "required positional argument" in message:
-        return f"its config.json has no {message.rpartition(': ')[2]}, which its architecture needs. {_AGAIN}"
+        return f"its config.json has no {message.rpartition(': ')[2]}, which its architecture needs. {_DOWNLOAD_AGAIN}"
     return f"mlx-lm raised {failure.rstrip('.')}. Update mlx-lm, or use another model."
 
 
 def explain_tokenizer(exc: Exception) -> str:
-    """The same for what loading its tokenizer raised."""
+    """The fault and remedy for an exception from loading the tokenizer."""
     if isinstance(exc, NotConvertible):
         return str(exc)
     reason = str(exc).strip().partition("\n")[0].rstrip(".:")
@@ -86,7 +88,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def quantization_name(config: dict[str, object]) -> str | None:
-    """Such as "4-bit"; None for a model that is not quantised."""
+    """The quantisation's name, such as "4-bit". None for a model that is not quantised."""
     own = config.get("quantization")
     if isinstance(own, dict) and isinstance(own.get("bits"), int):
         mode = own.get("mode", "affine")
@@ -99,22 +101,22 @@ def _faults(folder: Path, trust_remote_code: bool, adapter: Path | None, kind: M
     config = read_json(folder / "config.json")
     if not config:
         yield _why_no_config(folder)
-    brings_code = config.get("model_file") is not None
-    if brings_code and not trust_remote_code:
+    has_own_code = config.get("model_file") is not None
+    if has_own_code and not trust_remote_code:
         yield (
-            f"it brings code of its own ({config['model_file']!r}). If you trust it, set trust_remote_code = true in "
+            f"it needs its own code ({config['model_file']!r}). If you trust the code, set trust_remote_code = true in "
             "its [[models]] entry."
         )
-    if not brings_code and kind == "generate":
+    if not has_own_code and kind == "generate":
         yield from _unknown_generator(config)
     if kind != "generate":
         yield from _recipe_faults(folder, kind)
         if adapter is not None:
-            yield "adapters are for models that generate. Remove adapter from its [[models]] entry."
+            yield "only generative models can have an adapter. Remove adapter from its [[models]] entry."
     yield from _foreign_quantization_faults(folder, _foreign_quantization(config))
     yield from _weights_faults(folder)
     if not has_tokenizer(folder):
-        yield f"there is no tokenizer in {folder}. Copy tokenizer.json from the original model, or download it again."
+        yield f"{folder} has no tokenizer. Copy tokenizer.json from the original model, or download the model again."
     if adapter is not None:
         yield from _adapter_faults(adapter)
 
@@ -130,7 +132,7 @@ def _why_no_config(folder: Path) -> str:
         )
     if any(folder.glob("*.gguf")):
         return f"it is {_OTHER_WEIGHTS['*.gguf']}."
-    return f"there is no readable config.json in {folder}. {_AGAIN}"
+    return f"{folder} has no readable config.json. {_DOWNLOAD_AGAIN}"
 
 
 def _unknown_generator(config: dict[str, object]) -> Iterator[str]:
@@ -139,23 +141,23 @@ def _unknown_generator(config: dict[str, object]) -> Iterator[str]:
     if not known or (name in known and re.fullmatch(r"[\w-]+", name)):
         return
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f" The nearest that it has is {near[0]!r}." if near else ""
+    hint = f" The nearest supported one is {near[0]!r}." if near else ""
     yield (
-        f"mlx-lm does not have its architecture, model_type {config.get('model_type')!r}.{hint} Update mlx-lm, or use "
+        f"mlx-lm does not support its model_type {config.get('model_type')!r}.{hint} Update mlx-lm, or use "
         "another model."
     )
 
 
 def _recipe_faults(folder: Path, kind: ModelKind) -> Iterator[str]:
-    """Of a model that embeds or scores."""
+    """The faults of an embedding model or a reranker."""
     try:
         read_recipe(folder, kind)
     except UnusableModel as exc:
-        yield f"{exc}."
+        yield f"{str(exc).rstrip('.')}."
 
 
 def _foreign_quantization(config: dict[str, object]) -> dict[str, object]:
-    """How a model is quantised that MLX did not quantise."""
+    """The quantisation config of a model that MLX did not quantise; empty for all others."""
     if isinstance(config.get("quantization"), dict):
         return {}
     foreign = config.get("quantization_config", text_config(config).get("quantization_config"))
@@ -168,8 +170,8 @@ def _foreign_quantization_faults(folder: Path, foreign: dict[str, object]) -> It
     method, settings = foreign.get("quant_method"), foreign.get("quantization", foreign)
     if method is None:
         yield (
-            "the quantization_config of its config.json names no quant_method. If mlx-lm quantised the model, call "
-            "that entry quantization; if the model is not quantised, remove it."
+            "the quantization_config of its config.json names no quant_method. Rename that entry to quantization if "
+            "mlx-lm quantised the model. Remove it if the model is not quantised."
         )
     if method not in _QUANTIZATIONS:
         yield f"its quantisation, {method!r}, does not run on MLX. {_OTHER_VERSION}"
@@ -189,11 +191,11 @@ def _weights_faults(folder: Path) -> Iterator[str]:
     if not weight_files(folder):
         for pattern, kind in _OTHER_WEIGHTS.items():
             if (found := next(folder.glob(pattern), None)) is not None:
-                yield f"its weights are {kind} ({found.name}). Or use a version of it that has model*.safetensors."
+                yield f"its weights ({found.name}) are {kind}, or use a version that has model*.safetensors."
     try:
         check_weights(folder)
     except BrokenWeights as exc:
-        yield f"{exc}. {_AGAIN}"
+        yield f"{exc}. {_DOWNLOAD_AGAIN}"
 
 
 def _adapter_faults(adapter: Path) -> Iterator[str]:
@@ -201,24 +203,24 @@ def _adapter_faults(adapter: Path) -> Iterator[str]:
     if "peft_type" in config or (adapter / "adapter_model.safetensors").is_file():
         yield (
             f"the adapter in {adapter} has the format of PEFT, which mlx-lm does not load. Merge it into its base "
-            "model with PEFT's merge_and_unload() and serve the result, or train one with mlx_lm.lora."
+            "model with PEFT's merge_and_unload() and serve the result, or train an adapter with mlx_lm.lora."
         )
     if not config:
-        yield f"there is no readable adapter_config.json in the adapter's folder, {adapter}. Copy it there."
+        yield f"the adapter's folder {adapter} has no readable adapter_config.json. Copy it there."
     if not (adapter / "adapters.safetensors").is_file():
-        yield f"there is no adapters.safetensors in the adapter's folder, {adapter}. Copy it there."
+        yield f"the adapter's folder {adapter} has no adapters.safetensors. Copy it there."
 
 
-def _weights_named(message: str) -> tuple[str, list[str]]:
-    """How many weights MLX complains of, and the names of the first."""
+def _listed_weights(message: str) -> tuple[str, list[str]]:
+    """The number of weights in MLX's error message, and the first names."""
     heading, _, listed = message.partition("\n")
     names = [name.strip(" .") for name in re.split(r"[,\n]", listed) if name.strip(" .")]
-    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return "".join(re.findall(r"\d+", heading)[:1]), names[:_NAMED] + more
+    more = [f"and {len(names) - _MAX_NAMES} more"] if len(names) > _MAX_NAMES else []
+    return "".join(re.findall(r"\d+", heading)[:1]), names[:_MAX_NAMES] + more
 
 
 def _module_name(config: dict[str, object]) -> str:
-    """mlx-lm's module for the model."""
+    """The name of mlx-lm's module for the model."""
     model_type = str(config.get("model_type"))
     architectures = config.get("architectures")
     names = [architectures] if isinstance(architectures, str) else architectures
@@ -228,7 +230,7 @@ def _module_name(config: dict[str, object]) -> str:
 
 
 def _known_types() -> list[str]:
-    """mlx-lm's modules of models; empty for an mlx-lm that is packed in another way: then the worker finds out."""
+    """The names of mlx-lm's model modules. Empty where they are not files; then only the worker can tell."""
     folder = _mlx_lm_folder()
     return sorted(file.stem for file in (folder / "models").glob("*.py")) if folder is not None else []
 
@@ -242,9 +244,9 @@ def _mlx_lm_folder() -> Path | None:
 
 @functools.cache
 def _remapping(name: str) -> dict[object, str]:
-    """A table of mlx-lm's that leads from names of architectures to its modules.
+    """mlx-lm's table from architecture names to its modules.
 
-    It is read from the source: the import would bring MLX into the API process.
+    Parses the source, because the import would load MLX into the API process.
     """
     folder = _mlx_lm_folder()
     if folder is None:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub and its cache on this machine: which models lie there whole, and how others come there."""
+"""The Hugging Face hub and its local cache: finds complete models, and downloads others. Knows no settings."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 @dataclass(slots=True)
 class Progress:
-    """How far a load is. Written by whoever works on it, in any thread; `total_bytes` is 0 while it is not known."""
+    """The progress of a load. Any thread may write it; `total_bytes` is 0 until it is known."""
 
     stage: Literal["waiting", "downloading", "loading"] = "waiting"
     done_bytes: int = 0
@@ -38,22 +38,22 @@ class Progress:
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether it has the shape of one, `organisation/model`; no path has that leads anywhere else."""
+    """Whether the name has the form `organisation/model`. No path to another folder has that form."""
     return _REPO_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
 def cached_repos() -> Iterator[str]:
-    """Ids of the models in the cache, whether they are whole or not."""
+    """Ids of the models in the cache, complete or not."""
     cache = cache_folder()
-    if os.path.isdir(cache):  # Path.is_dir raises where a folder above it may not be entered
+    if os.path.isdir(cache):  # Path.is_dir raises below a folder without permission
         for folder in sorted(cache.glob("models--*--*")):
             yield folder.name.removeprefix("models--").replace("--", "/", 1)
 
 
 def cached_folder(repo_id: str, revision: str | None = None) -> Path | None:
-    """The folder of a model that is in the cache with all of its files; None for another. Asks no hub.
+    """The folder of a model that is complete in the cache, else None. Does not contact the hub.
 
-    Without a `revision`, the newest whole snapshot stands for the one that `main` was last, if that is not there.
+    Without a `revision`: the snapshot of `main`, or the newest complete one if that is missing.
     """
     if not is_repo_id(repo_id):
         return None
@@ -64,7 +64,7 @@ def cached_folder(repo_id: str, revision: str | None = None) -> Path | None:
 
 
 def _commits(repo: Path, revision: str) -> Iterator[str]:
-    """The commit that the revision was last, and the revision itself, which may be one."""
+    """The commit that the cache has for the revision, and the revision itself, which may be a commit."""
     try:
         commits = [(repo / "refs" / revision).read_text("utf-8").strip(), revision]
     except (OSError, ValueError):
@@ -73,13 +73,13 @@ def _commits(repo: Path, revision: str) -> Iterator[str]:
 
 
 async def download(repo_id: str, revision: str | None, progress: Progress) -> Path:
-    """The model's folder in the cache, filled from the hub where something is missing. Raises ModelLoadFailed."""
+    """Downloads missing files of the model and returns its folder in the cache. Raises ModelLoadFailed."""
     progress.stage = "downloading"
     return await in_daemon_thread(lambda: _download(repo_id, revision, progress))
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """Unlike `asyncio.to_thread`, does not hold up the exit of the process while a hub does not answer."""
+    """Unlike `asyncio.to_thread`, does not delay the exit of the process while the hub does not answer."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[T] = loop.create_future()
 
@@ -101,7 +101,7 @@ async def in_daemon_thread(work: Callable[[], T]) -> T:
 
 
 def _download(repo_id: str, revision: str | None, progress: Progress) -> Path:
-    import httpx2  # the hub's client raises its errors
+    import httpx2  # the hub's client raises errors of httpx2
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -110,16 +110,20 @@ def _download(repo_id: str, revision: str | None, progress: Progress) -> Path:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=HUB_PATTERNS, tqdm_class=bar))
     except HFValidationError as exc:
         raise ModelLoadFailed(
-            f"{repo_id!r} is neither a folder on this machine nor a Hugging Face repo id (such as {_EXAMPLE_REPO!r})."
+            f"{repo_id!r} is neither a folder on this machine nor a Hugging Face repo id. Use a folder, or an id "
+            f"such as {_EXAMPLE_REPO!r}."
         ) from exc
     except ImportError as exc:  # the hub's client needs another package for a SOCKS proxy
         raise ModelLoadFailed(f"Model {repo_id!r} cannot be downloaded: {unusable(exc)}") from exc
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.HTTPError, OSError) as exc:
-        raise ModelLoadFailed(f"Model {repo_id!r} cannot be downloaded from the Hugging Face hub: {exc}") from exc
+        raise ModelLoadFailed(
+            f"Model {repo_id!r} cannot be downloaded from the Hugging Face hub: {str(exc).strip().rstrip('.')}. "
+            "Check the id, the network and HF_TOKEN, then retry."
+        ) from exc
 
 
 def _counting_bar(progress: Progress) -> Any:
-    """A progress bar for the hub's client that draws nothing: it counts the bytes that are on the disk."""
+    """A progress bar for the hub's client that counts the bytes on disk and draws nothing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Nowhere:
@@ -151,9 +155,9 @@ def cache_folder() -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether config, tokenizer and all weights are there: a broken-off download leaves some of them out."""
+    """Whether config, tokenizer and all weights exist. An interrupted download leaves some out."""
     try:
         files = (folder / "config.json").is_file() and has_tokenizer(folder) and bool(weight_files(folder))
-    except OSError:  # it may not be read
+    except OSError:  # unreadable
         return False
     return files and not missing_weight_files(folder)

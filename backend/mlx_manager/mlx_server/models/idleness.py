@@ -1,4 +1,4 @@
-"""When models that nobody uses are let go: a timer for each. Runs on the event loop; knows no models."""
+"""A timer for each idle model. Runs on the event loop; does not know the models."""
 
 import asyncio
 import contextvars
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class IdleTimers:
-    """Calls `expired` with the id of whatever was started and not cancelled in its time."""
+    """Calls `expired` with the id of each timer that runs out."""
 
     def __init__(self, expired: Callable[[str], None]) -> None:
         self._expired = expired
@@ -14,7 +14,7 @@ class IdleTimers:
 
     def start(self, model_id: str, seconds: float) -> None:
         self.cancel(model_id)
-        loop, detached = asyncio.get_running_loop(), contextvars.Context()  # not the last request's: that is over
+        loop, detached = asyncio.get_running_loop(), contextvars.Context()  # not the context of the last request
         self._timers[model_id] = loop.call_later(seconds, self._expire, model_id, context=detached)
 
     def cancel(self, model_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Which kind of model a folder holds: found in the files that transformers and sentence-transformers write."""
+"""Detects a model's kind from the files that transformers and sentence-transformers write."""
 
 import functools
 import re
@@ -13,13 +13,13 @@ _FILES = ("config.json", "config_sentence_transformers.json", "modules.json")
 _LIBRARY_TYPES: dict[str, ModelKind] = {"SentenceTransformer": "embed", "CrossEncoder": "rerank"}
 """`model_type` in config_sentence_transformers.json."""
 _EMBEDDING_NAME = re.compile(r"qwen3-embedding|e5-mistral", re.IGNORECASE)
-"""Decoders that embed, and whose config.json is a language model's."""
+"""Embedding models whose config.json describes a language model."""
 
 
 def kind_of(folder: Path, name: str = "") -> ModelKind:
-    """A model that nothing marks as another generates. Reads files where they have changed.
+    """The model's kind; "generate" where no file says otherwise. Reads files that have changed.
 
-    The `name` tells of models whose conversion has dropped the files of sentence-transformers.
+    The `name` identifies embedding models whose conversion dropped the files of sentence-transformers.
     """
     return _kind_of(folder, name, tuple(changed_at(folder / file) for file in _FILES))
 
@@ -30,7 +30,7 @@ def _kind_of(folder: Path, name: str, times: tuple[int, ...]) -> ModelKind:
     architectures = read_json(folder / "config.json").get("architectures")
     names = [str(one) for one in (architectures if isinstance(architectures, list) else [architectures])]
     is_generator = any(one.endswith("ForCausalLM") for one in names)
-    if library_type == "CrossEncoder" and is_generator:  # it writes its verdict, as Qwen3-Reranker does
+    if library_type == "CrossEncoder" and is_generator:  # Qwen3-Reranker writes its score as text
         return "generate"
     if isinstance(library_type, str) and library_type in _LIBRARY_TYPES:
         return _LIBRARY_TYPES[library_type]
@@ -42,11 +42,11 @@ def _kind_of(folder: Path, name: str, times: tuple[int, ...]) -> ModelKind:
 
 
 def check_kind(model_id: str, kind: ModelKind, wanted: ModelKind) -> None:
-    """Raises InvalidRequest for a request that a model of the kind does not answer."""
+    """Raises InvalidRequest if a model of this `kind` cannot serve a request for the `wanted` kind."""
     if kind != wanted:
         raise InvalidRequest(
-            f"Model {model_id!r} is of kind {kind}, and this endpoint needs one of kind {wanted}. Send the request to "
-            f"{ENDPOINTS[kind]}, or name another model.",
+            f"Model {model_id!r} is of kind {kind}, and this endpoint needs a model of kind {wanted}. Send the request "
+            f"to {ENDPOINTS[kind]}, or choose another model.",
             param="model",
         )
 

@@ -1,4 +1,4 @@
-"""The line of models that wait for a place, on the event loop. `Places` decides; the line waits and keeps time."""
+"""The line of models that wait for a place. `Places` decides; `Line` waits and sets timers on the event loop."""
 
 import asyncio
 import contextlib
@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mlx_manager.mlx_server.errors import InsufficientMemory, NotReady
 from mlx_manager.mlx_server.models.budget import Holding
-from mlx_manager.mlx_server.models.places import TURN_SECONDS, Granted, Places, Refused, Wait
+from mlx_manager.mlx_server.models.places import TURN_SECONDS, Granted, NeverFits, Places, Wait
 
 logger = logging.getLogger(__name__)
 
 
 class Line:
-    """`loaded` gives the loaded models, with `may_go` for those that may be evicted when they are idle; `evict` takes
-    such a model and the one that it goes for.
+    """`loaded` returns the loaded models, with `evictable` set for those that may be evicted when idle.
+
+    `evict` takes the model to evict and the model that needs its place.
     """
 
     def __init__(
@@ -26,24 +27,24 @@ class Line:
         evict: Callable[[str, str], None],
         request_timeout_seconds: float = 0,
     ) -> None:
-        """A request may wait for half of its time; where it has no limit, for as long as it takes."""
+        """A request may wait for half of `request_timeout_seconds`, or without limit where that is 0."""
         self.places = places
         self.request_timeout_seconds = request_timeout_seconds
         self._loaded = loaded
         self._evict = evict
         self._claims: dict[str, asyncio.Future[None]] = {}
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._over: str | None = None
+        self._end_reason: str | None = None
 
     @property
     def max_wait_seconds(self) -> float:
         return self.request_timeout_seconds / 2 if self.request_timeout_seconds else math.inf
 
     @contextlib.contextmanager
-    def standing(self, model_id: str) -> Iterator[None]:
-        """The block waits for the model. A claim that no block waits for any more is cancelled."""
-        self.places.want(model_id)
+    def waiting_for(self, model_id: str) -> Iterator[None]:
+        """Registers the block as waiting for the model. The last block that leaves cancels the model's claim."""
+        self.places.join(model_id)
         try:
             yield
         finally:
@@ -52,10 +53,11 @@ class Line:
             self.settle()
 
     async def place(self, model_id: str, needed_bytes: int) -> None:
-        """Returns when the model has a place; `Places.sit` or `Places.vacate` ends it. Raises InsufficientMemory when
-        it would never get one, and CancelledError when those who waited have left or the waits were ended.
+        """Waits until a place is reserved. `Places.occupy` or `Places.vacate` ends the reservation.
+
+        Raises InsufficientMemory when the model can never fit, and CancelledError when the wait was cancelled.
         """
-        if self._over is not None:
+        if self._end_reason is not None:
             raise asyncio.CancelledError
         claim = self._claims[model_id] = asyncio.get_running_loop().create_future()
         self.places.claim(model_id, needed_bytes)
@@ -63,8 +65,8 @@ class Line:
         try:
             self.settle()
             if not claim.done():
-                self.announce()
-                logger.info("Model %s waits for a place: %s in use", model_id, self._users())
+                self.notify()
+                logger.info("Model %s waits for a place. Models in use: %s", model_id, self._users())
             await claim
         finally:
             del self._claims[model_id]
@@ -74,59 +76,59 @@ class Line:
             logger.info("Model %s has a place after %.1f s", model_id, self._now() - began)
 
     async def until(self, model_id: str, ready: Callable[[], bool]) -> None:
-        """Waits until `ready`, which is asked again at each change in the line.
+        """Waits until `ready()`, which is evaluated after each change in the line.
 
-        Raises InsufficientMemory when the model waits for a place for too long, and NotReady when the waits are ended.
+        Raises InsufficientMemory when the model waits too long for a place, and NotReady after `end_waits`.
         """
         deadline = self._now() + self.max_wait_seconds
         while not ready():
             waits = self.places.has_claim(model_id) or model_id in self.places.closed()
-            if waits and self._over is not None:
-                raise NotReady(self._over)
+            if waits and self._end_reason is not None:
+                raise NotReady(self._end_reason)
             expected_seconds = self.places.expected_wait_seconds(model_id) if waits else 0.0
             if waits and self._now() + expected_seconds >= deadline:
                 raise self._too_long(model_id, expected_seconds)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline if waits and deadline < math.inf else None):
-                    await self._news.wait()
+                    await self._changed.wait()
 
     def withdraw(self, model_id: str) -> None:
-        """Ends the load that waits for a place, if there is one."""
+        """Cancels the load that waits for a place, if there is one."""
         if self.places.has_claim(model_id):
             self.places.withdraw(model_id)
             self._claims[model_id].cancel()
             self.settle()
 
     def settle(self) -> None:
-        """Does what can be done now. Call it after each change of what is loaded, leased, pinned or allowed."""
+        """Grants or rejects what can be decided now. Call it after each change of models, leases, pins or budget."""
         closed = self.places.closed()
         if not (self._claims or closed):
             return
         while not isinstance(step := self.places.decide(self._loaded(), self._now()), Wait):
-            self._carry_out(step)
-        self._look_again_at(step.until)
+            self._apply(step)
+        self._settle_at(step.until)
         if self.places.closed() != closed:
-            self.announce()
+            self.notify()
 
-    def announce(self) -> None:
-        """Wakes those in `until`."""
-        self._news.set()
-        self._news = asyncio.Event()
+    def notify(self) -> None:
+        """Wakes all waiters in `until`."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def end_waits(self, reason: str) -> None:
-        """Nothing waits for a place from now on: those that do get NotReady with `reason`."""
-        self._over = reason
+        """Ends all waits for a place, present and future, with NotReady(`reason`)."""
+        self._end_reason = reason
         for model_id in list(self._claims):
             self.withdraw(model_id)
-        self.announce()
+        self.notify()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _carry_out(self, step: Granted | Refused) -> None:
+    def _apply(self, step: Granted | NeverFits) -> None:
         claim = self._claims[step.model_id]
-        if isinstance(step, Refused):
+        if isinstance(step, NeverFits):
             holdings = [*self._loaded(), *self.places.reserved()]
             message = self.places.budget.no_room_message(step.model_id, step.needed_bytes, holdings)
             claim.set_exception(InsufficientMemory(message, param="model"))
@@ -134,15 +136,15 @@ class Line:
         for victim in step.victims:
             self._evict(victim.model_id, step.model_id)
         claim.set_result(None)
-        self.announce()
+        self.notify()
 
-    def _look_again_at(self, until: float) -> None:
+    def _settle_at(self, until: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if until < math.inf:
-            loop, of_no_request = asyncio.get_running_loop(), contextvars.Context()
-            self._timer = loop.call_at(until, self.settle, context=of_no_request)
+            loop, detached = asyncio.get_running_loop(), contextvars.Context()
+            self._timer = loop.call_at(until, self.settle, context=detached)
 
     def _users(self) -> str:
         return ", ".join(one.model_id for one in [*self._loaded(), *self.places.reserved()])
@@ -151,7 +153,7 @@ class Line:
         retry_after_seconds = math.ceil(max(expected_seconds, TURN_SECONDS))
         return InsufficientMemory(
             f"Model {model_id!r} cannot get a place within {self.max_wait_seconds:g} s. Models in use: {self._users()}."
-            f" Send the request again in {retry_after_seconds} s, or raise MLX_SERVER_MAX_MEMORY_GB or "
+            f" Retry after {retry_after_seconds} s, or raise MLX_SERVER_MAX_MEMORY_GB or "
             "MLX_SERVER_MAX_MODELS.",
             param="model",
             retry_after_seconds=retry_after_seconds,

@@ -1,4 +1,4 @@
-"""Which loader makes each kind of model, and what every load has in common."""
+"""Chooses the loader for each kind of model, and does the parts that all loads share."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ LOADERS: dict[ModelKind, Callable[[Loading], Awaitable[Resident]]] = {
 
 
 def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
-    """What the weights will take in the worker. Raises ModelLoadFailed for a model that cannot be loaded.
+    """The memory that the weights will need in the worker. Raises ModelLoadFailed for an unloadable model.
 
     Reads files: call it in a thread.
     """
@@ -42,7 +42,7 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
 
 
 class ModelLoader:
-    """Loads models of every kind, each into a worker of its own. `options` and `watchdog` are those of all workers."""
+    """Loads each model into its own worker. `options` and `watchdog` apply to all workers."""
 
     def __init__(self, options: WorkerOptions, watchdog: WatchdogLimits) -> None:
         self._options = options
@@ -78,13 +78,13 @@ class ModelLoader:
         )
 
     def close(self) -> None:
-        """Blocks until the processes that render templates have ended."""
+        """Ends the processes that render templates, and blocks until they have ended."""
         self._templates.close()
 
 
 @contextlib.asynccontextmanager
 async def logging_progress(model_id: str, progress: Progress) -> AsyncIterator[None]:
-    """Logs every few seconds how far the load is that goes on in the block."""
+    """Logs the progress of the load in the block every few seconds."""
 
     async def log() -> None:
         while True:

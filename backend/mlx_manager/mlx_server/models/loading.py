@@ -1,4 +1,4 @@
-"""Models that generate: their weights in a worker process, their tokenizer and adapter here."""
+"""Loads generative models: weights in a worker process, tokenizer and adapter in this one."""
 
 import asyncio
 import logging
@@ -24,29 +24,29 @@ from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 logger = logging.getLogger(__name__)
 
 MAX_RENDERING = 2
-"""Prompts of one model that its template is rendered for at a time."""
+"""Prompts of one model that are rendered at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What a model reads and writes: its tokenizer, and how its prompts and its output are written."""
+    """A model's tokenizer, chat template and output format."""
 
     tokenizer: Tokenizer
     adapter: ModelAdapter
     output_format: OutputFormat
     special_tokens: dict[str, int]
     turn_ends: list[int]
-    """Tokens with which its chat template ends the assistant's turn."""
+    """The tokens that end the assistant's turn in its chat template."""
     plain_texts: PlainTexts
     templates: TemplateRenderer
     traits: TemplateTraits
     rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_RENDERING))
-    """So that a model whose template takes long holds up no other."""
+    """Keeps a model with a slow template from delaying other models."""
 
 
 @dataclass(slots=True, kw_only=True)
 class LoadedModel(Resident):
-    """A model that generates."""
+    """A loaded generative model."""
 
     kind = "generate"
 
@@ -91,7 +91,7 @@ async def load_generator(load: Loading) -> LoadedModel:
 
 
 def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer) -> Language:
-    """Blocks for the files, and for rendering the chats that show what the template accepts."""
+    """Reads the files and renders probe chats. Blocks: call it in a thread."""
     own = entry.settings.chat_template if entry.settings is not None else None
     chat_templates = read_chat_templates(folder, own)
     files = tokenizer_folder(folder, trust_remote_code=entry.trust_remote_code)
@@ -101,7 +101,7 @@ def _load_language(entry: ModelEntry, folder: Path, templates: TemplateRenderer)
     traits, fault = probe_template(tokenizer, adapter, output_format)
     if not traits.native_tools:
         output_format = prompted_format(output_format)
-        logger.info("Model %s is shown tools by a prompt: %s", entry.id, fault)
+        logger.info("Model %s gets its tools in a prompt: %s", entry.id, fault)
     elif fault is not None:
         logger.warning("Tool calls of model %s may fail: %s", entry.id, fault)
     turn_ends = turn_end_tokens(tokenizer, adapter, output_format)

@@ -1,8 +1,7 @@
-"""The loaded models, each with its worker process: loads on demand, lends them out, and lets idle ones go.
+"""The model pool: loads models on demand, each in a worker process, leases them to requests and unloads idle ones.
 
-Runs on the event loop; only the reading of files and tokenizers goes to threads. A model that is leased is not let go
-to make room; requests for a model that needs its place wait in line (`places.py`). What looks at who is loaded, and
-acts on it, has no await between the two.
+Runs on the event loop; files and tokenizers are read in threads. A leased model is never evicted: a model that needs
+its place waits in line (`places.py`). Code that checks the loaded models and acts on the result must not await between.
 """
 
 import asyncio
@@ -20,13 +19,13 @@ from mlx_manager.mlx_server.engine.worker_client import WorkerClient
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.grammars.validation import GrammarValidator
 from mlx_manager.mlx_server.models.admission import Admission
-from mlx_manager.mlx_server.models.budget import Budget, Holding, least_bytes
+from mlx_manager.mlx_server.models.budget import Budget, Holding, min_bytes
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.line import Line
 from mlx_manager.mlx_server.models.loaders import ModelLoader, estimate_bytes, logging_progress
 from mlx_manager.mlx_server.models.loading import LoadedModel
-from mlx_manager.mlx_server.models.places import Places, Seat
+from mlx_manager.mlx_server.models.places import Place, Places
 from mlx_manager.mlx_server.models.reports import LoadReport, PoolReports
 from mlx_manager.mlx_server.models.resident import R, Resident, as_kind
 from mlx_manager.mlx_server.models.residents import Residents
@@ -39,20 +38,20 @@ __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool"]
 
 logger = logging.getLogger(__name__)
 
-_SHUTTING_DOWN = "The server is shutting down. Send the request again later."
-_UNLOADED = "Model %r was unloaded while it was being loaded. Send the request again to load it."
+_SHUTTING_DOWN = "The server is shutting down. Retry later."
+_UNLOADED = "Model %r was unloaded while it was loading. Retry to load it again."
 
 
 @dataclass(slots=True)
 class _Load:
-    """One that goes on."""
+    """A load in progress."""
 
     task: "asyncio.Task[Resident]"
     progress: Progress
 
 
 class ModelPoolManager:
-    """Loads each model once, however many ask, and keeps as many as the budget of all workers together allows."""
+    """Loads each model once for all requests, and keeps as many models loaded as the budget allows."""
 
     def __init__(
         self,
@@ -66,57 +65,55 @@ class ModelPoolManager:
         request_timeout_seconds: float = 0,
         metrics: Metrics | None = None,
     ) -> None:
-        """A request waits for a place for half of `request_timeout_seconds` at most; 0 for no limit."""
+        """A request waits at most half of `request_timeout_seconds` for a place. 0 means no limit."""
         self.catalog = catalog
         self._places = Places(budget)
         self.admission = Admission(max_queue)
         self._reports = PoolReports(metrics if metrics is not None else Metrics(self.catalog.knows))
-        self._residents = Residents(
-            self._places, self.admission, self._reports, catalog.pinned(), self._idle_for_too_long
-        )
+        self._residents = Residents(self._places, self.admission, self._reports, catalog.pinned(), self._idle_expired)
         self.line = Line(self._places, self._residents.holdings, self._evict, request_timeout_seconds)
         self.grammars = GrammarValidator()
         self.draining = False
         self._loader = ModelLoader(options, watchdog)
         self._keep_alive_seconds = keep_alive_seconds
         self._restarts = Restarts(self._restart)
-        self._kept: set[str] = set()
+        self._kept_loaded: set[str] = set()
         self._loads: dict[str, _Load] = {}
         self._closed = False
 
     async def get_model(self, model_id: str) -> LoadedModel:
-        """`load`, for a model that generates. Raises InvalidRequest for another kind."""
+        """`load` for a generative model. Raises InvalidRequest for a model of another kind."""
         return as_kind(LoadedModel, await self.load(model_id))
 
     async def load(self, model_id: str) -> Resident:
-        """The model, loaded first if it has to be; only a lease keeps it from being evicted.
+        """Returns the model, and loads it first if necessary. Without a lease the pool may evict it at any time.
 
         Raises ModelNotFound, InsufficientMemory, ModelLoadFailed, and NotReady while its worker keeps crashing.
-        A failed load reaches all who wait for it, and the next call tries again.
+        A failed load raises in every waiting call, and the next call tries again.
         """
-        model, seat = await self._sit_down(await self.find(model_id))
-        self._stand_up(seat)
+        model, place = await self._acquire(await self.find(model_id))
+        self._release(place)
         return model
 
-    async def _sit_down(self, entry: ModelEntry) -> tuple[Resident, Seat]:
-        """The model with a lease that has begun. There is no await between its end and the end of this call."""
-        with self.line.standing(entry.id):
+    async def _acquire(self, entry: ModelEntry) -> tuple[Resident, Place]:
+        """Loads the model if necessary and begins a lease. Does not await after the lease has begun."""
+        with self.line.waiting_for(entry.id):
             while (model := self._serving(entry.id)) is None:
-                await self._come_closer(entry)
+                await self._wait_for_change(entry)
             model.touch()
             return model, self._places.begin(entry.id)
 
-    def _stand_up(self, seat: Seat) -> None:
-        self._places.end(seat, asyncio.get_running_loop().time())
+    def _release(self, place: Place) -> None:
+        self._places.end(place, asyncio.get_running_loop().time())
         self.line.settle()
 
     def _serving(self, model_id: str) -> Resident | None:
-        """The model, if it takes requests now."""
+        """The model, if it accepts requests now."""
         model = self._residents.get(model_id)
         return model if model is not None and model.engine.alive and not self._places.is_closed(model_id) else None
 
-    async def _come_closer(self, entry: ModelEntry) -> None:
-        """Waits for what keeps the model from serving: its last worker, its place, or its load."""
+    async def _wait_for_change(self, entry: ModelEntry) -> None:
+        """Waits for the exit of the model's last worker, for its place, or for its load."""
         model = self._residents.get(entry.id)
         if model is not None and not model.engine.alive:
             await model.engine.wait_until_gone()
@@ -141,17 +138,17 @@ class ModelPoolManager:
     def lease(
         self, model_id: str | ModelEntry, sequences: int = 1, keep_alive_seconds: float | None = None
     ) -> AbstractAsyncContextManager[LoadedModel]:
-        """`lease_as` for a model that generates."""
+        """`lease_as` for a generative model."""
         return self.lease_as(LoadedModel, model_id, sequences, keep_alive_seconds)
 
     @contextlib.asynccontextmanager
     async def lease_as(
         self, wanted: type[R], model_id: str | ModelEntry, sequences: int = 1, keep_alive_seconds: float | None = None
     ) -> AsyncIterator[R]:
-        """Lends the model out for the block, for so many sequences: while it is leased it is not evicted.
+        """Leases the model for the block and for that many sequences. The pool does not evict a leased model.
 
-        `keep_alive_seconds` says how long it stays when it is idle, from now on. Raises InvalidRequest for a model of
-        another kind, ServerBusy when too many wait already, and NotReady when the server drains; else as `load` does.
+        `keep_alive_seconds` sets how long the model stays loaded when idle. Raises InvalidRequest for a model of
+        another kind, ServerBusy for a full queue, NotReady while the server drains, and what `load` raises.
         """
         if self.draining:
             raise NotReady(_SHUTTING_DOWN)
@@ -159,29 +156,31 @@ class ModelPoolManager:
         await self._residents.check_kind(entry, wanted.kind)
         try:
             with self.admission.admit(entry.id, sequences):
-                self._residents.is_used(entry.id)
-                model, seat = await self._sit_down(entry)
+                self._residents.mark_used(entry.id)
+                model, place = await self._acquire(entry)
                 try:
-                    yield as_kind(wanted, model)  # its files may have been downloaded meanwhile
+                    yield as_kind(wanted, model)  # a download may have changed the kind
                 finally:
                     model.touch()
-                    self._stand_up(seat)
+                    self._release(place)
                     if keep_alive_seconds is not None:
                         model.keep_alive_seconds = keep_alive_seconds
         finally:
             self._watch_idleness(entry.id)
 
     async def unload_model(self, model_id: str) -> bool:
-        """Ends the model's worker, and with it whatever it is generating, or its load. False when there was neither."""
+        """Ends the model's worker and its requests, or cancels its load. False when the model was not loaded."""
         model_id = self.catalog.resolve(model_id).id
         model, load = self._residents.get(model_id), self._loads.get(model_id)
         if model is not None:
-            model.engine.abandon(NotReady(f"Model {model_id!r} was unloaded while it was at work."))
-            leaving = self._let_go(model, "asked")
+            model.engine.abandon(
+                NotReady(f"Model {model_id!r} was unloaded during the request. Retry to load it again.")
+            )
+            unloading = self._unload(model, "asked")
             self.line.settle()
-            await asyncio.shield(leaving)
+            await asyncio.shield(unloading)
             return True
-        self._kept.discard(model_id)
+        self._kept_loaded.discard(model_id)
         self._restarts.forget(model_id)
         if load is None:
             return False
@@ -190,16 +189,16 @@ class ModelPoolManager:
         return True
 
     async def find(self, model_id: str, other_ids: Iterable[str] = ()) -> ModelEntry:
-        """The model's entry, looked for once more where it is not known: its files may have come since.
+        """The model's entry. Refreshes the catalog first if it does not know the model.
 
-        Raises ModelNotFound, as `Catalog.resolve` does.
+        Raises ModelNotFound.
         """
         if not self.catalog.knows(model_id):
             await asyncio.to_thread(self.catalog.refresh)
         return self.catalog.resolve(model_id, other_ids)
 
     def pin(self, model_id: str, pinned: bool = True) -> None:
-        """A pinned model is not let go to make room, nor for being idle."""
+        """Pins or unpins a model. The pool does not evict pinned models, nor unload them when they are idle."""
         model_id = self.catalog.resolve(model_id).id
         (self._residents.pinned.add if pinned else self._residents.pinned.discard)(model_id)
         self._watch_idleness(model_id)
@@ -218,7 +217,7 @@ class ModelPoolManager:
         self.line.settle()
 
     def use_catalog(self, catalog: Catalog, keep_alive_seconds: float) -> None:
-        """From now on. What is loaded goes on as it is; a model that is not there any more leaves when it is idle."""
+        """Replaces the catalog. Loaded models stay as they are; a model that was removed is unloaded once idle."""
         watched = self._residents.use_catalogs(self.catalog, catalog, self._keep_alive_seconds, keep_alive_seconds)
         self.catalog, self._keep_alive_seconds = catalog, keep_alive_seconds
         for model_id in watched:
@@ -231,39 +230,39 @@ class ModelPoolManager:
     def is_loaded(self, model_id: str) -> bool:
         return model_id in self._residents
 
-    def is_leaving(self, model_id: str) -> bool:
-        """Whether its last worker is ending."""
-        return model_id in self._residents.leaving
+    def is_unloading(self, model_id: str) -> bool:
+        """Whether the model's last worker is still ending."""
+        return model_id in self._residents.unloading
 
     def loaded(self, model_id: str) -> Resident | None:
         return self._residents.get(model_id)
 
     def keep_alive_seconds(self, entry: ModelEntry) -> float:
-        """How long the model stays when it is idle; negative for ever."""
+        """How long the model stays loaded when it is idle. Negative means for ever."""
         model = self._residents.get(entry.id)
         if model is not None:
             return model.keep_alive_seconds
         return entry.ttl_seconds(self._keep_alive_seconds)
 
     def expires_in_seconds(self, model_id: str) -> float | None:
-        """Until it is unloaded if nobody asks for it."""
+        """Seconds until the idle model is unloaded. None while it is busy or kept for ever."""
         return self._residents.expires_in_seconds(model_id)
 
     def holdings(self) -> list[Holding]:
-        """What of the budget is spoken for."""
+        """The parts of the budget that are held or reserved."""
         return [*self._residents.holdings(), *self._places.reserved()]
 
     def used_bytes(self) -> int:
-        """All that workers hold, and what models that are being loaded need."""
+        """Bytes that workers hold, and bytes that are reserved for loads."""
         return self._residents.held_bytes() + sum(one.nbytes for one in self._places.reserved())
 
     def state(self, model_id: str) -> ModelState:
-        """Of the model with that id of the catalogue."""
+        """The state of the model with that id in the catalog."""
         model, crash = self._residents.get(model_id), self._restarts.last_crash(model_id)
         if model is not None:
             fault = model.engine.fault
             return ModelState("ready") if fault is None else ModelState("not_responding", fault)
-        if crash is not None and model_id in self._kept:
+        if crash is not None and model_id in self._kept_loaded:
             return ModelState("restarting", crash.reason, crash)
         if model_id in self._loads:
             return ModelState("loading", progress=self._loads[model_id].progress)
@@ -271,20 +270,20 @@ class ModelPoolManager:
         return ModelState("ready") if failure is None else ModelState("failed", failure.message)
 
     def preload(self, model_id: str) -> None:
-        """Starts to load the model, again and again while that crashes; `state` tells what comes of it."""
-        self._kept.add(model_id)
+        """Starts to load the model, and again after each crash. `state` reports the result."""
+        self._kept_loaded.add(model_id)
         if model_id not in self._residents:
             load = self._load_once(self.catalog.resolve(model_id))
-            self._places.want(model_id)
+            self._places.join(model_id)
             load.task.add_done_callback(lambda done: self._places.leave(model_id))
 
     def drain(self) -> None:
-        """From now on no request begins, and those that wait for a place end. What runs or is being loaded goes on."""
+        """Rejects new requests and ends waits for a place. Running requests and loads continue."""
         self.draining = True
         self.line.end_waits(_SHUTTING_DOWN)
 
     def abandon_requests(self) -> None:
-        """Fails every request, those that wait for a load among them, for a shutdown that can wait no longer."""
+        """Fails every request, including those that wait for a load, at the end of the shutdown's grace period."""
         self.drain()
         self._restarts.forget_all()
         for load in self._loads.values():
@@ -293,7 +292,7 @@ class ModelPoolManager:
             model.engine.abandon(NotReady(_SHUTTING_DOWN))
 
     async def cleanup(self) -> None:
-        """Ends all workers; nothing can be loaded afterwards."""
+        """Ends all workers. The pool cannot load models afterwards."""
         self._closed = True
         self.line.end_waits(_SHUTTING_DOWN)
         self._restarts.forget_all()
@@ -302,8 +301,8 @@ class ModelPoolManager:
             task.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
         for model in self._residents:
-            self._let_go(model, "shutdown")
-        await asyncio.gather(*self._residents.leaving.values())
+            self._unload(model, "shutdown")
+        await asyncio.gather(*self._residents.unloading.values())
         self.line.close()
         self._residents.close()
         await asyncio.gather(self.grammars.close(), asyncio.to_thread(self._loader.close))
@@ -324,19 +323,21 @@ class ModelPoolManager:
         if model_id not in self._residents:
             self._places.vacate(model_id)
         if not task.cancelled():
-            self._restarts.load_ended(model_id, task.exception(), restart=model_id in self._kept)
-        self._residents.share_out()
+            self._restarts.load_ended(model_id, task.exception(), restart=model_id in self._kept_loaded)
+        self._residents.send_limits()
         self.line.settle()
-        self.line.announce()
+        self.line.notify()
         self._watch_idleness(model_id)
 
     async def _load(self, entry: ModelEntry, progress: Progress) -> Resident:
         with self._reports.load(entry.id) as report:
             async with logging_progress(entry.id, progress):
                 model = await self._load_now(entry, progress, report)
-        model.keep_alive_seconds = self.catalog.ttl_seconds(entry.id, self._keep_alive_seconds)  # as it is by now
+        model.keep_alive_seconds = self.catalog.ttl_seconds(
+            entry.id, self._keep_alive_seconds
+        )  # settings may have changed during the load
         self._residents.add(model)
-        self._kept.add(entry.id)
+        self._kept_loaded.add(entry.id)
         return model
 
     async def _load_now(self, entry: ModelEntry, progress: Progress, report: LoadReport) -> Resident:
@@ -344,10 +345,10 @@ class ModelPoolManager:
         progress.stage, progress.done_bytes = "waiting", 0
         progress.total_bytes = await asyncio.to_thread(estimate_bytes, entry, folder)
         with report.waiting():
-            await self.line.place(entry.id, least_bytes(progress.total_bytes))
-        while self._residents.leaving:  # a worker that ends still has its memory
-            await asyncio.wait(self._residents.leaving.values())
-        self._residents.share_out()
+            await self.line.place(entry.id, min_bytes(progress.total_bytes))
+        while self._residents.unloading:  # a worker holds its memory until it has ended
+            await asyncio.wait(self._residents.unloading.values())
+        self._residents.send_limits()
         return await self._loader.load(
             entry,
             folder,
@@ -363,12 +364,12 @@ class ModelPoolManager:
         self.line.settle()
 
     def _on_death(self, engine: WorkerClient) -> None:
-        """A worker died at work: its model gets a new one unasked, so that the next request does not wait for it."""
+        """Restarts the worker of a model at once, so that the next request need not wait for it."""
         model = self._residents.get(engine.model_id)
         if model is not None and model.engine is engine:
             self._residents.remove(model)
-            self._residents.share_out()
-            self._reports.died(model.model_id, engine.exit_reason)
+            self._residents.send_limits()
+            self._reports.worker_died(model.model_id, engine.exit_reason)
             self._restarts.crashed(model.model_id, engine.exit_reason, time.time() - model.loaded_at, restart=True)
             self.line.settle()
 
@@ -379,20 +380,20 @@ class ModelPoolManager:
     def _evict(self, model_id: str, for_model: str) -> None:
         model = self._residents.get(model_id)
         if model is not None:
-            self._let_go(model, "room", for_model)
+            self._unload(model, "room", for_model)
 
-    def _let_go(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
-        self._kept.discard(model.model_id)
+    def _unload(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
+        self._kept_loaded.discard(model.model_id)
         self._restarts.forget(model.model_id)
-        return self._residents.let_go(model, reason, for_model)
+        return self._residents.unload(model, reason, for_model)
 
     def _watch_idleness(self, model_id: str) -> None:
         if not self._closed:
             self._residents.watch_idleness(model_id, may_stay=self.catalog.has(model_id))
 
-    def _idle_for_too_long(self, model_id: str) -> None:
+    def _idle_expired(self, model_id: str) -> None:
         model = self._residents.get(model_id)
         if model is not None:
-            logger.info("Unloading model %s: it was idle", model_id)
-            self._let_go(model, "idle")
+            logger.info("Unloading idle model %s", model_id)
+            self._unload(model, "idle")
             self.line.settle()

@@ -1,4 +1,4 @@
-"""What happens to models, told to the log, as spans and to the metrics: loads, departures, deaths. Knows not why."""
+"""Logs, spans and metrics of loads, evictions and worker deaths. Does not know their causes."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoadReport:
-    """What a load has waited for a place."""
+    """Measures how long a load waited for a place."""
 
     def __init__(self) -> None:
         self.waited_seconds = 0.0
@@ -39,7 +39,7 @@ class PoolReports:
 
     @contextlib.contextmanager
     def load(self, model_id: str) -> Iterator[LoadReport]:
-        """The load that goes on in the block. Whatever fails it becomes a ServerError that all who wait can be told."""
+        """Reports the load in the block. Turns every failure into a ServerError for all waiting requests."""
         report = LoadReport()
         logger.info("Loading model: %s", model_id)
         began = time.monotonic()
@@ -56,7 +56,7 @@ class PoolReports:
             logger.exception("Loading model %s failed", model_id)
             self._metrics.load_failed(model_id)
             fail_span(span, exc)
-            raise ModelLoadFailed(f"Model {model_id!r} cannot be loaded: {exc!r}") from exc
+            raise ModelLoadFailed(f"Model {model_id!r} cannot be loaded: {exc!r}. Check the server's log.") from exc
         else:
             seconds = time.monotonic() - began - report.waited_seconds
             logger.info("Model loaded: %s (%.1fs, after %.1fs for a place)", model_id, seconds, report.waited_seconds)
@@ -65,15 +65,15 @@ class PoolReports:
             span.set_attribute("mlx_manager.place_wait_seconds", report.waited_seconds)
             span.end()
 
-    def leaves(self, model_id: str, reason: EvictionReason, for_model: str | None = None) -> None:
-        """A loaded model is let go; `for_model` is the one that needs its place."""
+    def evicted(self, model_id: str, reason: EvictionReason, for_model: str | None = None) -> None:
+        """Reports that a model is being unloaded. `for_model` is the model that needs its place."""
         if for_model is not None:
             logger.info("Evicting model %s to load %s", model_id, for_model)
         self._metrics.model_evicted(model_id, reason)
         attributes = {"mlx_manager.evicted_model": model_id, "mlx_manager.eviction_reason": reason}
         emit_event("model_evicted", attributes | ({"gen_ai.request.model": for_model} if for_model else {}))
 
-    def died(self, model_id: str, exit_reason: str) -> None:
-        """A model's worker ended unasked."""
+    def worker_died(self, model_id: str, exit_reason: str) -> None:
+        """Reports the unexpected end of a worker."""
         self._metrics.worker_died(model_id)
         emit_event("worker_died", {"gen_ai.request.model": model_id, "mlx_manager.reason": exit_reason})

@@ -1,4 +1,4 @@
-"""A loaded model of any kind, and what it is loaded with. The kinds themselves: `loading.py`, `loaders.py`."""
+"""A loaded model of any kind, and the inputs of its load. `loading.py` and `encoders.py` have the kinds."""
 
 import asyncio
 import time
@@ -26,8 +26,8 @@ R = TypeVar("R", bound="Resident")
 class Resident:
     """A model in memory, with the worker that holds it. Times are Unix seconds.
 
-    `weights_bytes` is what its worker held once it was loaded; it stays for `keep_alive_seconds` when it is idle, and
-    for ever when that is negative.
+    `weights_bytes` is the memory that its worker held right after the load. The pool unloads the model after
+    `keep_alive_seconds` of idleness; negative means never.
     """
 
     kind: ClassVar[ModelKind]
@@ -49,7 +49,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What a model is loaded with: its files, its worker's first message, and who is told of the worker."""
+    """The inputs of a load: the model's files, the worker's first message, and the callbacks for the worker."""
 
     entry: ModelEntry
     folder: Path
@@ -59,7 +59,7 @@ class Loading:
     templates: TemplateRenderer
 
     async def start(self, client: type[C], read: Callable[[], T]) -> tuple[C, T]:
-        """The worker with the model in it, and what `read` gives in a thread meanwhile: the model's tokenizer.
+        """Starts the worker, runs `read` in a thread meanwhile, and returns the worker and the result of `read`.
 
         Raises ModelLoadFailed, or what `on_device` raises.
         """
@@ -75,13 +75,13 @@ class Loading:
             engine = await launching
         except LoadRaised as exc:
             raise load_failed(self.entry, explain(str(exc))) from exc
-        if not engine.alive:  # it died while the tokenizer was being loaded
-            raise LoadingCrashed(f"Model {self.entry.id!r} cannot be loaded. {engine.exit_reason}")
+        if not engine.alive:  # the worker died while the tokenizer was loading
+            raise LoadingCrashed(f"Model {self.entry.id!r} cannot be loaded. {engine.exit_reason} Retry later.")
         return engine, tokenizer
 
 
 def as_kind(wanted: type[R], model: Resident) -> R:
-    """The model, if it is of that kind; else raises InvalidRequest."""
+    """Returns the model. Raises InvalidRequest if it is of another kind."""
     check_kind(model.model_id, model.kind, wanted.kind)
     assert isinstance(model, wanted)
     return model
@@ -92,7 +92,7 @@ def load_failed(entry: ModelEntry, reason: str) -> ModelLoadFailed:
 
 
 async def _abort(launching: "asyncio.Task[C]") -> None:
-    """Ends a launch, and the worker if it is already up."""
+    """Cancels a launch, and ends the worker if it has started."""
     launching.cancel()
     (outcome,) = await asyncio.gather(launching, return_exceptions=True)
     if isinstance(outcome, WorkerClient):

@@ -1,6 +1,6 @@
-"""The loaded models: what each holds of the budget, its share, how long it stays when it is idle, and how it leaves.
+"""The loaded models: the memory that each holds, its share of the budget, its idle timer, and its unloading.
 
-Runs on the event loop. Loads nothing, and decides nothing about who has to make room.
+Runs on the event loop. Does not load models, and does not decide which models to evict.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from mlx_manager.mlx_server.engine.messages import Device
 from mlx_manager.mlx_server.errors import InsufficientMemory
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.admission import Admission
-from mlx_manager.mlx_server.models.budget import Holding, least_bytes
+from mlx_manager.mlx_server.models.budget import Holding, min_bytes
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry
 from mlx_manager.mlx_server.models.idleness import IdleTimers
 from mlx_manager.mlx_server.models.kinds import check_kind
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Residents:
-    """`expired` is called with the id of a model that has been idle for its time."""
+    """Calls `expired` with the id of a model whose idle time is over."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class Residents:
         expired: Callable[[str], None],
     ) -> None:
         self.pinned = pinned
-        self.leaving: dict[str, asyncio.Task[None]] = {}
-        """The ends of workers, by their models."""
+        self.unloading: dict[str, asyncio.Task[None]] = {}
+        """The tasks that end workers, by model id."""
         self._loaded: dict[str, Resident] = {}
         self._places = places
         self._admission = admission
@@ -54,7 +54,7 @@ class Residents:
         return self._loaded.get(model_id)
 
     async def check_kind(self, entry: ModelEntry, wanted: ModelKind) -> None:
-        """Raises InvalidRequest for a model that is known to be of another kind, before it is loaded."""
+        """Raises InvalidRequest before the load, if the model is known to be of another kind."""
         model = self.get(entry.id)
         kind = model.kind if model is not None else await asyncio.to_thread(lambda: entry.kind)
         if kind is not None:
@@ -64,66 +64,68 @@ class Residents:
         return list(self._loaded)
 
     def holdings(self) -> list[Holding]:
-        """Of the loaded models; those that are pinned may not be evicted."""
+        """The holdings of the loaded models. Pinned models are not evictable."""
         return [self._holding(model) for model in self]
 
     def held_bytes(self) -> int:
-        """What their workers hold: weights, KV caches, prefixes and freed buffers."""
+        """Bytes that the workers hold: weights, KV caches, cached prefixes and freed buffers."""
         return sum(model.engine.stats.active_bytes + model.engine.stats.cache_bytes for model in self)
 
-    def share_out(self) -> None:
-        """Tells every worker its share of the machine, for one has come or gone."""
+    def send_limits(self) -> None:
+        """Sends every worker its new share of the budget."""
         shares = self._places.budget.shares([*self.holdings(), *self._places.reserved()])
         for model in self:
             model.engine.limit(shares[model.model_id])
 
     def use_device(self, model_id: str, device: Device) -> None:
-        """A worker that loads the model has told its device. Raises InsufficientMemory where the model does not fit."""
+        """Adapts the budget to a worker's device. Raises InsufficientMemory if the loading model does not fit."""
         budget = self._places.budget.on_device(device)
         if budget != self._places.budget:
-            logger.info("Workers compute on %s: models may take %s", device.backend, bytes_text(budget.limit_bytes))
+            logger.info(
+                "Workers compute on %s; the memory budget is %s", device.backend, bytes_text(budget.limit_bytes)
+            )
             self._places.budget = budget
-            self.share_out()
+            self.send_limits()
         others = [one for one in [*self.holdings(), *self._places.reserved()] if one.model_id != model_id]
         for needed in (one.nbytes for one in self._places.reserved() if one.model_id == model_id):
             if not budget.fits(needed, others):
                 raise InsufficientMemory(budget.no_room_message(model_id, needed, others), param="model")
 
-    def use_catalogs(self, before: Catalog, after: Catalog, stayed_seconds: float, stays_seconds: float) -> list[str]:
-        """Follows pins and times of the new catalogue; the loaded models whose idleness counts anew."""
+    def use_catalogs(self, before: Catalog, after: Catalog, old_seconds: float, new_seconds: float) -> list[str]:
+        """Applies pins and TTLs of the new catalog. Returns the models whose idle timers must restart."""
         unpinned, pinned = before.pinned() - after.pinned(), after.pinned() - before.pinned()
         self.pinned = {one for one in (self.pinned - unpinned) | pinned if after.has(one)}
         watched = []
         for model in self:
-            old = before.ttl_seconds(model.model_id, stayed_seconds)
-            new = after.ttl_seconds(model.model_id, stays_seconds)
-            if model.keep_alive_seconds == old:  # and no request has said another
+            old = before.ttl_seconds(model.model_id, old_seconds)
+            new = after.ttl_seconds(model.model_id, new_seconds)
+            if model.keep_alive_seconds == old:  # unless a request has set another
                 model.keep_alive_seconds = new
             if old != new or model.model_id in unpinned | pinned or not after.has(model.model_id):
                 watched.append(model.model_id)
         return watched
 
     def add(self, model: Resident) -> None:
-        """A model whose load had a place."""
-        self._places.sit(model.model_id, asyncio.get_running_loop().time())
+        """Adds a model that was loaded into a reserved place."""
+        self._places.occupy(model.model_id, asyncio.get_running_loop().time())
         self._loaded[model.model_id] = model
 
     def remove(self, model: Resident) -> None:
-        """A model whose worker has died."""
+        """Removes a model and frees its place."""
         del self._loaded[model.model_id]
         self._places.vacate(model.model_id)
         self._idle.cancel(model.model_id)
 
-    def let_go(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
-        """Takes the model out at once, and ends its worker in a task. Its memory is free when that is done."""
-        self._reports.leaves(model.model_id, reason, for_model)
+    def unload(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
+        """Removes the model at once and ends its worker in a task. The task's end frees the memory."""
+        self._reports.evicted(model.model_id, reason, for_model)
         self.remove(model)
-        task = self.leaving[model.model_id] = asyncio.create_task(model.engine.close())
-        task.add_done_callback(lambda done: self._left(model.model_id))
+        task = self.unloading[model.model_id] = asyncio.create_task(model.engine.close())
+        task.add_done_callback(lambda done: self._unloaded(model.model_id))
         return task
 
     def watch_idleness(self, model_id: str, *, may_stay: bool) -> None:
-        """Has the model expire in its time, if it is idle now and stays so; without `may_stay` at once."""
+        """Starts the idle timer of an idle model. Without `may_stay` the timer expires at once."""
         model = self._loaded.get(model_id)
         self._idle.cancel(model_id)
         if model is None or model_id in self.pinned or self._admission.admitted(model_id) > 0:
@@ -132,7 +134,7 @@ class Residents:
         if seconds >= 0:
             self._idle.start(model_id, seconds)
 
-    def is_used(self, model_id: str) -> None:
+    def mark_used(self, model_id: str) -> None:
         self._idle.cancel(model_id)
 
     def expires_in_seconds(self, model_id: str) -> float | None:
@@ -141,10 +143,10 @@ class Residents:
     def close(self) -> None:
         self._idle.cancel_all()
 
-    def _left(self, model_id: str) -> None:
-        del self.leaving[model_id]
+    def _unloaded(self, model_id: str) -> None:
+        del self.unloading[model_id]
         logger.info("Model unloaded: %s", model_id)
-        self.share_out()
+        self.send_limits()
 
     def _holding(self, model: Resident) -> Holding:
         in_use = self._admission.admitted(model.model_id) > 0
@@ -152,7 +154,7 @@ class Residents:
         kv_bytes = stats.active_bytes - stats.prefix_bytes - model.weights_bytes if in_use else 0
         return Holding(
             model.model_id,
-            least_bytes(model.weights_bytes, kv_bytes),
+            min_bytes(model.weights_bytes, kv_bytes),
             model.last_used,
-            may_go=model.model_id not in self.pinned,
+            evictable=model.model_id not in self.pinned,
         )

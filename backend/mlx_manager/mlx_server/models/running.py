@@ -1,4 +1,4 @@
-"""What the running lifespan serves with, for programs that embed the server: the process's one such state."""
+"""The pool and services of the running lifespan, for programs that embed the server. Module-level state by design."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The pool, and the service over it, which `services/inference.py` lends its entry points."""
+    """The pool, and the functions that `services/inference.py` needs for its entry points."""
 
     pool: "ModelPoolManager"
     generate: Callable[[ChatRequest | CompletionRequest], GenerationEvents]
@@ -24,18 +24,18 @@ _running: Running | None = None
 
 
 def get_running() -> Running:
-    """Raises NotReady outside of a lifespan."""
+    """Raises NotReady outside a lifespan."""
     if _running is None:
-        raise NotReady("No server is running in this process: enter the app's lifespan first.")
+        raise NotReady("No server is running in this process. Start the app's lifespan first.")
     return _running
 
 
 def get_model_pool() -> "ModelPoolManager":
-    """The pool of the running lifespan. Raises NotReady outside of one."""
+    """The pool of the running lifespan. Raises NotReady outside a lifespan."""
     return get_running().pool
 
 
 def set_running(running: Running | None) -> None:
-    """For the lifespan alone."""
+    """Only the lifespan calls this."""
     global _running
     _running = running

@@ -1,4 +1,4 @@
-"""What a request for a model would find."""
+"""The state of a model, as the admin API and readiness checks report it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from mlx_manager.mlx_server.models.restarts import Crash
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """What a request for the model would find. A model that was evicted is ready: it comes back when asked for."""
+    """The state that a request would find. An evicted model is "ready", because a request loads it again."""
 
     status: Literal["ready", "loading", "restarting", "failed", "not_responding"]
     error: str | None = None

@@ -1,6 +1,6 @@
-"""Texts and pairs of texts to the token ids that embedding models and rerankers read. Knows no weights, no requests.
+"""Encodes texts and pairs of texts for embedding models and rerankers. Knows no weights and no requests.
 
-The ids are those of `tokenizer.json`, special tokens included. All of it blocks: call it in a thread for long texts.
+The ids follow tokenizer.json, special tokens included. All calls block: use a thread for long texts.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class TextEncoder:
         self._end_with(read_json(folder / "tokenizer_config.json"))
 
     def encode(self, texts: Texts[str], limit: int | None = None) -> list[list[int]]:
-        """The ids of each text. With a `limit` the end of a longer one is cut off, and its special tokens stay."""
+        """The ids of each text. `limit` truncates longer texts at the end, but keeps the special tokens."""
         texts = [text.lower() for text in texts] if self._lower_case else texts
         ids = [list(one.ids) for one in self._tokenizer.encode_batch_fast(list(texts))]
         return [
@@ -33,10 +33,10 @@ class TextEncoder:
     def encode_pairs(
         self, query: str, documents: Texts[str], *, limit: int | None = None, document_limit: int | None = None
     ) -> tuple[list[list[int]], list[int]]:
-        """The ids of the query with each document, and where the document's segment begins; 0 where all is one segment.
+        """The ids of each pair of query and document, and where the document's segment begins (0 for one segment).
 
-        Documents are cut to `document_limit` tokens, and then so that a pair has `limit`. A query that leaves them less
-        than half of that is cut as well.
+        Truncates documents to `document_limit` tokens, then pairs to `limit`. Truncates the query as well if it takes
+        more than half of that.
         """
         pairs = self._tokenizer.encode_batch_fast([(query, document) for document in documents])
         if limit is not None or document_limit is not None:
@@ -49,7 +49,7 @@ class TextEncoder:
         return [list(pair.ids) for pair in pairs], [_second_segment(pair.type_ids) for pair in pairs]
 
     def _end_with(self, config: Mapping[str, object]) -> None:
-        """Ends texts as `add_eos_token` asks; tokenizer.json may leave that token out, as E5-Mistral's does."""
+        """Applies `add_eos_token`, because tokenizer.json may omit that token, as E5-Mistral's does."""
         eos = config.get("eos_token")
         eos = eos.get("content") if isinstance(eos, dict) else eos
         token = self._tokenizer.token_to_id(eos) if isinstance(eos, str) else None

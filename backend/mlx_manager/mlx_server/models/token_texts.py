@@ -1,4 +1,4 @@
-"""What single tokens are made of, for answers that name them. Runs in the API process."""
+"""The text and bytes of single tokens, for logprobs and detokenizing. Runs in the API process."""
 
 import json
 import re
@@ -13,7 +13,7 @@ _WORD_START = "\u2581"
 
 
 class TokenTexts:
-    """The bytes and the name of each token; a token may be a part of a character, so not every one is text."""
+    """The name and bytes of each token. A token may be a part of a character and then has no text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -23,7 +23,7 @@ class TokenTexts:
         self._known: dict[int, tuple[str, bytes]] = {}
 
     def __call__(self, token: int) -> tuple[str, bytes]:
-        """The token's name, which is its text or, for a part of a character, such as `bytes:\\xf0\\x9f`; its bytes."""
+        """The token's name and bytes. The name is its text, or for a part of a character e.g. `bytes:\\xf0\\x9f`."""
         if token not in self._known:
             content = self._bytes(token)
             self._known[token] = (_name(content), content)
@@ -33,7 +33,7 @@ class TokenTexts:
         if token in self._added:
             return str(self._added[token].content).encode()
         piece = self._backend.id_to_token(token) if self._backend is not None else None
-        if piece is None:  # no fast tokenizer, or a row of the logits that is no token
+        if piece is None:  # no fast tokenizer, or an id without a token
             return str(self._tokenizer.decode([token])).encode()
         if "ByteLevel" in self._decoders:
             return _byte_level(piece)
@@ -45,9 +45,9 @@ class TokenTexts:
 
 
 class PlainTexts(dict[int, str | None]):
-    """The text of each token that adds the same text behind any complete one; None for all other tokens.
+    """The text of each token whose text does not depend on the tokens before it; None for all other tokens.
 
-    Those are added tokens, parts of characters, and all tokens of a decoder that is not known here.
+    The others are added tokens, parts of characters, and all tokens of unknown decoders.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -56,7 +56,7 @@ class PlainTexts(dict[int, str | None]):
         self._added = self._backend.get_added_tokens_decoder() if self._backend is not None else {}
         steps = _decoder_steps(self._backend)
         self.begin_texts = [step["type"] for step in steps] == ["ByteLevel"]
-        """Whether they have that text at the beginning, too."""
+        """Whether the same holds for the first token of a text."""
         self._writes_spaces = _writes_spaces(steps)
 
     def __missing__(self, token: int) -> str | None:
@@ -76,7 +76,7 @@ class PlainTexts(dict[int, str | None]):
 
 
 def _writes_spaces(steps: list[dict[str, Any]]) -> bool:
-    """Whether the decoder does no more than to write spaces, put bytes together, and drop the text's first space."""
+    """Whether the decoder only writes spaces, joins bytes, and drops the text's first space."""
     match steps:
         case [{"type": "Metaspace"}]:
             return True
@@ -93,7 +93,7 @@ def _name(content: bytes) -> str:
 
 
 def _decoder_steps(backend: Any) -> list[dict[str, Any]]:
-    """The tokenizer's decoding steps, read from how it would be saved."""
+    """The tokenizer's decoding steps, from its serialized form."""
     if backend is None or backend.decoder is None:
         return []
     decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__())
@@ -109,7 +109,7 @@ def _byte_level(piece: str) -> bytes:
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's: printable bytes stand for themselves, the others for the characters from 256 on."""
+    """GPT-2's alphabet: printable bytes map to themselves, all others to the characters from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,7 +1,7 @@
-"""Text to token ids and back, in the API process: tokenizer.json, and what stands in the files beside it.
+"""The tokenizer of the API process, from tokenizer.json and its config files. Knows no weights and no requests.
 
-Knows tokenizers and chat templates; knows no weights, no requests. tokenizer.json decides how text is split, as in
-transformers 4 and TGI: classes of transformers 5 that build their own pipeline in its place are not consulted.
+tokenizer.json defines how text is split, as in transformers 4 and TGI. This module ignores the classes of
+transformers 5 that build their own pipeline instead.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +16,10 @@ from mlx_manager.mlx_server.models.tokenizer_files import NAMES, TokenizerFiles,
 from mlx_manager.mlx_server.templates.environment import render as render_here
 
 Render = Callable[..., str]
-"""`environment.render`, or a `TemplateRenderer`'s, which has the same arguments."""
+"""`environment.render` or `TemplateRenderer.render`, which have the same arguments."""
 Message = dict[str, Any]
 Text = str | tuple[str, str]
-"""One text, or a pair of texts as encoders read them."""
+"""One text, or a pair of texts for an encoder."""
 
 TOKENIZER_FILE = "tokenizer.json"
 _TOOL_USE = "tool_use"
@@ -29,27 +29,27 @@ _UNSPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"
 def load_tokenizer(
     folder: Path, *, chat_templates: Mapping[str, str] | None = None, render: Render = render_here
 ) -> "Tokenizer":
-    """Blocks for the files: call it in a thread. `chat_templates` are those of the folder unless they are given.
+    """Reads files: call it in a thread. `chat_templates` default to those of the folder.
 
-    `render` is called with a template and its arguments; a template from a stranger wants `TemplateRenderer.render`.
-    Raises OSError for a folder without tokenizer.json, and ValueError for one that cannot be read.
+    `render` renders templates. Untrusted templates need `TemplateRenderer.render`.
+    Raises OSError for a folder without tokenizer.json, and ValueError for an unreadable one.
     """
     file = folder / TOKENIZER_FILE
     if not file.is_file():
-        raise FileNotFoundError(f"There is no {TOKENIZER_FILE} in {folder}")
+        raise FileNotFoundError(f"{folder} has no {TOKENIZER_FILE}")
     try:
         backend = Backend.from_file(str(file))
-    except Exception as exc:  # the library raises nothing more exact
+    except Exception as exc:  # the library raises plain Exception
         raise ValueError(f"{TOKENIZER_FILE}: {exc}") from exc
     templates = read_chat_templates(folder) if chat_templates is None else chat_templates
     return Tokenizer(backend, read_tokenizer_files(folder), templates, render)
 
 
 class Tokenizer:
-    """A model's tokenizer, with the members of transformers' that chat templates and adapters use.
+    """A model's tokenizer, with those members of transformers' tokenizers that chat templates and adapters use.
 
-    bos_token, bos_token_id, and so on for eos, unk, sep, pad, cls, mask and names of the model's own, are attributes;
-    each is None where the tokenizer has no such token. Calls are safe from several threads.
+    Has attributes bos_token and bos_token_id, and likewise for eos, unk, sep, pad, cls, mask and the model's own names.
+    An attribute is None where the tokenizer has no such token. Thread-safe.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Tokenizer:
         chat_templates: Mapping[str, str] | None = None,
         render: Render = render_here,
     ) -> None:
-        """`backend` is a `tokenizers.Tokenizer`, and is changed."""
+        """`backend` is a `tokenizers.Tokenizer`, which this modifies."""
         self.backend_tokenizer = backend
         self.init_kwargs = dict(files.config)
-        self.chat_template: str | dict[str, str] | None = _as_transformers_has_it(chat_templates or {})
+        self.chat_template: str | dict[str, str] | None = _as_in_transformers(chat_templates or {})
         python_template = files.config.get("chat_template_type")
         self.python_template: str | None = python_template if isinstance(python_template, str) else None
         self._render = render
@@ -71,7 +71,7 @@ class Tokenizer:
         self.eos_token_ids = {self.eos_token_id} - {None}
 
     def __getattr__(self, name: str) -> Any:
-        """`eos_token`, `eos_token_id` and the like."""
+        """Special tokens and their ids, such as `eos_token` and `eos_token_id`."""
         special = self.__dict__.get("_special", {})
         text = name.removesuffix("_id")
         if text not in special and text not in NAMES:
@@ -88,9 +88,9 @@ class Tokenizer:
     # text to ids and back
 
     def encode(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of `text`; with `add_special_tokens`, those that the model expects around a text, such as its BOS.
+        """The ids of `text`, with the model's special tokens, such as BOS, if `add_special_tokens` is set.
 
-        In a thread it does not hold the event loop up.
+        Releases Python's lock, so a call in a thread does not block the event loop.
         """
         (ids,) = self.encode_batch([text if pair is None else (text, pair)], add_special_tokens=add_special_tokens)
         return ids
@@ -99,9 +99,9 @@ class Tokenizer:
         return [encoding.ids for encoding in self.encodings(texts, add_special_tokens=add_special_tokens)]
 
     def encodings(self, texts: Sequence[Text], *, add_special_tokens: bool = True) -> list[Any]:
-        """A `tokenizers.Encoding` of each, with `ids`, `type_ids`, `tokens` and `truncate(length)`.
+        """A `tokenizers.Encoding` for each text, with `ids`, `type_ids`, `tokens` and `truncate(length)`.
 
-        The batch call works without Python's lock; the call for a single text holds it.
+        The library's batch call releases Python's lock; its call for a single text does not.
         """
         found: list[Any] = self.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return found
@@ -131,14 +131,14 @@ class Tokenizer:
 
     @property
     def _is_bpe(self) -> bool:
-        """transformers does not clean the text of a BPE tokenizer up, whose spaces are the text's own."""
+        """transformers does not clean up the text of BPE tokenizers, which keep the original spaces."""
         return type(self.backend_tokenizer.model).__name__ == "BPE"
 
     # the vocabulary
 
     @property
     def vocab_size(self) -> int:
-        """Without added tokens."""
+        """The size without added tokens."""
         return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=False))
 
     def get_vocab(self) -> dict[str, int]:
@@ -151,7 +151,7 @@ class Tokenizer:
 
     @property
     def added_tokens_decoder(self) -> dict[int, Any]:
-        """A `tokenizers.AddedToken` by its id."""
+        """Each `tokenizers.AddedToken` by its id."""
         found: dict[int, Any] = self.backend_tokenizer.get_added_tokens_decoder()
         return found
 
@@ -171,7 +171,7 @@ class Tokenizer:
         return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a token, or those of several; that of the unknown token, or None, for one that is not there."""
+        """The id of a token, or a list of ids. An unknown token has the id of `unk_token`, or None."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         number = self.backend_tokenizer.token_to_id(tokens)
@@ -185,7 +185,7 @@ class Tokenizer:
         return [self.backend_tokenizer.id_to_token(number) for number in ids]
 
     def add_tokens(self, tokens: str | Sequence[Any], special_tokens: bool = False) -> int:
-        """How many were new."""
+        """Adds tokens and returns the number of new ones."""
         listed = [tokens] if isinstance(tokens, str) else list(tokens)
         add = self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
         return int(add(listed))
@@ -197,19 +197,19 @@ class Tokenizer:
         return self.chat_template is not None or self.python_template is not None
 
     def get_chat_template(self, chat_template: str | None = None, tools: list[Any] | None = None) -> str:
-        """Jinja's text: `chat_template` is one itself, or the name of one."""
+        """The Jinja source. `chat_template` is a template or the name of one."""
         known = self.chat_template
         if not isinstance(known, dict):
             found = chat_template if chat_template is not None else known
             if found is None:
-                raise ValueError("The tokenizer has no chat template: pass chat_template.")
+                raise ValueError("The tokenizer has no chat template. Pass chat_template.")
             return found
         if chat_template is not None:
             return known.get(chat_template, chat_template)
         if tools is not None and _TOOL_USE in known:
             return known[_TOOL_USE]
         if DEFAULT not in known:
-            raise ValueError(f"The tokenizer has no default chat template: name one of {sorted(known)}.")
+            raise ValueError(f"The tokenizer has no default chat template. Pass chat_template, one of {sorted(known)}.")
         return known[DEFAULT]
 
     def apply_chat_template(
@@ -224,7 +224,7 @@ class Tokenizer:
         return_dict: bool = False,
         **variables: Any,
     ) -> Any:
-        """The prompt of one conversation: its ids, with `return_dict` as `__call__` has them, or its text."""
+        """The prompt of one conversation: its ids, the dict of `__call__` with `return_dict`, or its text."""
         arguments: dict[str, Any] = {
             "tools": tools,
             "documents": documents,
@@ -243,25 +243,25 @@ class Tokenizer:
 
 
 def make_decoder(tokenizer: Tokenizer, skip_special_tokens: bool = True) -> Callable[[list[int]], str]:
-    """A function from ids to text that leaves special tokens out, or writes them out."""
+    """A function from ids to text that omits or includes special tokens."""
     decode = tokenizer.backend_tokenizer.decode
     return lambda ids: str(decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 def make_filtering_decoder(tokenizer: Tokenizer, hidden: frozenset[int]) -> Callable[[list[int]], str]:
-    """A function from ids to text that leaves the `hidden` ones out, and writes all other special tokens out."""
+    """A function from ids to text that omits the `hidden` ids and includes all other special tokens."""
     decode = make_decoder(tokenizer, skip_special_tokens=False)
     return lambda ids: decode(ids if hidden.isdisjoint(ids) else [token for token in ids if token not in hidden])
 
 
-def _as_transformers_has_it(templates: Mapping[str, str]) -> str | dict[str, str] | None:
-    """None, the only one, or all by their names."""
+def _as_in_transformers(templates: Mapping[str, str]) -> str | dict[str, str] | None:
+    """None, the only template, or all templates by name."""
     texts = list(templates.values())
     return dict(templates) if len(set(texts)) > 1 else texts[0] if texts else None
 
 
 def _prepare(backend: Any, files: TokenizerFiles) -> dict[str, str]:
-    """Adds what tokenizer.json lacks, and gives the special tokens by their names."""
+    """Adds tokens that tokenizer.json lacks, and returns the special tokens by name."""
     pad = (backend.padding or {}).get("pad_token")
     backend.no_truncation()
     backend.no_padding()
@@ -290,10 +290,10 @@ def _add_tokens(backend: Any, files: TokenizerFiles, special: Mapping[str, Any])
 
 
 def _follow_config(backend: Any, config: Mapping[str, Any]) -> None:
-    """Settings of tokenizer_config.json that change how a BERT or a GPT-2 tokenizer reads text."""
+    """Applies the settings of tokenizer_config.json that change how BERT and GPT-2 tokenizers split text."""
     normalizer = backend.normalizer
     if isinstance(normalizer, normalizers.BertNormalizer):
-        for name, attribute in _OF_BERT.items():
+        for name, attribute in _BERT_OPTIONS.items():
             if name in config:
                 setattr(normalizer, attribute, config[name])
         backend.normalizer = normalizer
@@ -303,9 +303,9 @@ def _follow_config(backend: Any, config: Mapping[str, Any]) -> None:
         backend.pre_tokenizer = splitter
 
 
-_OF_BERT = {
+_BERT_OPTIONS = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
-"""Settings by the normalizer's attributes that they are."""
+"""The normalizer's attribute for each setting of tokenizer_config.json."""

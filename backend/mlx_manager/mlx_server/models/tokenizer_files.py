@@ -1,6 +1,6 @@
-"""What the files beside tokenizer.json say of a tokenizer: its special tokens, and tokens that tokenizer.json lacks.
+"""Reads a tokenizer's config files: its special tokens, and the tokens that tokenizer.json lacks.
 
-The rules are those of transformers' `PreTrainedTokenizerFast`; tests compare both.
+Follows the rules of transformers' `PreTrainedTokenizerFast`; tests compare both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ROBERTA = {**_LLAMA, "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
 _GPT2 = dict.fromkeys(NAMES[:3], "<|endoftext|>")
 _GEMMA = {name: f"<{name.removesuffix('_token')}>" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-_OF_CLASSES: Mapping[str, Mapping[str, str]] = {
+_CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "bert": _BERT,
     "distilbert": _BERT,
     "gemma": _GEMMA,
@@ -35,15 +35,15 @@ _OF_CLASSES: Mapping[str, Mapping[str, str]] = {
     "t5": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "xlmroberta": _ROBERTA,
 }
-"""Special tokens that transformers' classes have where the files name none, as those of gpt2 and bert-base do not."""
+"""Default special tokens of transformers' classes, for files that name none, such as those of gpt2 and bert-base."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """`added` are tokens by their ids, and `special` and `extra` those that are special, by name or without one.
+    """`added` has tokens by id, `special` has special tokens by name, and `extra` has special tokens without a name.
 
-    A token is a `tokenizers.AddedToken`. `defaults` are texts of special tokens that stand where the vocabulary has
-    them.
+    A token is a `tokenizers.AddedToken`. `defaults` has texts of special tokens, which apply if the vocabulary
+    contains them.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Raises ValueError for tokens that are none."""
+    """Raises ValueError for a malformed token."""
     config: dict[str, Any] = dict(read_json(folder / CONFIG_FILE))
     added = _tokens_by_id(config.get("added_tokens_decoder"))
     legacy = {} if "added_tokens_decoder" in config else read_json(folder / _SPECIAL_TOKENS_FILE)
@@ -72,14 +72,14 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
 
 
 def _names_a_token(name: str, value: object) -> bool:
-    """Names of other tokens count only where they are texts: "add_bos_token" is none."""
+    """Whether the entry is a token. Other names count only with a text: "add_bos_token" is a boolean."""
     if name in NAMES:
         return value is not None
     return name.endswith("_token") and isinstance(value, str)
 
 
 def _extra_tokens(config: Mapping[str, Any], legacy: Mapping[str, Any]) -> list[Any] | dict[str, Any]:
-    """Special tokens without a name, or with a name of the model's own."""
+    """Special tokens without a name, or with the model's own names."""
     config_extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     found = legacy.get("extra_special_tokens") or legacy.get("additional_special_tokens") or config_extra
     return found if isinstance(found, list | dict) else []
@@ -100,13 +100,13 @@ def _legacy_added_tokens(folder: Path, special: set[str]) -> dict[int, Any]:
 
 
 def _token(value: Any) -> Any:
-    """A text is a special token; an object has the token's flags beside its text."""
+    """Converts a text, which is a special token, or an object with text and flags."""
     if isinstance(value, str):
         return AddedToken(value, special=True)
     if isinstance(value, dict) and isinstance(value.get("content"), str):
         flags = {name: value[name] for name in _TOKEN_FLAGS if isinstance(value.get(name), bool)}
         return AddedToken(value["content"], **flags)
-    raise ValueError(f"{CONFIG_FILE} has {value!r} in place of a token")
+    raise ValueError(f"{CONFIG_FILE} has {value!r} where a token is expected")
 
 
 def _text(value: Any) -> str:
@@ -118,4 +118,4 @@ def _class_defaults(folder: Path, config: Mapping[str, Any]) -> Mapping[str, str
     if not isinstance(named, str):
         named = str(read_json(folder / "config.json").get("model_type", ""))
     name = named.removesuffix("Fast").removesuffix("Tokenizer").lower().replace("_", "").replace("-", "")
-    return _OF_CLASSES.get(name, {})
+    return _CLASS_TOKENS.get(name, {})

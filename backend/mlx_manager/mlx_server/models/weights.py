@@ -1,4 +1,4 @@
-"""What a model's weights take, read from the headers of its safetensors files. Opens files; loads no weights."""
+"""The size and integrity of a model's weights, from the headers of its safetensors files. Loads no weights."""
 
 import contextlib
 import json
@@ -12,34 +12,34 @@ MAX_HEADER_BYTES = 100 * 2**20
 MAX_SHARDS = 10_000
 _SHARD = re.compile(r"(?P<begin>.*-)\d+-of-(?P<end>\d{2,6})\.safetensors")
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""What MLX reads as floats. 8-bit floats are packed as integers."""
+"""The types that MLX reads as floats. MLX packs 8-bit floats as integers."""
 
 
 class BrokenWeights(Exception):
-    """A file of weights that is not there or not whole; says which."""
+    """A weight file is missing or damaged. The message names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsSize:
-    """On disk, and in a worker's memory."""
+    """The size on disk and in a worker's memory."""
 
     disk_bytes: int
     memory_bytes: int
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Those that mlx-lm loads."""
+    """The files that mlx-lm loads."""
     return sorted(file for file in folder.glob("model*.safetensors") if file.is_file())
 
 
 def missing_weight_files(folder: Path) -> list[str]:
-    """Those that are not there of the files that an index names, or that the names of other files count."""
+    """Files that the index, or the shard numbers in file names, require and that do not exist."""
     shards = {name for file in folder.glob("model*.safetensors") for name in _all_shards(file.name)}
     return sorted(name for name in shards | _indexed(folder) if not (folder / name).is_file())
 
 
 def tensor_names(folder: Path) -> set[str]:
-    """The weights that the files hold, as far as they can be read."""
+    """The names of the weights in all readable files."""
     names: set[str] = set()
     for file in weight_files(folder):
         with contextlib.suppress(BrokenWeights):
@@ -48,7 +48,7 @@ def tensor_names(folder: Path) -> set[str]:
 
 
 def weights_size(folder: Path) -> WeightsSize:
-    """Files that are no safetensors count with their size on disk."""
+    """Unreadable files count with their size on disk."""
     disk_bytes = memory_bytes = 0
     for file in weight_files(folder):
         size = file.stat().st_size
@@ -61,22 +61,22 @@ def weights_size(folder: Path) -> WeightsSize:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises BrokenWeights for files that are missing, cut short, or no safetensors."""
+    """Raises BrokenWeights for files that are missing, truncated, or not safetensors."""
     missing, files = missing_weight_files(folder), weight_files(folder)
     if not files:
-        raise BrokenWeights(f"there is no model*.safetensors in {folder}")
+        raise BrokenWeights(f"{folder} has no model*.safetensors")
     if missing:
-        raise BrokenWeights(f"{len(missing)} of its files are missing in {folder}, {missing[0]} among them")
+        raise BrokenWeights(f"{folder} lacks {len(missing)} of its files, such as {missing[0]}")
     for file in files:
         header = _header(file)
         ends = [_offsets(tensor)[1] for tensor in header.values()]
         data_bytes = file.stat().st_size - _header_bytes(file) - 8
         if max(ends, default=0) > data_bytes:
-            raise BrokenWeights(f"{file} is cut short: it has {data_bytes} bytes of weights, and names {max(ends)}")
+            raise BrokenWeights(f"{file} is truncated: it has {data_bytes} of {max(ends)} bytes of weights")
 
 
 def _all_shards(name: str) -> list[str]:
-    """The names of all files of a sharded model of which this is one; the name alone for another."""
+    """The names of all shards if the name has a shard number, else the name itself."""
     numbered = _SHARD.fullmatch(name)
     if numbered is None:
         return [name]
@@ -85,7 +85,7 @@ def _all_shards(name: str) -> list[str]:
 
 
 def _indexed(folder: Path) -> set[str]:
-    """The files that the index of a sharded model names."""
+    """The files that the index of a sharded model lists."""
     try:
         weight_map = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))["weight_map"]
         return {str(name) for name in weight_map.values()}
@@ -104,12 +104,12 @@ def _header(file: Path) -> dict[str, dict[str, object]]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= MAX_HEADER_BYTES:
-                raise BrokenWeights(f"{file} is no safetensors file")
+                raise BrokenWeights(f"{file} is not a safetensors file")
             header = json.loads(stream.read(length))
     except (OSError, ValueError) as exc:
-        raise BrokenWeights(f"{file} is no safetensors file") from exc
+        raise BrokenWeights(f"{file} is not a safetensors file") from exc
     if not isinstance(header, dict):
-        raise BrokenWeights(f"{file} is no safetensors file")
+        raise BrokenWeights(f"{file} is not a safetensors file")
     return {name: tensor for name, tensor in header.items() if name != "__metadata__" and isinstance(tensor, dict)}
 
 

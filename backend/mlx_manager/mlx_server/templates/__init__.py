@@ -1,1 +1,1 @@
-"""Chat templates, which are programs that a model's files bring: rendered by processes apart, within limits."""
+"""Renders chat templates, which are untrusted programs from a model's files, in separate processes with limits."""

@@ -1,7 +1,7 @@
-"""Chat templates as transformers renders them: the same sandbox, filters and functions. Runs in the rendering process.
+"""Renders chat templates like transformers: same sandbox, filters and functions. Runs in the rendering process.
 
-What transformers' `render_jinja_template` does with its arguments is done here too, so that both give the same text.
-One thing differs: a message's content may be None here, because DeepSeek's templates recognise a tool call by that.
+Prepares arguments like transformers' `render_jinja_template`, so that both give the same text. One difference: a
+message's content may be None here, because DeepSeek's templates detect tool calls by it.
 """
 
 import json
@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 Message = dict[str, Any]
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Names that templates have for a message's reasoning."""
+"""Names that templates use for a message's reasoning."""
 END_OF_CONTINUED = "CONTINUE_FINAL_MESSAGE_TAG "
 MAX_COMPILED = 16
 
@@ -35,11 +35,11 @@ def render(
     continue_final_message: bool | str,
     variables: dict[str, Any],
 ) -> str:
-    """The text of the prompt. Raises whatever the template makes Jinja or Python raise, and ValueError."""
+    """The text of the prompt. Raises ValueError, and any exception that the template causes in Jinja or Python."""
     if not messages:
         raise ValueError("Cannot apply chat template to an empty conversation. Provide at least one message.")
     if continue_final_message and add_generation_prompt:
-        raise ValueError("continue_final_message and add_generation_prompt are not compatible: set one of them.")
+        raise ValueError("continue_final_message and add_generation_prompt are not compatible. Set only one of them.")
     compiled = _compiled(template)
     chat = [
         _with_reasoning({key: value for key, value in message.items() if value is not None or key == "content"})
@@ -54,13 +54,13 @@ def render(
 
 
 def _with_reasoning(message: Message) -> Message:
-    """Under the names that templates look for it: most for `reasoning_content`, gpt-oss's for `thinking`."""
+    """The reasoning under all names that templates read: mostly `reasoning_content`, in gpt-oss `thinking`."""
     reasoning = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _mark_end(message: Message, field: str, template: str) -> str:
-    """Marks where the text of `field` ends, and gives that text."""
+    """Marks the end of the text of `field`, and returns that text."""
     text = message.get(field)
     if text is None:
         raise ValueError(f'continue_final_message is set but the final message has no "{field}" to continue!')
@@ -110,7 +110,7 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` tells training code which text is the model's; here it changes nothing."""
+    """`{% generation %}` marks the model's text for training code. Here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012  as Jinja's own extensions have it
 
@@ -124,7 +124,7 @@ class _GenerationTag(Extension):
 
 
 class _Dict:
-    """`dict` without the attributes of a class."""
+    """`dict` as a function, without the attributes of the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -134,7 +134,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Without attributes that begin with an underscore."""
+    """Rejects attributes that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be one of the attributes
         self, args = args[0], args[1:]
@@ -167,7 +167,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes what HTML needs escaped."""
+    """Unlike Jinja's own filter, does not escape for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

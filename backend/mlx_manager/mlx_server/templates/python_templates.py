@@ -1,7 +1,7 @@
-"""Chat templates that mlx-lm brings as Python code, such as DeepSeek V3.2's. Runs in the rendering process only.
+"""Renders mlx-lm's Python chat templates, such as DeepSeek V3.2's. Runs in the rendering process only.
 
-mlx-lm's package imports MLX, and such a template imports transformers for a function that turns Python functions into
-schemas. Neither is needed to write a prompt, so the template's file is loaded by itself.
+Loads the template's file on its own, because the package mlx_lm imports MLX, and such a template imports transformers
+only for a function that converts Python functions to schemas.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ def render(
     continue_final_message: bool | str,
     variables: dict[str, Any],
 ) -> str:
-    """The text of the prompt. Raises ValueError for a template that mlx-lm does not have, else what its code raises."""
+    """The text of the prompt. Raises ValueError for an unknown template, and any exception of the template's code."""
     optional = {"tools": tools, "documents": documents}
     text = _template(name).apply_chat_template(
         messages,
@@ -42,19 +42,19 @@ def _template(name: str) -> Any:
     places = package.submodule_search_locations if package is not None else None
     file = Path(places[0]) / "chat_templates" / f"{name}.py" if places and name.isidentifier() else None
     if file is None or not file.is_file():
-        raise ValueError(f"mlx-lm has no chat template {name!r}, which the model's chat_template_type names")
-    _stand_in_for_transformers()
+        raise ValueError(f"mlx-lm has no chat template {name!r}, the model's chat_template_type. Update mlx-lm.")
+    _stub_transformers()
     spec = importlib.util.spec_from_file_location(f"mlx_lm_chat_template_{name}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "apply_chat_template"):
-        raise ValueError(f"mlx-lm's chat template {name!r} writes no prompts")
+        raise ValueError(f"mlx-lm's chat template {name!r} has no apply_chat_template. Update mlx-lm.")
     return module
 
 
-def _stand_in_for_transformers() -> None:
+def _stub_transformers() -> None:
     for name in ("transformers", "transformers.utils", _HELPERS):
         sys.modules.setdefault(name, ModuleType(name))
-    sys.modules[_HELPERS].get_json_schema = None  # type: ignore[attr-defined]  # tools arrive as JSON, never as functions
+    sys.modules[_HELPERS].get_json_schema = None  # type: ignore[attr-defined]  # tools are JSON here, never functions

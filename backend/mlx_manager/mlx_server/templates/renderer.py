@@ -1,8 +1,8 @@
-"""The process that renders chat templates: what exhausts its time, memory or stack ends it, and nothing else.
+"""The process that renders chat templates. A template that exhausts time, memory or stack ends only this process.
 
-Run as `python -m mlx_manager.mlx_server.templates.renderer`. A question is JSON with the arguments of
-`environment.render`, a zero byte, and the template; the answer is `TEXT` and the prompt, or `FAILURE` and JSON of the
-exception's name and message. A question with a `python_template` names one of mlx-lm's in place of the template.
+Run as `python -m mlx_manager.mlx_server.templates.renderer`. A request is JSON with the arguments of
+`environment.render`, a zero byte, and the template. The reply is `TEXT` and the prompt, or `FAILURE` and JSON with the
+exception's name and message. `python_template` in a request names a template of mlx-lm instead.
 """
 
 import json
@@ -29,7 +29,7 @@ def _answer(question: bytes) -> bytes:
             text = python_templates.render(python_template, **arguments)
         else:
             text = environment.render(template.decode(), **arguments)
-        return TEXT + text.encode()  # half a character in a tool's schema, say, is an error here
+        return TEXT + text.encode()  # raises for a lone surrogate, such as in a tool's schema
     except MemoryError:
         raise
     except Exception as exc:  # a template may raise anything

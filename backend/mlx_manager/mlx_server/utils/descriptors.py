@@ -1,31 +1,32 @@
-"""How many files and sockets the process may have open."""
+"""The limit on open files and sockets of this process."""
 
 import contextlib
 import resource
 from collections.abc import Iterator
 
-_OTHERS = 512
-"""Of models, workers, upstreams, logs."""
+_RESERVED = 512
+"""Descriptors for models, workers, upstreams and logs."""
 
 
 def raise_descriptor_limit(connections: int) -> int | None:
-    """Makes room for so many connections, where the system lets it; else how many there is room for."""
+    """Raises the limit for `connections`. Returns None, or the number of connections possible where it is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHERS
+    wanted = connections + _RESERVED
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return None
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
-    except (OSError, ValueError):  # macOS has a limit of its own below the hard one
+    except (OSError, ValueError):  # macOS has another limit below the hard limit
         allowed = soft
-    return max(allowed - _OTHERS, 0) if allowed < wanted else None
+    return max(allowed - _RESERVED, 0) if allowed < wanted else None
 
 
 @contextlib.contextmanager
 def own_descriptor_limit() -> Iterator[None]:
-    """For the import of mlx-lm, which sets the limit to (2048, 4096): that fails where the hard limit is lower, and
-    takes back what `raise_descriptor_limit` has raised. Within the block the limit stays as it is.
+    """Keeps the limit as it is within the block, for the import of mlx-lm, which sets it to (2048, 4096).
+
+    That fails where the hard limit is lower, and undoes `raise_descriptor_limit`.
     """
     set_limit = resource.setrlimit
     resource.setrlimit = lambda *_: None

@@ -1,4 +1,4 @@
-"""The sockets that the server listens on, and whether it may: beyond this machine with API keys only."""
+"""Opens the listening sockets, and checks that other machines can connect only with API keys."""
 
 import errno
 import logging
@@ -15,47 +15,47 @@ BACKLOG = 2048
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """On every address that `host` stands for; on all of the machine's where it is empty. Raises OSError."""
+    """Listens on every address of `host`, or on all interfaces if it is empty. Raises OSError."""
     try:
         addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except UnicodeError as exc:  # a part of it is empty, or too long
-        raise OSError(errno.EINVAL, "This is no name of a host") from exc
+    except UnicodeError as exc:  # a label is empty or too long
+        raise OSError(errno.EINVAL, "invalid host name") from exc
     listeners: list[socket.socket] = []
     for family, _, _, _, address in dict.fromkeys(addresses):
         try:
             listeners.append(socket.create_server(address, family=family, backlog=BACKLOG))
         except OSError as exc:
-            is_last_hope = not listeners and address == addresses[-1][4]
-            if exc.errno != errno.EADDRNOTAVAIL or is_last_hope:  # an IPv6 address, where there is no IPv6, may fail
+            is_last = not listeners and address == addresses[-1][4]
+            if exc.errno != errno.EADDRNOTAVAIL or is_last:  # tolerate IPv6 addresses on machines without IPv6
                 raise
     return listeners
 
 
 def addresses_of(listeners: Sequence[socket.socket]) -> list[str]:
-    """What the host's name stands for."""
+    """The addresses of the sockets, sorted."""
     return sorted({listener.getsockname()[0] for listener in listeners})
 
 
 def why_too_open(settings: MLXServerSettings, addresses: Sequence[str]) -> str | None:
-    """None when the server may listen at these addresses."""
+    """Why the server must not listen at these addresses. None if it may."""
     exposed = [address for address in addresses if not is_loopback(address)]
     if not exposed or settings.all_api_keys() or settings.insecure_no_auth:
         return None
     return (
-        f"Refused to listen on {exposed[0]} without API keys: everybody who reaches this machine could use the server. "
-        "Set MLX_SERVER_API_KEYS or MLX_SERVER_API_KEYS_FILE, or give --insecure-no-auth if this is meant."
+        f"Refused to listen on {exposed[0]} without API keys: anyone who can reach this machine could use the server. "
+        "Set MLX_SERVER_API_KEYS or MLX_SERVER_API_KEYS_FILE, or pass --insecure-no-auth to allow this."
     )
 
 
-def warn_of_openness(settings: MLXServerSettings, addresses: Sequence[str]) -> None:
-    """Of what is allowed and still dangerous."""
+def warn_if_exposed(settings: MLXServerSettings, addresses: Sequence[str]) -> None:
+    """Warns of settings that are allowed but dangerous."""
     exposed = [address for address in addresses if not is_loopback(address)]
     if exposed and not settings.all_api_keys():
         logger.warning(
-            "NO AUTHENTICATION: everybody who reaches %s can use this server, its /admin included, "
-            "for it runs with --insecure-no-auth and without API keys.",
+            "NO AUTHENTICATION: anyone who can reach %s can use this server, including /admin. "
+            "Set MLX_SERVER_API_KEYS and remove --insecure-no-auth to require keys.",
             exposed[0],
         )
     file = settings.api_keys_file
     if file is not None and is_readable_by_all(file):
-        logger.warning("Every user of this machine can read the keys in %s: chmod 600 it", file)
+        logger.warning("Every user of this machine can read the keys in %s. Run chmod 600 on it.", file)

@@ -1,4 +1,4 @@
-"""MLX memory readings and limits of this process. MLX is imported on use, so that importing this costs nothing."""
+"""MLX memory readings and limits of this process. Imports MLX only when a function needs it."""
 
 import ctypes
 import sys
@@ -7,12 +7,12 @@ BYTES_PER_GB = 1024**3
 
 
 def bytes_text(nbytes: int) -> str:
-    """For people: in GB of 1024**3 bytes, or in MB where that is less than a tenth of one."""
+    """Readable text in GB (1024**3 bytes), or in MB below a tenth of a GB."""
     return f"{nbytes / BYTES_PER_GB:.2f} GB" if nbytes >= BYTES_PER_GB / 10 else f"{nbytes / 1024**2:.2f} MB"
 
 
 def get_memory_usage() -> dict[str, float]:
-    """What MLX holds in this process, in GB of 1024**3 bytes: active arrays, their peak, and the buffer cache."""
+    """MLX's memory in this process, in GB (1024**3 bytes): active arrays, their peak, and the buffer cache."""
     import mlx.core as mx
 
     return {
@@ -23,14 +23,14 @@ def get_memory_usage() -> dict[str, float]:
 
 
 def set_memory_limit(limit_gb: float) -> None:
-    """Asks MLX to keep this process below `limit_gb` GB; beyond it, allocations wait for memory to come free."""
+    """Limits MLX to `limit_gb` GB in this process. Allocations beyond it wait for free memory."""
     import mlx.core as mx
 
     mx.set_memory_limit(int(limit_gb * BYTES_PER_GB))
 
 
 def clear_cache() -> None:
-    """Gives the buffers that MLX keeps for reuse back to the system."""
+    """Returns MLX's cached buffers to the system."""
     import mlx.core as mx
 
     mx.clear_cache()
@@ -38,7 +38,7 @@ def clear_cache() -> None:
 
 
 def trim_allocator() -> None:
-    """Gives freed memory that glibc holds on to back to the system. MLX's own buffers stay."""
+    """Returns memory that glibc has freed but retained to the system. Does not touch MLX's buffers."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 

@@ -1,4 +1,4 @@
-"""Which build of MLX's library is installed: CPU, CUDA or Metal. Looks at files and package records; imports no MLX."""
+"""Detects the installed build of MLX (CPU, CUDA or Metal) from files and package records. Does not import MLX."""
 
 import functools
 import importlib.metadata
@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 
 _BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal")
-"""The distributions that bring the library. On Linux each of them writes `mlx/lib/libmlx.so`."""
+"""The distributions with the library. On Linux each of them installs `mlx/lib/libmlx.so`."""
 _LIBRARY = "mlx/lib/libmlx.so"
 
 
 @functools.cache
 def installed_builds() -> tuple[str, ...]:
-    """The distributions that are installed. More than one means that they have overwritten each other's files."""
+    """The installed distributions. Several distributions overwrite each other's files."""
     return tuple(name for name in _BUILDS if _distribution(name) is not None)
 
 
 @functools.cache
 def build_in_place() -> str | None:
-    """The distribution whose library lies in MLX's folder; None for an MLX that was built from source."""
+    """The distribution whose library is in MLX's folder. None for a build from source."""
     builds = installed_builds()
     return builds[0] if len(builds) == 1 else next(filter(_wrote_the_library, builds), None)
 
@@ -33,7 +33,7 @@ def computes_on_cpu() -> bool:
 
 
 def why_mlx_cannot_run() -> str | None:
-    """The sentence for an installation on Linux without MLX's library; None where MLX can be imported."""
+    """The message for a Linux installation without MLX's library. None if MLX can be imported."""
     if sys.platform != "linux" or not _library_is_missing():
         return None
     if shutil.which("nvidia-smi") is not None:
@@ -44,12 +44,12 @@ def why_mlx_cannot_run() -> str | None:
 
 
 def why_builds_conflict() -> str | None:
-    """What is wrong with several builds in one environment, and the remedy; None for one build or none."""
+    """The fault of several builds in one environment, and the remedy. None for at most one build."""
     builds = installed_builds()
     if sys.platform != "linux" or len(builds) < 2:
         return None
     return (
-        f"{' and '.join(builds)} are installed over each other; MLX's library is of {build_in_place() or 'neither'}. "
+        f"{' and '.join(builds)} overwrite each other; the MLX library in use is from {build_in_place() or 'neither'}. "
         f"Keep one: pip uninstall -y {' '.join(builds)} && {install_command(extra_of(builds[-1]))}."
     )
 
@@ -64,7 +64,7 @@ def extra_of(build: str) -> str:
 
 
 def _library_is_missing() -> bool:
-    """A build from source may have all of MLX in `core`, which then does not name the library."""
+    """A build from source may link all of MLX into `core`, which then does not name the library."""
     spec = importlib.util.find_spec("mlx")
     places = [Path(place) for place in spec.submodule_search_locations or ()] if spec is not None else []
     if any((place / "lib" / "libmlx.so").is_file() for place in places):
@@ -73,7 +73,7 @@ def _library_is_missing() -> bool:
 
 
 def _wrote_the_library(build: str) -> bool:
-    """By its size: the records of the builds differ in it."""
+    """Compares the file's size with the distribution's record; the builds differ in size."""
     distribution = _distribution(build)
     for file in (distribution.files if distribution is not None else None) or ():
         if str(file) == _LIBRARY:

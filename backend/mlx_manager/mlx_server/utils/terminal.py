@@ -1,4 +1,4 @@
-"""The terminal that a server was started in, whose window may be closed."""
+"""Detects that the terminal in which the server was started has closed."""
 
 import os
 import signal
@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 
 def terminal_watch() -> Callable[[], bool]:
-    """Tells whether the terminal that this process has now has been closed since.
+    """Returns a function that tells whether this process's current terminal has closed since.
 
-    Never, where it has none, or is told to outlive it (nohup).
+    The function always returns False without a terminal, or with SIGHUP ignored (nohup).
     """
     outlives = not _has_terminal() or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return lambda: not outlives and not _has_terminal()
 
 
 def _has_terminal() -> bool:
-    """A process whose terminal was closed has none any more."""
+    """False for a process without a controlling terminal, or whose terminal was closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY))
     except OSError:

@@ -63,13 +63,13 @@ def test_a_model_that_cannot_chat_has_no_fault(tokenizer: Tokenizer) -> None:
     [
         (f"{EACH}{{{{ m.content }}}}{{% endfor %}}", "does not show tools"),
         (f"{{{{ tools }}}}{EACH}{{{{ m.content }}}}{{% endfor %}}", "leaves tool calls out"),
-        (f"{{% if tools %}}{REFUSE}{{% endif %}}{EACH}{{{{ m.content }}}}{{% endfor %}}", "does not take tools"),
+        (f"{{% if tools %}}{REFUSE}{{% endif %}}{EACH}{{{{ m.content }}}}{{% endfor %}}", "does not accept tools"),
         (
             f"{{{{ tools }}}}{EACH}{{% if m.role != 'tool' %}}{{{{ m.content or '' }}}}{CALLS}{{% endif %}}"
             "{% endfor %}",
             "leaves the results",
         ),
-        (f"{{{{ tools }}}}{EACH}{{{{ m.content }}}}{{{{ m.tool_calls }}}}{{% endfor %}}", "form of the tool calls"),
+        (f"{{{{ tools }}}}{EACH}{{{{ m.content }}}}{{{{ m.tool_calls }}}}{{% endfor %}}", "unknown format"),
     ],
 )
 def test_tools_are_shown_by_a_prompt_where_the_template_leaves_a_part_of_them_out(

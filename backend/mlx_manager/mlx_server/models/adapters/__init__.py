@@ -1,4 +1,4 @@
-"""Adapters for model families, by protocol."""
+"""Adapters for model families: prompts, stop tokens and output formats."""
 
 from mlx_manager.mlx_server.models.adapters.base import DefaultAdapter, ModelAdapter
 from mlx_manager.mlx_server.models.adapters.llama import LlamaAdapter

@@ -1,4 +1,4 @@
-"""What differs between model families on the way in: the chat template and the stop tokens. Knows no engine."""
+"""The adapter protocol for model families: chat templates and stop tokens. Knows no engine."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
@@ -10,12 +10,12 @@ from mlx_manager.mlx_server.models.adapters.tool_messages import with_arguments_
 from mlx_manager.mlx_server.models.tokenization import Tokenizer
 
 TEMPLATE_FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a template that does not take some messages makes `apply_chat_template` raise."""
+"""Exceptions that `apply_chat_template` raises for messages that the template does not accept."""
 
 
 @runtime_checkable
 class ModelAdapter(Protocol):
-    """The seam for a model family. Register an implementation with `register_adapter`."""
+    """Adapts one model family. Register an implementation with `register_adapter`."""
 
     @property
     def family(self) -> str: ...
@@ -27,9 +27,9 @@ class ModelAdapter(Protocol):
         add_generation_prompt: bool = True,
         **template_kwargs: Any,
     ) -> str:
-        """The prompt's text, special tokens written out. Raises ChatTemplateMissing.
+        """The prompt's text, with special tokens as text. Raises ChatTemplateMissing.
 
-        `messages` are OpenAI's, so the arguments of tool calls are JSON in a string.
+        `messages` have OpenAI's form, so the arguments of tool calls are JSON text.
         """
         ...
 
@@ -39,7 +39,7 @@ class ModelAdapter(Protocol):
 
 
 class DefaultAdapter:
-    """Any model whose tokenizer brings its own chat template and names its own end-of-sequence tokens."""
+    """Uses the chat template and the end-of-sequence tokens of the model's tokenizer."""
 
     family = "default"
 
@@ -52,13 +52,13 @@ class DefaultAdapter:
     ) -> str:
         if not getattr(tokenizer, "has_chat_template", True):
             raise ChatTemplateMissing(
-                "The model has no chat template, so it cannot chat. Use /v1/completions, or an instruct version of it.",
+                "The model has no chat template, so it cannot chat. Use /v1/completions, or an instruct model.",
                 param="model",
             )
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, **template_kwargs}
         try:
             return str(tokenizer.apply_chat_template(with_arguments_as_objects(messages), **options))
-        except TypeError:  # the templates of DeepSeek V3 and R1 put the arguments' text together with other text
+        except TypeError:  # the templates of DeepSeek V3 and R1 concatenate the arguments as text
             return str(tokenizer.apply_chat_template(with_arguments_as_text(messages), **options))
 
     def get_stop_tokens(self, tokenizer: Tokenizer) -> list[int]:
@@ -66,12 +66,12 @@ class DefaultAdapter:
 
 
 def _eos_token_ids(tokenizer: Tokenizer) -> list[Any]:
-    """A set of them; a tokenizer of another library may have none."""
+    """Sorted. Empty for tokenizers without this attribute."""
     ids = getattr(tokenizer, "eos_token_ids", None)
     return sorted(ids) if isinstance(ids, set | frozenset | list | tuple) else []
 
 
 def unique_ids(candidates: Iterable[Any]) -> list[int]:
-    """The token ids among `candidates`, in order, each once; a tokenizer may answer None, or a list, for one."""
+    """The token ids among `candidates`, in order, each once. A candidate may be None or a list."""
     flat = (token for c in candidates for token in (c if isinstance(c, list | tuple) else [c]))
     return list(dict.fromkeys(token for token in flat if isinstance(token, int)))

@@ -1,4 +1,4 @@
-"""Families whose turns end with tokens of their own beside the tokenizer's end of sequence, and what else they need."""
+"""Families with additional tokens that end a turn, and Mistral's tool call ids. Knows no engine."""
 
 import hashlib
 import re
@@ -15,11 +15,11 @@ TURN_END_TOKENS = {
     "glm": ("<|user|>", "<|observation|>", "<|endoftext|>"),
     "gpt_oss": ("<|return|>", "<|call|>"),
 }
-"""Ends of a turn, also of one that waits for a tool's result."""
+"""Tokens that end a turn, including turns that wait for a tool's result."""
 
 
 class FamilyAdapter(DefaultAdapter):
-    """Stops at those of `turn_end_tokens` that the vocabulary has, too."""
+    """Also stops at those `turn_end_tokens` that the vocabulary contains."""
 
     def __init__(self, family: str, turn_end_tokens: tuple[str, ...]) -> None:
         self.family = family
@@ -33,7 +33,7 @@ class FamilyAdapter(DefaultAdapter):
 
 
 class MistralAdapter(DefaultAdapter):
-    """Mistral's templates take ids of tool calls of nine letters and digits only: others are made such."""
+    """Converts tool call ids to nine letters and digits, the only form that Mistral's templates accept."""
 
     family = "mistral"
 

@@ -1,10 +1,10 @@
-"""The Llama family, whose turns end with tokens of their own beside the tokenizer's end of sequence."""
+"""The adapter for the Llama family, with its additional tokens that end a turn."""
 
 from mlx_manager.mlx_server.models.adapters.families import FamilyAdapter
 from mlx_manager.mlx_server.models.tokenization import Tokenizer
 
 TURN_END_TOKENS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_turn|>", "<|eot|>", "<|eom|>")
-"""End of a turn, end of a message that calls a tool, what some fine-tunes write instead, and Llama 4's first two."""
+"""End of a turn, end of a message with a tool call, a variant of fine-tunes, and Llama 4's names for the first two."""
 
 
 class LlamaAdapter(FamilyAdapter):

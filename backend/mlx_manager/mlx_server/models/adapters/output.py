@@ -1,6 +1,6 @@
-"""What differs between model families on the way out: the format of a model's output.
+"""The output format of a model: how it writes reasoning and tool calls. Does not parse output.
 
-An adapter may say so itself, with `output_format`; of all others the chat template is read.
+An adapter may define it with `output_format`. Otherwise it is detected from the chat template.
 """
 
 from typing import Protocol, runtime_checkable
@@ -11,12 +11,12 @@ from mlx_manager.mlx_server.parsers.detect import detect_format
 from mlx_manager.mlx_server.parsers.formats import OutputFormat
 
 PYTHON_TEMPLATES = {"deepseek_v32": "<｜DSML｜function_calls> <think> </think>"}
-"""The markers that chat templates write which mlx-lm brings as Python code, by their names."""
+"""The markers that mlx-lm's Python chat templates write, by template name."""
 
 
 @runtime_checkable
 class FormatsOutput(Protocol):
-    """What an adapter may have beside the members of `ModelAdapter`."""
+    """Optional method of an adapter."""
 
     def output_format(self, tokenizer: Tokenizer) -> OutputFormat: ...
 
@@ -29,7 +29,7 @@ def get_output_format(adapter: ModelAdapter, tokenizer: Tokenizer) -> OutputForm
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """The tokens that are special in this vocabulary, with their ids."""
+    """The special tokens of the vocabulary, with their ids."""
     return {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 

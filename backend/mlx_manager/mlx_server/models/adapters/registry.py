@@ -1,4 +1,4 @@
-"""Which adapter serves which model: the family is read from the model's name, then from its config."""
+"""Chooses a model's adapter by its family, detected from the model's name, then from its config."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ _FAMILY_PATTERNS = {
     "qwen": re.compile(r"qwen|qwq"),
     "mistral": re.compile(r"mistral|mixtral|ministral|codestral|devstral"),
     "gemma": re.compile(r"gemma"),
-    "phi": re.compile(r"(?<![a-z])phi(?![a-z])"),  # and no dolphin
+    "phi": re.compile(r"(?<![a-z])phi(?![a-z])"),  # but not dolphin
     "deepseek": re.compile(r"deepseek"),
     "glm": re.compile(r"(?<![a-z])(chat)?glm"),
     "gpt_oss": re.compile(r"gpt[-_]oss"),
@@ -31,43 +31,43 @@ _adapters: dict[str, ModelAdapter] = {
 
 
 def register_adapter(family: str, adapter: ModelAdapter) -> None:
-    """Serves the models of `family` with `adapter` from now on; loaded models keep the one they have."""
+    """Registers `adapter` for models of `family` that are loaded from now on."""
     if isinstance(adapter, type) or not isinstance(adapter, ModelAdapter):
-        raise TypeError(f"{adapter!r} is no ModelAdapter: it needs family, apply_chat_template and get_stop_tokens.")
+        raise TypeError(f"Invalid adapter {adapter!r}. Give it family, apply_chat_template and get_stop_tokens.")
     _adapters[family.lower()] = adapter
 
 
 def get_supported_families() -> list[str]:
-    """Families with an adapter of their own, and "default"."""
+    """Families that have an adapter, and "default"."""
     return list(_adapters)
 
 
 def get_adapter(model_id: str, model_path: Path | None = None) -> ModelAdapter:
-    """The adapter of the model's family, or the default one where the family has none."""
+    """The adapter of the model's family, or the default adapter."""
     return _adapters.get(detect_model_family(model_id, model_path), _adapters["default"])
 
 
 def detect_model_family(model_id: str, model_path: Path | None = None) -> str:
-    """The family that the id's last part tells, else the `model_type` in the model folder's config, else "default".
+    """The family in the last part of the id, else in `model_type` of the model's config.json, else "default".
 
-    `model_path` is that folder; without it, `model_id` may be one.
+    `model_path` is the model's folder. Without it, `model_id` may be a folder.
     """
     name = model_id.rstrip("/").rsplit("/", 1)[-1]
     family = _match(name) or _match(_model_type(model_path or Path(model_id)))
     if family is None:
-        logger.info("No family is known for model %s: using the default adapter", model_id)
+        logger.info("Unknown family of model %s: using the default adapter", model_id)
     return family or "default"
 
 
 def _match(text: str) -> str | None:
-    """The family whose name comes first: "Mistral-7B-distill-llama" is a Mistral."""
+    """The family whose name comes first in the text: "Mistral-7B-distill-llama" is a Mistral."""
     lowered = text.lower()
     found = [(m.start(), family) for family, pattern in _FAMILY_PATTERNS.items() if (m := pattern.search(lowered))]
     return min(found)[1] if found else _registered_name(lowered)
 
 
 def _registered_name(lowered: str) -> str | None:
-    """Families that were registered beside the ones known here match by their name."""
+    """Families registered by `register_adapter` match by name."""
     known = {"default", *_FAMILY_PATTERNS}
     return next((family for family in _adapters if family not in known and family in lowered), None)
 

@@ -1,4 +1,4 @@
-"""A check at load: the model's own template shows tools, calls and results, and the parser reads the calls back."""
+"""Checks at load that a chat template renders tools, calls and results, and that the parser reads the calls back."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mlx_manager.mlx_server.parsers.formats import OutputFormat
 from mlx_manager.mlx_server.parsers.pieces import Piece, Tool, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 NullContent = Literal["null", "absent", "empty"]
-"""How a message with calls and no text reaches a template: content None, no content at all, or ""."""
+"""The content of a message with calls and no text: None, absent, or ""."""
 
 TOOL = Tool(
     "look_up_weather",
@@ -43,7 +43,7 @@ OPENAI_TOOL = {
 
 @dataclass(frozen=True, slots=True)
 class ToolCheck:
-    """`fault` says why the template's way with tools is not `native`, or what may fail although it is."""
+    """`fault` says why the template does not support tools natively, or what may fail although it does."""
 
     native: bool
     null_content: NullContent = "empty"
@@ -59,17 +59,17 @@ def check_tools(tokenizer: Tokenizer, adapter: ModelAdapter, output_format: Outp
         try:
             fault = _why_not_shown(tokenizer, adapter, call)
             if fault is None and output_format.name == "plain":
-                fault = "the form of the tool calls in the chat template is unknown"
+                fault = "the chat template writes tool calls in an unknown format"
             if fault is None:
                 return ToolCheck(True, null_content, _why_not_read(tokenizer, adapter, output_format, call))
             faults.append(fault)
         except TEMPLATE_FAILURES as exc:
-            faults.append(f"the chat template does not take tools and tool calls: {type(exc).__name__}: {exc}")
+            faults.append(f"the chat template does not accept tools and tool calls: {type(exc).__name__}: {exc}")
     return ToolCheck(False, fault=faults[-1])
 
 
 def with_null_content(message: dict[str, Any], form: NullContent) -> dict[str, Any]:
-    """The message, which has a content, in that form where its content is None."""
+    """The message, with a None content in the given form."""
     if form == "null" or message["content"] is not None:
         return message
     others = {name: value for name, value in message.items() if name != "content"}
@@ -80,9 +80,9 @@ def _why_not_shown(tokenizer: Tokenizer, adapter: ModelAdapter, call: dict[str, 
     prompt = _render(tokenizer, adapter, [QUESTION], True)
     if TOOL.name not in prompt:
         return "the chat template does not show tools to the model"
-    said = _said(tokenizer, adapter, call)
-    if TOOL.name not in said or said.count("None") > prompt.count("None"):
-        return "the chat template leaves tool calls out of the messages before"
+    shown = _assistant_text(tokenizer, adapter, call)
+    if TOOL.name not in shown or shown.count("None") > prompt.count("None"):
+        return "the chat template leaves tool calls out of earlier messages"
     if RESULT["content"] not in _render(tokenizer, adapter, [QUESTION, call, RESULT], True):
         return "the chat template leaves the results of tools out"
     return None
@@ -95,14 +95,14 @@ def _why_not_read(
     continues = _render(tokenizer, adapter, [QUESTION, call], False).startswith(prompt)
     opened = continues and output_format.opens_reasoning(prompt)
     parser = output_format.make_parser([TOOL], opened_reasoning=opened)
-    pieces = parser.feed(_said(tokenizer, adapter, call)) + parser.flush()
+    pieces = parser.feed(_assistant_text(tokenizer, adapter, call)) + parser.flush()
     if _calls(pieces) == [(TOOL.name, ARGUMENTS)]:
         return None
-    return f"a tool call that the chat template writes is not one that the {output_format.name!r} parser reads"
+    return f"the {output_format.name!r} parser does not read the tool call that the chat template writes"
 
 
-def _said(tokenizer: Tokenizer, adapter: ModelAdapter, call: dict[str, Any]) -> str:
-    """What the template adds to the question for the assistant's turn."""
+def _assistant_text(tokenizer: Tokenizer, adapter: ModelAdapter, call: dict[str, Any]) -> str:
+    """The text that the template adds to the question for the assistant's turn."""
     answered = _render(tokenizer, adapter, [QUESTION, call], False)
     prompt = _render(tokenizer, adapter, [QUESTION], True)
     if answered.startswith(prompt):

@@ -1,4 +1,4 @@
-"""Messages with tool calls, as chat templates want them."""
+"""Converts messages with tool calls to the forms that chat templates accept."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ Message = dict[str, Any]
 
 
 def with_arguments_as_objects(messages: list[Message]) -> list[Message]:
-    """Most templates write the arguments as JSON themselves. What is no object in JSON stays as it is."""
+    """Parses JSON arguments to objects, which most templates expect. Other arguments stay as they are."""
     return [_map_functions(message, _object_arguments) for message in messages]
 
 
@@ -17,7 +17,7 @@ def with_arguments_as_text(messages: list[Message]) -> list[Message]:
 
 
 def with_call_ids(messages: list[Message], make_id: Callable[[str], str]) -> list[Message]:
-    """The ids of the calls and of their results, both as `make_id` makes them."""
+    """Replaces the ids of calls and results by `make_id(id)`."""
     return [_map_ids(message, make_id) for message in messages]
 
 

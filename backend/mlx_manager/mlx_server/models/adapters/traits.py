@@ -1,6 +1,6 @@
-"""What a model's chat template accepts, found out once, when the model is loaded, by rendering short chats.
+"""Probes which chats a model's template accepts, by rendering short chats when the model is loaded.
 
-A template that leaves a message out, or moves it, has not accepted it, whether it raises or not.
+A template that raises, omits a message, or moves it does not accept the chat.
 """
 
 from dataclasses import dataclass, replace
@@ -27,24 +27,24 @@ Message = dict[str, Any]
 class TemplateTraits:
     """The defaults are the traits of a template that accepts every chat.
 
-    With `native_tools` the template writes tools, calls and results itself; `null_content` is how it wants the content
-    of a message that has calls and no text.
+    With `native_tools` the template renders tools, calls and results itself. `null_content` is the form that it accepts
+    for the content of a message with calls and no text.
     """
 
     native_tools: bool = True
     null_content: NullContent = "null"
     system: bool = True
     only_system: bool = True
-    """Whether a system message may stand without a user message."""
+    """Whether a chat may consist of a system message only."""
     several_systems: bool = True
-    """Whether more than one may stand at the beginning."""
+    """Whether a chat may begin with several system messages."""
     late_systems: bool = True
-    """Whether one may stand behind other messages."""
+    """Whether a system message may follow other messages."""
     user_runs: bool = True
     """Whether one user message may follow another."""
     assistant_runs: bool = True
     assistant_first: bool = True
-    """Whether the assistant may speak before the user."""
+    """Whether an assistant message may come first."""
     user_after_result: bool = True
     """Whether a user message may follow a tool's result."""
 
@@ -52,7 +52,7 @@ class TemplateTraits:
 def probe_template(
     tokenizer: Tokenizer, adapter: ModelAdapter, output_format: OutputFormat
 ) -> tuple[TemplateTraits, str | None]:
-    """The traits, and what is wrong with the template's tool calls if anything is."""
+    """The traits, and the fault in the template's tool calls, if any."""
     try:
         if not _Probe(tokenizer, adapter).shows([_ask(1)]):
             return TemplateTraits(), "the chat template does not render a single question"
@@ -91,7 +91,7 @@ def _probe_roles(probe: "_Probe") -> TemplateTraits:
 
 
 class _Probe:
-    """Raises ChatTemplateFailed and ChatTemplateMissing; other failures of the template are an answer."""
+    """Renders probe chats. Raises ChatTemplateFailed and ChatTemplateMissing; other failures mean "not accepted"."""
 
     def __init__(self, tokenizer: Tokenizer, adapter: ModelAdapter, options: dict[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
@@ -99,7 +99,7 @@ class _Probe:
         self._options = options if options is not None else {}
 
     def shows(self, messages: list[Message], in_order: bool = True) -> bool:
-        """Whether the prompt has the content of all messages, in their order."""
+        """Whether the prompt contains the content of all messages, in order."""
         try:
             prompt = self._adapter.apply_chat_template(self._tokenizer, messages, **self._options)
         except TEMPLATE_FAILURES:

@@ -1,4 +1,4 @@
-"""The tokens that a model's own chat template writes at the end of the assistant's turn."""
+"""Detects the tokens that a model's chat template writes at the end of the assistant's turn."""
 
 from jinja2 import TemplateError
 
@@ -13,9 +13,9 @@ _ANSWER = {"role": "assistant", "content": "Wordiness"}
 
 
 def turn_end_tokens(tokenizer: Tokenizer, adapter: ModelAdapter, output_format: OutputFormat) -> list[int]:
-    """Renders a short chat: for a thread. Empty where the template ends a turn with text, or with nothing."""
+    """Renders a short chat: call it in a thread. Empty where the template ends a turn with text or nothing."""
     added = {str(token): number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
-    if output_format.name == "harmony":  # its templates may write <|end|>, which ends its reasoning too
+    if output_format.name == "harmony":  # its templates may write <|end|>, which also ends reasoning
         ends: tuple[str | None, ...] = TURN_END_TOKENS["gpt_oss"]
     else:
         ends = (_end_of_answer(tokenizer, adapter, list(added)),)
@@ -23,7 +23,7 @@ def turn_end_tokens(tokenizer: Tokenizer, adapter: ModelAdapter, output_format: 
 
 
 def _end_of_answer(tokenizer: Tokenizer, adapter: ModelAdapter, added: list[str]) -> str | None:
-    """The token right behind the answer, unless it is one that opens a turn."""
+    """The token right after the answer, unless that token opens a turn."""
     try:
         asked = adapter.apply_chat_template(tokenizer, [_QUESTION], add_generation_prompt=False)
         opened = adapter.apply_chat_template(tokenizer, [_QUESTION], add_generation_prompt=True)
