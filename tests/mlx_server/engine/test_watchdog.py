@@ -19,7 +19,7 @@ async def verdict(watchdog: Watchdog, within_seconds: float) -> str | None:
 async def test_silence_beyond_the_limit_is_the_end() -> None:
     watchdog = Watchdog(WatchdogLimits(silence_seconds=0.1))
     watchdog.heard()
-    assert "has said nothing" in (await verdict(watchdog, 5) or "")
+    assert "has not responded" in (await verdict(watchdog, 5) or "")
 
 
 async def test_worker_that_still_imports_has_more_time() -> None:

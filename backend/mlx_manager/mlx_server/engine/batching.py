@@ -65,7 +65,7 @@ def try_batching(model: nn.Module, vocabulary_size: int) -> Batching:
         return Batching(prefills=False, decodes=False)
     fault = trial.fault(trial.prefilled)
     if fault is not None:
-        logger.warning("This model takes in one prompt at a time: %s", fault)
+        logger.warning("This model prefills one prompt at a time: %s", fault)
     return Batching(prefills=fault is None, decodes=True)
 
 
@@ -106,7 +106,7 @@ class _Trial:
         if max(distances) <= LOUD and min(distances[1:]) <= self._tolerance:
             return None
         apart = " ".join(f"{distance:.2f}" for distance in distances)
-        return f"with {type(self._model).__module__} a batch changes the logits of its rows by {apart} of their spread"
+        return f"batching changes the logits of {type(self._model).__module__} by {apart} of their spread"
 
     def decoded(self) -> mx.array:
         """Of rows that were prefilled alone."""

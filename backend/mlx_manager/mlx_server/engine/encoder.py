@@ -63,7 +63,7 @@ class Encoder:
             case Cancel(sequence):
                 self._queue.cancel(sequence)
             case _:
-                raise ValueError(f"A worker that embeds got a message of another kind: {type(message).__name__}")
+                raise ValueError(f"An encoder cannot handle the message {type(message).__name__}.")
 
     def step(self) -> list[UpMessage]:
         """One batch. It takes about as long as a chunk of a prompt may, so that others soon have their turn."""
@@ -79,7 +79,7 @@ class Encoder:
         except (RuntimeError, MemoryError, ValueError) as exc:  # of MLX, where memory does not suffice, say
             return self._give_up(batch, f"{type(exc).__name__}: {exc}")
         if not np.isfinite(vectors).all():
-            return self._give_up(batch, "The model's numbers are not finite.")
+            return self._give_up(batch, "the model's output is not finite")
         self._note_rate(batch, time.perf_counter() - began)
         events: list[UpMessage] = []
         for request, group in groupby(range(len(texts)), lambda index: texts[index].request):

@@ -75,7 +75,7 @@ class Generator:
             case Cancel(sequence):
                 self._core.cancel(sequence)
             case _:
-                raise ValueError(f"A worker that generates got a message of another kind: {type(message).__name__}")
+                raise ValueError(f"A generator cannot handle the message {type(message).__name__}.")
 
     def limit(self, limits: Limits) -> list[UpMessage]:
         self._core.limit(self._kv_bytes(limits), limits.prefix_cache_bytes)

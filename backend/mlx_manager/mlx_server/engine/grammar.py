@@ -117,7 +117,10 @@ class GrammarCompiler(Generic[T]):
         from llguidance import LLTokenizer
 
         if not self._tokenizer_file.exists():
-            raise InvalidGrammar("this model has no tokenizer.json, which constrained answers need")
+            raise InvalidGrammar(
+                "The model has no tokenizer.json, which grammar-constrained output requires. Use another model, or "
+                "send the request without a grammar."
+            )
         return LLTokenizer(str(self._tokenizer_file), n_vocab=self._vocabulary_size)
 
     def _remember(self, grammar: str, matcher: "LLMatcher") -> None:
@@ -134,7 +137,8 @@ def _compile(tokenizer: "LLTokenizer", grammar: str) -> "LLMatcher":
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
-        raise InvalidGrammar(f"the model cannot follow the grammar: {matcher.get_error().splitlines()[0]}")
+        reason = matcher.get_error().splitlines()[0].rstrip(".")
+        raise InvalidGrammar(f"The model cannot follow the grammar: {reason}. Simplify the grammar.")
     return matcher
 
 
@@ -238,7 +242,7 @@ class Constraint:
             for token in self.stop_tokens:
                 _allow(bits, token)
         if not bits.any():
-            self.failure = "the model has no token that its grammar could go on with"
+            self.failure = "no token of the model can continue its grammar"
             bits[:] = -1
 
 

@@ -52,8 +52,8 @@ def model_classes(config: Config) -> tuple[type[nn.Module], Any]:
     for setting, without in _without_each_setting(config):
         if (rope := rope_of(config)) is not None and rope == rope_of(without):
             raise UnusableConfig(
-                f"its config.json sets {setting}, and mlx-lm's {config['model_type']!r} ignores that, so that answers "
-                "would be wrong. Update mlx-lm, or use another model."
+                f"its config.json sets {setting}, which mlx-lm's {config['model_type']!r} ignores. Its answers would "
+                "be wrong. Update mlx-lm, or use another model."
             )
     return model_class, args_class
 

@@ -1,9 +1,8 @@
-"""What the engine does next: `plan` a step, have the runner run it, and `note` what came of it.
+"""The engine's scheduler: `plan` makes the next step, the runner runs it, and `note` records its outcome.
 
-Owns every decision: which prompts are taken in and by how much (`prompt_queue.py`, `pacing.py`), what memory they may
-take (`kv_memory.py`), which prefixes are kept (`prefix_tree.py`), who joins and leaves the batch and why a sequence
-ends. Its inputs are messages, times and the outcomes of runs, and the same inputs give the same plans. Knows no arrays
-and does not import MLX.
+Owns every decision: chunked prefill (`prompt_queue.py`, `pacing.py`), KV memory (`kv_memory.py`), stored prefixes
+(`prefix_tree.py`), which sequences join and leave the batch, and finish reasons. Deterministic: the same messages, times
+and outcomes give the same plans. Knows no arrays and does not import MLX.
 """
 
 from dataclasses import replace
@@ -40,15 +39,15 @@ WAIT = Plan(wait=True)
 
 
 class Scheduler:
-    """`submit` and `cancel` at any time between a `note` and the next `plan`."""
+    """Call `submit` and `cancel` at any time between a `note` and the next `plan`."""
 
     def __init__(self, facts: ModelFacts, kv_bytes: int, prefix_bytes: int, inter_token_seconds: float) -> None:
         self.memory = KvMemory.of(facts, kv_bytes)
         self.prefixes = PrefixTree(facts, min(prefix_bytes, kv_bytes))
         self.running: list[Sequence] = []
-        """Those that are decoded, in the order in which they joined."""
+        """Sequences that are decoded, in the order in which they joined."""
         self.busiest = 0
-        """The most sequences at once, in the busy time that goes on or in the last one."""
+        """The most concurrent sequences in the current busy period, or in the last one."""
         self._facts = facts
         self._max_rows = MAX_BATCH_ROWS if facts.decodes_together else 1
         self._queue = PromptQueue(self.prefixes, facts.prefills_together)
@@ -64,9 +63,9 @@ class Scheduler:
         self._longest = 0
         """Tokens of the longest running sequence."""
         self._joined: list[Sequence] = []
-        """Running sequences that have not been decoded yet: their last tokens are not in their caches."""
+        """Running sequences without a decode step so far: their caches lack their last tokens."""
         self._first_tokens_are_due = False
-        """Whether sequences have been decoded once: each step gives the tokens of the last."""
+        """Whether the next step returns first tokens: each step returns the tokens of the step before it."""
         self._decodes = False
         self._now = 0.0
 
@@ -76,17 +75,17 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything to plan."""
+        """Whether the next plan would have any content."""
         return bool(self._sequences or self._pending or self._forget or self.prefixes.has_edits)
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
-        """New limits. Stored prefixes go at once, sequences that do not fit at the next step."""
+        """Sets new limits: evicts stored prefixes now, and preempts sequences that do not fit at the next step."""
         self.memory = replace(self.memory, limit_bytes=kv_bytes)
         self.prefixes.limit_bytes = min(prefix_bytes, kv_bytes)
         self.prefixes.shrink(self.prefixes.limit_bytes)
 
     def submit(self, message: Submit, now: float) -> None:
-        """Admits the sequence, or refuses it: the next step's messages say which."""
+        """Admits or rejects the sequence; the next step's messages say which."""
         self._now = now
         refusal = self._refusal(message)
         if refusal is not None:
@@ -114,9 +113,9 @@ class Scheduler:
             self._drop([sequence])
 
     def plan(self, now: float) -> Plan:
-        """One decode step of all running sequences, or one chunk of waiting prompts when a chunk is due.
+        """Plans one decode step of all running sequences or, when one is due, one chunk of the waiting prompts.
 
-        With messages pending, the plan has neither, so that they are sent first.
+        While messages are pending, the plan has neither, so the worker sends them first.
         """
         self._now = now
         self._decodes = False
@@ -133,7 +132,7 @@ class Scheduler:
         return WAIT if self._compiling and not self._pending else NOTHING
 
     def note(self, outcome: Outcome) -> list[UpMessage]:
-        """Takes in the outcome of the last plan, and gives the messages for the API."""
+        """Records the outcome of the last plan and returns the messages for the API."""
         messages, self._pending = self._pending, []
         for kept in outcome.kept:
             self.prefixes.correct(kept)
@@ -156,16 +155,14 @@ class Scheduler:
         return Admitted(sequence.number)
 
     def _next_turn(self) -> Turn | None:
-        """The next chunk, if one is due. Memory is checked first: where it is full, the step is an ordinary decode."""
+        """The next chunk, if one is due and fits into memory; otherwise the step decodes."""
         if not self._queue or not self._chunk_is_due() or not self._queue.may_choose(self._may_hold):
             return None
         while True:
             version = self.prefixes.version
             turn = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._may_hold)
             if turn is None or (len(turn.prompts) == 1 and (self._joined or self._first_tokens_are_due)):
-                return (
-                    None  # the next step gives first tokens: a long prompt waits for them, a burst of short ones joins
-                )
+                return None  # the next step returns first tokens: only a group of short prompts may delay them
             self._fit_prefixes(*self._rows_with(turn.prompts))
             if self.prefixes.version == version:
                 return turn
@@ -210,7 +207,7 @@ class Scheduler:
                 self.prefixes.store(prompt.compared[:end], sequence.number)
             if not turn.completes:
                 continue
-            sequence.scores_prompt = False  # sent once, also for a sequence that begins again later
+            sequence.scores_prompt = False  # prompt logprobs are sent once, even if the sequence is preempted later
             self._join(sequence)
             if not sequence.generated:
                 messages.append(Prefilled(sequence.number, sequence.cached_tokens or 0, sequence.queue_seconds))
@@ -243,7 +240,7 @@ class Scheduler:
         return messages
 
     def _hand_out(self, outcome: Outcome) -> tuple[dict[int, FinishReason], list[int]]:
-        """Adds the tokens to their sequences: which of these end, and the places of tokens behind their ends."""
+        """Appends the tokens to their sequences. Returns finish reasons, and the indices of tokens after a finish."""
         finished: dict[int, FinishReason] = {}
         surplus: list[int] = []
         sequences, longest = self._sequences, self._longest
@@ -267,9 +264,9 @@ class Scheduler:
         return finished, surplus
 
     def _redraw(self, fallen_short: list[int]) -> None:
-        """Sequences that drew among too few tokens begin again from the tokens that they have, and then draw among all.
+        """Preempts sequences whose quick top-p draw was invalid. They resume with draws from the sorted vocabulary.
 
-        The next step, launched before the draw could be read, has overwritten the logits of the draw.
+        The logits of the invalid draw are gone: the next step was launched before the draw could be read.
         """
         for number in fallen_short:
             sequence = self._sequences[number]
@@ -279,14 +276,14 @@ class Scheduler:
             self._begin_again(sequence)
 
     def _may_hold(self, prompts: list[Prompt]) -> bool:
-        """Whether the caches of the prompts fit. One cache alone does: `submit` has checked it."""
+        """Whether the caches of the prompts fit. A single cache always fits: `submit` checks it."""
         rows, longest = self._rows_with(prompts)
         if rows == 1:
             return True
         return len(self.running) + len(prompts) <= self._max_rows and self.memory.fits(rows, longest)
 
     def _rows_with(self, prompts: list[Prompt]) -> tuple[int, int]:
-        """The number of caches, those of the prompts included, and the tokens of the longest at the next step."""
+        """The number of caches with those of `prompts`, and the length of the longest at the next step, in tokens."""
         rows, longest = len(self.running), self._longest + 1 if self.running else 0
         if not prompts and not self._queue.begun:
             return rows, longest
@@ -294,7 +291,7 @@ class Scheduler:
         return rows + len(waiting), max(longest, *(prompt.length for prompt in waiting))
 
     def _make_room(self) -> None:
-        """For one more token of every row: prefixes are evicted, then the last sequences to come begin again later."""
+        """Frees memory for one more token of every row: preempts the newest sequences, and evicts prefixes."""
         rows, longest = self._rows_with([])
         while rows > 1 and not self.memory.fits(rows, longest):
             begun = self._queue.begun
@@ -307,7 +304,7 @@ class Scheduler:
         self._fit_prefixes(rows, longest)
 
     def _fit_prefixes(self, rows: int, longest: int) -> None:
-        """Into what so many rows leave of the memory."""
+        """Shrinks the stored prefixes to the memory that `rows` rows leave free."""
         self.prefixes.room_bytes = self.memory.limit_bytes - self.memory.needed(rows, longest)
         self.prefixes.shrink(self.prefixes.room_bytes)
 
@@ -323,7 +320,7 @@ class Scheduler:
         self._longest = max((len(other.tokens) for other in self.running), default=0)
 
     def _drop(self, sequences: list[Sequence]) -> None:
-        """Forgets the sequences; what their caches hold is stored for the next."""
+        """Removes the sequences, and stores their caches as prefixes."""
         held = [(self._take_out(sequence), sequence.number) for sequence in sequences]
         self._fit_prefixes(*self._rows_with([]))
         for tokens, number in held:
@@ -352,24 +349,24 @@ class Scheduler:
         if message.thinking is not None and not self._knows(message.thinking):
             return RequestFailed(
                 message.sequence,
-                "the tokens that mark the model's thinking lie outside of its vocabulary of "
-                f"{self._facts.vocabulary_size}",
+                f"the model's thinking tokens are outside its vocabulary of {self._facts.vocabulary_size} tokens",
             )
         return None
 
     def _fault(self, message: Submit) -> str | None:
-        """Why the sequence must not reach MLX, where an index beyond the vocabulary is not checked again."""
+        """Why the sequence must not reach MLX, which does not check token ids."""
         prompt, largest, vocabulary = (
             message.prompt_tokens,
             self.memory.largest_sequence_tokens,
             self._facts.vocabulary_size,
         )
         if not prompt:
-            return "The prompt has no tokens."
+            return "The prompt has no tokens. Send at least one."
         if max(prompt) >= vocabulary or min(prompt) < 0:
-            return f"The prompt has token ids outside of the model's vocabulary of {vocabulary}."
+            wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+            return f"The prompt has token id {wrong}. Send ids from 0 to {vocabulary - 1}, the model's vocabulary."
         if message.max_tokens < 1:
-            return f"max_tokens is {message.max_tokens}. It must be 1 or more."
+            return f"max_tokens is {message.max_tokens}. Send 1 or more."
         if len(prompt) + message.max_tokens > largest:
             return (
                 f"The request needs {len(prompt) + message.max_tokens} tokens (prompt {len(prompt)} + completion "
@@ -385,7 +382,7 @@ class Scheduler:
 
 
 def _step(outcome: Outcome, surplus: list[int]) -> Step:
-    """Without the tokens at the places of `surplus`."""
+    """The outcome's tokens as a message, without those at the indices in `surplus`."""
     if not surplus:
         return Step(outcome.sequences, outcome.tokens, outcome.logprobs)
     kept = [place for place in range(len(outcome.sequences)) if place not in surplus]

@@ -264,7 +264,7 @@ def _read_messages(connection: socket.socket, inbox: "queue.SimpleQueue[DownMess
             inbox.put(decode_down(stream.read(int.from_bytes(length, "big"))))
         status = 0
     except msgspec.MsgspecError as exc:
-        print(f"The API process sent a message that this worker cannot read: {exc}", file=sys.stderr, flush=True)
+        print(f"Cannot decode a message from the API process: {exc}", file=sys.stderr, flush=True)
     finally:
         os._exit(status)
 

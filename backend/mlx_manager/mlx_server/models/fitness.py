@@ -48,10 +48,8 @@ def explain(failure: str) -> str:
     """The same for what a worker raised: the exception's name and message."""
     kind, _, message = failure.partition(": ")
     count, names = _weights_named(message)
-    if kind == "UnusableConfig":
+    if kind in ("UnusableConfig", "UnusableModel"):
         return message
-    if kind == "UnusableModel":
-        return f"{message}."
     if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
             "its files have no lm_head.weight, and its config.json has no tie_word_embeddings = true. Set that if the "
@@ -151,7 +149,7 @@ def _recipe_faults(folder: Path, kind: ModelKind) -> Iterator[str]:
     try:
         read_recipe(folder, kind)
     except UnusableModel as exc:
-        yield f"{exc}."
+        yield str(exc)
 
 
 def _foreign_quantization(config: dict[str, object]) -> dict[str, object]:

@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 
 def activation(name: str) -> Callable[[mx.array], mx.array]:
     if name not in ACTIVATIONS:
-        raise UnusableModel(f"its activation {name!r} is not supported. Use another model")
+        raise UnusableModel(f"its activation {name!r} is not supported. Use another model.")
     return ACTIVATIONS[name]
 
 

@@ -113,5 +113,5 @@ def _rope_base(config: dict[str, Any], is_local: bool) -> float:
     )
     parameters = (config.get("rope_parameters") or {}).get(name) or {}
     if config.get("rope_scaling") is not None or parameters.get("rope_type", "default") != "default":
-        raise UnusableModel("its rotary embedding is scaled, which is not supported for ModernBERT. Use another model")
+        raise UnusableModel("its rotary embedding is scaled, which is not supported for ModernBERT. Use another model.")
     return float(parameters.get("rope_theta", config.get(old, default)))

@@ -113,7 +113,8 @@ def _check(config: dict[str, Any]) -> None:
     for name, values in neutral.items():
         if name in config and config[name] not in values:
             raise UnusableModel(
-                f"its config.json sets {name} = {config[name]!r}, which is not supported for Nomic BERT"
+                f"its config.json sets {name} = {config[name]!r}, which is not supported for Nomic BERT. Use "
+                "another model."
             )
     if ((config.get("rope_parameters") or {}).get("rope_type", "default")) != "default":
-        raise UnusableModel("its rotary embedding is scaled, which is not supported for Nomic BERT")
+        raise UnusableModel("its rotary embedding is scaled, which is not supported for Nomic BERT. Use another model.")

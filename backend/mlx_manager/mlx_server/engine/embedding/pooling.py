@@ -36,10 +36,10 @@ class Dense(nn.Module):
         super().__init__()
         config, file = read_json(folder / "config.json"), folder / "model.safetensors"
         if not file.is_file():
-            raise UnusableModel(f"there is no {folder.name}/model.safetensors. Download the model again")
+            raise UnusableModel(f"there is no {folder.name}/model.safetensors. Download the model again.")
         name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
         if name not in ("Identity", "Tanh"):
-            raise UnusableModel(f"the activation {name!r} of its {folder.name} is not supported")
+            raise UnusableModel(f"the activation {name!r} of its {folder.name} is not supported. Use another model.")
         self._has_tanh = name == "Tanh"
         self.linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
         self.load_weights(str(file))

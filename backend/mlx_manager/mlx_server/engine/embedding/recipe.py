@@ -61,7 +61,7 @@ def read_recipe(folder: Path, kind: ModelKind) -> Recipe:
     model_type = str(config.get("model_type"))
     _check_family(config, model_type, kind)
     if not (folder / "tokenizer.json").is_file():
-        raise UnusableModel("there is no tokenizer.json in its folder. Copy it from the original model")
+        raise UnusableModel("its folder has no tokenizer.json. Copy it from the original model.")
     max_tokens = max_input_tokens(folder, config)
     if kind == "rerank":
         return Recipe(kind, model_type, config, max_tokens, ())
@@ -96,37 +96,37 @@ def _check_family(config: Config, model_type: str, kind: ModelKind) -> None:
     if model_type not in (*ENCODERS, *DECODERS, *BIDIRECTIONAL_DECODERS):
         raise UnusableModel(
             f"embedding models and rerankers of the model_type {model_type!r} are not supported. Use a model of one of "
-            f"these families: {_SERVED}"
+            f"these families: {_SERVED}."
         )
     if kind == "rerank":
         _check_reranker(config, model_type)
     if model_type in DECODERS and _may_see_later_tokens(config):
         raise UnusableModel(
             f"it attends to later tokens, and mlx-lm's {model_type!r} does not: its vectors would be wrong. Use "
-            "a model whose attention is causal, or an encoder"
+            "a model whose attention is causal, or an encoder."
         )
     if model_type in BIDIRECTIONAL_DECODERS and config.get("use_bidirectional_attention") is not True:
         raise UnusableModel(
             "its config.json has no use_bidirectional_attention = true, which models of the model_type 'gemma3_text' "
-            "need to embed. Use EmbeddingGemma"
+            "need to embed. Use EmbeddingGemma."
         )
     position_type = config.get("position_embedding_type", "absolute")
     if position_type not in ("absolute", "rope", "sans_pos"):
-        raise UnusableModel(f"its position_embedding_type {position_type!r} is not supported. Use another model")
+        raise UnusableModel(f"its position_embedding_type {position_type!r} is not supported. Use another model.")
     if config.get("is_decoder") is True:
-        raise UnusableModel("its config.json says is_decoder = true: it is no encoder. Use another model")
+        raise UnusableModel("its config.json sets is_decoder = true, but an encoder is needed. Use another model.")
 
 
 def _check_reranker(config: Config, model_type: str) -> None:
     if model_type not in ENCODERS or model_type == "nomic_bert":
         raise UnusableModel(
             f"sequence classifiers of the model_type {model_type!r} are not supported. Use a reranker of the families "
-            "BERT, RoBERTa, XLM-RoBERTa or ModernBERT, or a Qwen3-Reranker that generates"
+            "BERT, RoBERTa, XLM-RoBERTa or ModernBERT, or a Qwen3-Reranker that generates."
         )
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if count != 1:
-        raise UnusableModel(f"its classifier has {count} labels, and a reranker has one. Use another model")
+        raise UnusableModel(f"its classifier has {count} labels, and a reranker has one. Use another model.")
 
 
 def _may_see_later_tokens(config: Config) -> bool:
@@ -168,14 +168,16 @@ def _modules(folder: Path, model_type: str) -> tuple[tuple[str, ...], tuple[str,
         elif name == "Normalize":
             normalize = True
         elif name != "Transformer":
-            raise UnusableModel(f"its modules.json has a module {name!r}, which is not supported. Use another model")
+            raise UnusableModel(f"its modules.json has a module {name!r}, which is not supported. Use another model.")
     return pooling, tuple(dense), normalize
 
 
 def _inside(path: str) -> str:
     """A name of a folder in the model's own."""
     if ".." in _TIDY_SLASHES.split(path) or path.startswith("/"):
-        raise UnusableModel(f"its modules.json names the folder {path!r}, which lies outside of the model's")
+        raise UnusableModel(
+            f"its modules.json names the folder {path!r}, which is outside the model's folder. Use another model."
+        )
     return path
 
 
@@ -186,7 +188,10 @@ def _pooling(config: Config) -> tuple[str, ...]:
     chosen = (modes,) if isinstance(modes, str) else tuple(modes)
     unknown = set(chosen) - set(_POOLINGS.values())
     if unknown or not chosen:
-        raise UnusableModel(f"its pooling {', '.join(sorted(unknown)) or 'has no mode, which'} is not supported")
+        named = ", ".join(sorted(unknown)) or "without a mode"
+        raise UnusableModel(f"its pooling {named} is not supported. Use another model.")
     if config.get("include_prompt") is False:
-        raise UnusableModel("its pooling leaves prompts out (include_prompt = false), which is not supported")
+        raise UnusableModel(
+            "its pooling excludes prompts (include_prompt = false), which is not supported. Use another model."
+        )
     return chosen
