@@ -1,7 +1,7 @@
-"""The rows that are decoded together: one model call and one draw for all of them at each step.
+"""The decode batch: one model call and one draw for all rows at each step, on mlx-lm's models and caches.
 
-Built on mlx-lm's model and cache classes. The next step is launched before the tokens of the last one are read, so the
-device does not wait for Python. Runs in the worker, on the engine's thread.
+Launches the next step before it reads the tokens of the last one, so the device does not wait for Python. Runs in the
+worker, on the engine's thread.
 """
 
 from collections.abc import Collection
@@ -24,7 +24,7 @@ from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard
 
 @dataclass(slots=True, eq=False)
 class Drawing:
-    """How a sequence is drawn, by what it asks for and what it has drawn: a row of the batch once it has joined."""
+    """The sampling state of a sequence, which becomes a row of the batch when it joins."""
 
     submitted: Submit
     guard: Guard
@@ -32,7 +32,7 @@ class Drawing:
     context: TokenBuffer | None = None
     whole_nucleus: bool = False
     lead: int = 0
-    """How many more tokens its cache holds than the batch has had steps."""
+    """Tokens in its cache minus steps of the batch."""
 
     @property
     def sequence(self) -> int:
@@ -44,14 +44,14 @@ class Drawing:
 
     @property
     def failure(self) -> str | None:
-        """Why the sequence cannot go on."""
+        """Why the sequence must be aborted."""
         if self.guard.failure is not None:
             return f"sampling failed: {self.guard.failure!r}"
         return self.constraint.failure if self.constraint is not None else None
 
 
 class DecodeBatch:
-    """Rows join with their tokens prefilled but for the last one, which is their first input."""
+    """Rows join with all tokens prefilled except the last one, which is their first input."""
 
     def __init__(self, model: nn.Module, vocabulary_size: int, batching: Batching) -> None:
         self._model = model
@@ -70,13 +70,13 @@ class DecodeBatch:
         self._guarded = False
         self._constrained: list[Drawing] = []
         self._watched: list[Drawing] = []
-        """Rows that may fail or end by what they draw."""
+        """Rows that may fail or end by a draw."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def join(self, rows: list[Drawing], joins: list[Join], cache: Cache) -> None:
-        """Adds rows, whose `cache` holds all of their tokens but the last ones."""
+        """Adds rows; `cache` holds all of their tokens except the last ones."""
         for row, join in zip(rows, joins, strict=True):
             row.context = TokenBuffer(join.tokens[:-1]) if row.guard else None
             row.whole_nucleus = join.whole_nucleus
@@ -94,7 +94,7 @@ class DecodeBatch:
         self._rows_changed()
 
     def step(self) -> Outcome:
-        """Launches the next step, and gives the last one's token for each row that took part in it."""
+        """Launches the next step, and returns the tokens of the step before it."""
         inputs = self._inputs
         raw = self._model(inputs[:, None], cache=self._cache)[:, -1, :]
         logits, contexts = self._process(raw, inputs)
@@ -113,18 +113,18 @@ class DecodeBatch:
         return outcome
 
     def held(self, sequence: int) -> RowCache:
-        """The sequence's part of the cache."""
+        """The sequence's row of the cache."""
         if not self._batching.decodes:
             return RowCache(self._cache)
         place = self._sequences.index(sequence)
         return RowCache.of_batch(self._cache, place, self._rows[place].lead + self._steps)
 
     def wait(self) -> None:
-        """Until the step that was launched is done."""
+        """Waits until the launched step is done."""
         mx.eval(self._inputs)
 
     def remove(self, sequences: Collection[int]) -> None:
-        """Takes those of the sequences that are in the batch out of it."""
+        """Removes the sequences from the batch. Ignores those that are not in it."""
         keep = [i for i, sequence in enumerate(self._sequences) if sequence not in sequences]
         if len(keep) == len(self._rows):
             return
@@ -150,7 +150,7 @@ class DecodeBatch:
         self._watched = [row for row in rows if row.guard or row.constraint is not None]
 
     def _outcome(self, inputs: mx.array, fallen: list[Drawing], taken: TakenLogprobs | None) -> Outcome:
-        """The tokens of the last step, which `inputs` holds, but for those of the rows that have fallen short."""
+        """The tokens of the last step, which `inputs` holds, without those of invalid draws."""
         old = len(self._rows) - self._joined
         self._joined = 0
         drawn: Any = inputs.tolist()
@@ -171,13 +171,13 @@ class DecodeBatch:
         return outcome
 
     def _drawn_quickly(self) -> tuple[list[Drawing], mx.array] | None:
-        """Rows whose draw has to be checked, and whether each fell short (R,)."""
+        """Rows with a quick top-p draw, and whether each draw was invalid (R,)."""
         if self._sampler.short is None:
             return None
         return [self._rows[i] for i in self._sampler.short_rows], self._sampler.short
 
     def _fallen_short(self) -> list[Drawing]:
-        """Rows whose last draw was not valid. Waits for that draw."""
+        """Rows whose last draw was invalid. Waits for that draw."""
         if self._short is None:
             return []
         flags: Any = self._short[1].tolist()
@@ -185,7 +185,7 @@ class DecodeBatch:
         return [row for row in self._rows[: len(self._rows) - self._joined] if id(row) in fallen]
 
     def _constrain(self, logits: mx.array, inputs: mx.array) -> mx.array:
-        """Masks the constrained rows, for which their last tokens are read while the device computes the logits."""
+        """Masks the constrained rows. Reads their last tokens while the device computes the logits."""
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         tokens: Any = inputs.tolist()
         fallen = self._fallen_short()
@@ -199,12 +199,12 @@ class DecodeBatch:
         if not constrained:
             return logits
         rows = mx.array([i for i, _ in constrained])
-        masked = mx.array(logits)  # the logprobs are of those without a mask
+        masked = mx.array(logits)  # a copy: logprobs use the unmasked logits
         masked[rows] = mx.where(self._masks([constraint for _, constraint in constrained]), logits[rows], -mx.inf)
         return masked
 
     def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """The rows' processors, on the rows that have any."""
+        """Applies the logits processors of the rows that have any."""
         contexts: list[mx.array] = []
         if not self._guarded:
             return logits, contexts

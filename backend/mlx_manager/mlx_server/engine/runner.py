@@ -1,7 +1,7 @@
-"""Executes plans: the only part of the engine that owns arrays. It decides nothing.
+"""Executes plans: the only part of the engine that owns arrays. Makes no decisions.
 
-Holds the model, the caches of the prompts that are being taken in, the batch that is decoded (`batch.py`), the stored
-prefixes (`prefix_cache.py`) and the compiled grammars (`grammar.py`). Runs in the worker, on the engine's thread.
+Holds the model, the caches of prompts in prefill, the decode batch (`batch.py`), the stored prefixes
+(`prefix_cache.py`) and the compiled grammars (`grammar.py`). Runs in the worker, on the engine's thread.
 """
 
 import time
@@ -41,11 +41,11 @@ from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
 from mlx_manager.mlx_server.engine.sampling import Guard, MakeProcessors
 
 COMPILE_WAIT_SECONDS = 0.005
-"""How long a runner waits for a grammar, and a message for the engine, when there is nothing else to do."""
+"""Longest wait for a grammar when there is no other work. It also delays the next message."""
 
 
 class Runner:
-    """`run` plans, on the thread that made it."""
+    """Runs plans, on the thread that constructed it."""
 
     def __init__(self, model: nn.Module, make_processors: MakeProcessors, tokenizer_file: Path) -> None:
         cache = make_prompt_cache(model)
@@ -68,7 +68,7 @@ class Runner:
         self._grammars: GrammarCompiler[Drawing] = GrammarCompiler(tokenizer_file, vocabulary_size)
         self._drawings: dict[int, Drawing] = {}
         self._taken_in: dict[int, Cache] = {}
-        """Caches of sequences that have not joined the batch."""
+        """Caches of sequences in prefill."""
 
     def run(self, plan: Plan) -> Outcome:
         began = time.perf_counter()
@@ -171,7 +171,7 @@ class Runner:
 
 
 def _vocabulary_size(model: nn.Module, cache: Cache) -> int:
-    """Rows of the logits, read from a forward pass of one token, which warms the model up as well."""
+    """Width of the logits, from a forward pass of one token, which also warms the model up."""
     logits = model(mx.array([[0]]), cache=cache)
     mx.eval(logits)
     return int(logits.shape[-1])

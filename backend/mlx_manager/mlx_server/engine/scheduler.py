@@ -1,8 +1,8 @@
 """The engine's scheduler: `plan` makes the next step, the runner runs it, and `note` records its outcome.
 
 Owns every decision: chunked prefill (`prompt_queue.py`, `pacing.py`), KV memory (`kv_memory.py`), stored prefixes
-(`prefix_tree.py`), which sequences join and leave the batch, and finish reasons. Deterministic: the same messages, times
-and outcomes give the same plans. Knows no arrays and does not import MLX.
+(`prefix_tree.py`), which sequences join and leave the batch, and finish reasons. Deterministic: the same messages,
+times and outcomes give the same plans. Knows no arrays and does not import MLX.
 """
 
 from dataclasses import replace
