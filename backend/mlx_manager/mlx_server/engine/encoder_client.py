@@ -42,9 +42,9 @@ class EncoderClient(WorkerClient):
         second_at: list[int] | None = None,
         dimensions: int | None = None,
     ) -> bytes:
-        """The vectors or scores of texts in token ids, one behind the other, as float32; cancelled with the caller.
+        """The vectors or scores of texts in token ids, concatenated, as float32. Cancelled with its caller.
 
-        Raises EngineFailed when the worker dies or gives the request up.
+        Raises EngineFailed when the worker exits or aborts the request.
         """
         self._check_open()
         number, dimensions = next(self._numbers), dimensions if dimensions is not None else self.facts.dimensions
@@ -74,7 +74,7 @@ class EncoderClient(WorkerClient):
         match message:
             case Encoded():
                 collection = self._collections.get(message.sequence)
-                if collection is not None:  # a cancelled one may have been on its way
+                if collection is not None:  # else it was cancelled after the worker sent the message
                     self._tokens_since_stats += collection.collect(message)
                     if collection.whole.done():
                         del self._collections[message.sequence]
@@ -86,7 +86,7 @@ class EncoderClient(WorkerClient):
 
 
 class _Collection:
-    """The vectors of one request, as they come in."""
+    """Collects the vectors of one request."""
 
     def __init__(self, lengths: list[int], row_bytes: int, record: GenerationRecord) -> None:
         self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -97,7 +97,7 @@ class _Collection:
         self._record = record
 
     def collect(self, message: Encoded) -> int:
-        """Gives the tokens that were encoded."""
+        """Returns the number of encoded tokens."""
         size, rows = self._row_bytes, memoryview(message.vectors)
         for row, place in enumerate(message.places):
             self._vectors[place * size : (place + 1) * size] = rows[row * size : (row + 1) * size]

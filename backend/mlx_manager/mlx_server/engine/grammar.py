@@ -1,8 +1,7 @@
-"""Constrained rows: which tokens each may draw next, by the grammar of its answer and by its thinking.
+"""Constrained decoding: which tokens a row may draw next, by its grammar and its thinking budget.
 
-Grammars are compiled in threads of their own; everything else runs in the worker on the engine's thread. llguidance is
-imported, and its view of the vocabulary built, when the first grammar comes: for 128,000 tokens that takes 0.4 s and
-80 MB.
+Compiles grammars in separate threads; everything else runs in the worker on the engine's thread. The first grammar
+imports llguidance and builds its vocabulary: 0.4 s and 80 MB for 128,000 tokens. Knows no requests.
 """
 
 import queue
@@ -22,24 +21,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Bits = np.ndarray[Any, np.dtype[np.int32]]
-"""(rows, words): one bit for each token id, the lowest bit of the first word for token 0."""
+"""(rows, words): one bit for each token id; the lowest bit of the first word is token 0."""
 
 WORD_BITS = 32
 STACK_BYTES = 2**26
-"""llguidance compiles by recursion: eight times the stack of the process that has tried the grammar out before."""
+"""llguidance compiles recursively. Eight times the stack of the process that validates grammars."""
 MAX_LEXER_STATES = 50_000
-"""One to two kB each, for every row."""
+"""Per row; a state takes one to two kB."""
 MAX_CACHED_GRAMMARS = 32
 MAX_CACHED_CHARACTERS = 2**20
 
 
 class InvalidGrammar(Exception):
-    """The message is llguidance's."""
+    """The model cannot follow the grammar; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled(Generic[T]):
-    """What became of the grammar that `ticket` was started with."""
+    """The result of the compilation that was started with `ticket`."""
 
     ticket: T
     answer: "Answer | None"
@@ -48,16 +47,16 @@ class Compiled(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A compiled grammar, for one row. llguidance ends it with `eos_tokens`, which need not be the row's own."""
+    """A compiled grammar for one row. llguidance ends it with `eos_tokens`, not with the row's stop tokens."""
 
     matcher: "LLMatcher"
     eos_tokens: tuple[int, ...]
 
 
 class GrammarCompiler(Generic[T]):
-    """`start` compilations, each in a thread that ends with it, and `take` what is done. Compiled grammars are cached.
+    """`start` compilations, each in its own thread, and `take` the finished ones. Caches compiled grammars.
 
-    A compilation takes 1 ms, or up to two seconds for the largest grammars that the API process lets pass.
+    A compilation takes 1 ms, or up to two seconds for the largest grammars that the API process accepts.
     """
 
     def __init__(self, tokenizer_file: Path, vocabulary_size: int) -> None:
@@ -82,7 +81,7 @@ class GrammarCompiler(Generic[T]):
             threading.stack_size(before)
 
     def take(self, wait_seconds: float) -> list[Compiled[T]]:
-        """All that are done; waits for the first of them if there is none."""
+        """All finished compilations. Waits up to `wait_seconds` for the first one."""
         done: list[Compiled[T]] = []
         try:
             if wait_seconds > 0 and self._running:
@@ -101,7 +100,7 @@ class GrammarCompiler(Generic[T]):
             self._done.put(Compiled(ticket, None, str(exc)))
 
     def _answer(self, grammar: str) -> Answer:
-        """At the grammar's beginning, its first mask computed: that is the slowest, and fails where none can be."""
+        """A copy at the grammar's start, with the first mask computed: it is the slowest, and may fail."""
         with self._lock:
             tokenizer = self._tokenizer = self._tokenizer or self._load_tokenizer()
             cached = self._cache.get(grammar)
@@ -143,11 +142,10 @@ def _compile(tokenizer: "LLTokenizer", grammar: str) -> "LLMatcher":
 
 
 class Constraint:
-    """What one row may draw. `consume` each token that it drew; `Masks` says what may come next.
+    """The tokens that one row may draw. Call `consume` with each drawn token; `Masks` computes the next mask.
 
-    A thinking row first thinks, without a grammar, and with one not to the end of its turn: a stop token may not be
-    drawn there. A row whose grammar is complete may draw a stop token only, or token 0 in place of one if it has none.
-    All token ids lie within the vocabulary.
+    A thinking row ignores its grammar while it thinks; if it has one, it may not draw a stop token there. A row whose
+    grammar is complete may only draw a stop token, or token 0 if it has none. All token ids are in the vocabulary.
     """
 
     def __init__(self, answer: Answer | None, stop_tokens: frozenset[int], thinking: Thinking | None) -> None:
@@ -165,7 +163,7 @@ class Constraint:
 
     @property
     def is_void(self) -> bool:
-        """Without a grammar, a row that has thought may draw what it likes, unless it may not think again."""
+        """Whether the row is unconstrained from now on: it has no grammar, and no rule about its thinking is left."""
         return self.matcher is None and not self._is_thinking and not self._may_open and self._never_again is None
 
     @property
@@ -188,10 +186,10 @@ class Constraint:
         elif token in self.stop_tokens or self._is_complete:
             self.has_ended = True
         elif self.matcher is not None and not self._is_over and not self.matcher.consume_token(token):
-            self.failure = f"token {token} is not in its grammar: {self.matcher.get_error()}"
+            self.failure = f"token {token} is not allowed by the grammar: {self.matcher.get_error()}"
 
     def finish_mask(self, bits: Bits) -> None:
-        """Makes what the matcher wrote into `bits` (words,), if it was asked, the whole truth."""
+        """Completes the mask in `bits` (words,), which the matcher has filled if `needs_matcher`."""
         if self._is_thinking:
             self._mask_thoughts(bits)
         elif self.needs_matcher:
@@ -232,7 +230,7 @@ class Constraint:
             bits[:] = -1
             return
         accepting = self.matcher.is_accepting()
-        for token in self._eos_tokens if accepting else ():  # llguidance ends with the tokenizer's, we with the row's
+        for token in self._eos_tokens if accepting else ():  # the row ends with its own stop tokens instead
             _forbid(bits, token)
         if self.matcher.is_stopped() or (accepting and not bits.any()):
             self._is_complete = True
@@ -247,7 +245,7 @@ class Constraint:
 
 
 class Masks:
-    """The masks of all constrained rows of a step, computed together."""
+    """Computes the masks of all constrained rows of a step together."""
 
     def __init__(self, vocabulary_size: int) -> None:
         self._vocabulary_size = vocabulary_size

@@ -1,4 +1,4 @@
-"""Hidden states to one vector for each text, as the modules of sentence-transformers do it."""
+"""Pools hidden states to one vector for each text, like the modules of sentence-transformers."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def _pool(h: mx.array, lengths: mx.array, mode: str) -> mx.array:
 
 
 class Dense(nn.Module):
-    """A linear layer with an activation, of a folder such as `2_Dense`."""
+    """A linear layer with an activation, from a folder such as `2_Dense`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
