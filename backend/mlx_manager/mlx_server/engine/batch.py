@@ -16,14 +16,14 @@ from mlx_lm.models.cache import TokenBuffer
 from mlx_manager.mlx_server.engine.batching import Batching
 from mlx_manager.mlx_server.engine.grammar import Constraint, Masks
 from mlx_manager.mlx_server.engine.kv_cache import Cache, RowCache
-from mlx_manager.mlx_server.engine.logprobs import TakenLogprobs, take_logprobs
+from mlx_manager.mlx_server.engine.logprobs import StepLogprobs, step_logprobs
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.plan import Failed, Join, Outcome
 from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard
 
 
 @dataclass(slots=True, eq=False)
-class Drawing:
+class Row:
     """The sampling state of a sequence, which becomes a row of the batch when it joins."""
 
     submitted: Submit
@@ -56,7 +56,7 @@ class DecodeBatch:
     def __init__(self, model: nn.Module, vocabulary_size: int, batching: Batching) -> None:
         self._model = model
         self._batching = batching
-        self._rows: list[Drawing] = []
+        self._rows: list[Row] = []
         self._sequences: list[int] = []
         self._cache: Cache = []
         self._inputs = mx.zeros((0,), dtype=mx.uint32)
@@ -64,18 +64,18 @@ class DecodeBatch:
         self._joined = 0
         self._steps = 0
         self._sampler = BatchSampler([])
-        self._short: tuple[list[Drawing], mx.array] | None = None
+        self._short: tuple[list[Row], mx.array] | None = None
         self._masks = Masks(vocabulary_size)
-        self._taken: TakenLogprobs | None = None
+        self._logprobs: StepLogprobs | None = None
         self._guarded = False
-        self._constrained: list[Drawing] = []
-        self._watched: list[Drawing] = []
+        self._constrained: list[Row] = []
+        self._watched: list[Row] = []
         """Rows that may fail or end by a draw."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def join(self, rows: list[Drawing], joins: list[Join], cache: Cache) -> None:
+    def join(self, rows: list[Row], joins: list[Join], cache: Cache) -> None:
         """Adds rows; `cache` holds all of their tokens except the last ones."""
         for row, join in zip(rows, joins, strict=True):
             row.context = TokenBuffer(join.tokens[:-1]) if row.guard else None
@@ -103,12 +103,12 @@ class DecodeBatch:
         self._inputs = self._sampler(logits, self._drawn)
         self._drawn += np.uint64(1)
         self._steps += 1
-        taken, self._taken = self._taken, take_logprobs(self._rows, raw, self._inputs)
-        short = self._drawn_quickly()
+        logprobs, self._logprobs = self._logprobs, step_logprobs(self._rows, raw, self._inputs)
+        short = self._quick_draws()
         mx.async_eval(  # type: ignore[no-untyped-call]
-            self._inputs, contexts, self._taken.arrays if self._taken else (), short[1] if short else ()
+            self._inputs, contexts, self._logprobs.arrays if self._logprobs else (), short[1] if short else ()
         )
-        outcome = self._outcome(inputs, self._fallen_short(), taken)
+        outcome = self._outcome(inputs, self._invalid_draws(), logprobs)
         self._short = short
         return outcome
 
@@ -134,7 +134,7 @@ class DecodeBatch:
         self._rows_changed()
         if not keep:
             self._cache, self._inputs = [], mx.zeros((0,), dtype=mx.uint32)
-            self._taken, self._short = None, None
+            self._logprobs, self._short = None, None
             return
         index = mx.array(keep)
         self._inputs = self._inputs[index]
@@ -149,20 +149,20 @@ class DecodeBatch:
         self._constrained = [row for row in rows if row.constraint is not None]
         self._watched = [row for row in rows if row.guard or row.constraint is not None]
 
-    def _outcome(self, inputs: mx.array, fallen: list[Drawing], taken: TakenLogprobs | None) -> Outcome:
+    def _outcome(self, inputs: mx.array, invalid: list[Row], logprobs: StepLogprobs | None) -> Outcome:
         """The tokens of the last step, which `inputs` holds, without those of invalid draws."""
         old = len(self._rows) - self._joined
         self._joined = 0
         drawn: Any = inputs.tolist()
         sequences, tokens = self._sequences[:old], drawn[:old]
         outcome = Outcome(sequences, tokens)
-        if fallen:
-            outcome.fallen_short = [row.sequence for row in fallen]
-            kept = [i for i, sequence in enumerate(sequences) if sequence not in outcome.fallen_short]
+        if invalid:
+            outcome.invalid_draws = [row.sequence for row in invalid]
+            kept = [i for i, sequence in enumerate(sequences) if sequence not in outcome.invalid_draws]
             outcome.sequences = [sequences[i] for i in kept]
             outcome.tokens = [tokens[i] for i in kept]
-        if taken is not None:
-            outcome.logprobs = taken.read({sequence: i for i, sequence in enumerate(outcome.sequences)})
+        if logprobs is not None:
+            outcome.logprobs = logprobs.read({sequence: i for i, sequence in enumerate(outcome.sequences)})
         for row in self._watched:
             if row.failure is not None:
                 outcome.failed.append(Failed(row.sequence, row.failure))
@@ -170,29 +170,29 @@ class DecodeBatch:
                 outcome.ended.append(row.sequence)
         return outcome
 
-    def _drawn_quickly(self) -> tuple[list[Drawing], mx.array] | None:
+    def _quick_draws(self) -> tuple[list[Row], mx.array] | None:
         """Rows with a quick top-p draw, and whether each draw was invalid (R,)."""
         if self._sampler.short is None:
             return None
         return [self._rows[i] for i in self._sampler.short_rows], self._sampler.short
 
-    def _fallen_short(self) -> list[Drawing]:
+    def _invalid_draws(self) -> list[Row]:
         """Rows whose last draw was invalid. Waits for that draw."""
         if self._short is None:
             return []
         flags: Any = self._short[1].tolist()
-        fallen = {id(row) for row, fell_short in zip(self._short[0], flags, strict=True) if fell_short}
-        return [row for row in self._rows[: len(self._rows) - self._joined] if id(row) in fallen]
+        invalid = {id(row) for row, is_invalid in zip(self._short[0], flags, strict=True) if is_invalid}
+        return [row for row in self._rows[: len(self._rows) - self._joined] if id(row) in invalid]
 
     def _constrain(self, logits: mx.array, inputs: mx.array) -> mx.array:
         """Masks the constrained rows. Reads their last tokens while the device computes the logits."""
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         tokens: Any = inputs.tolist()
-        fallen = self._fallen_short()
+        invalid = self._invalid_draws()
         for row, token in zip(self._rows[: len(self._rows) - self._joined], tokens, strict=False):
-            if row.constraint is not None and row not in fallen:
+            if row.constraint is not None and row not in invalid:
                 row.constraint.consume(token)
-                row.constraint = None if row.constraint.is_void else row.constraint
+                row.constraint = None if row.constraint.is_unconstrained else row.constraint
         constrained = [(i, row.constraint) for i, row in enumerate(self._rows) if row.constraint is not None]
         if len(constrained) < len(self._constrained):
             self._constrained = [row for row in self._constrained if row.constraint is not None]

@@ -19,9 +19,9 @@ from mlx_manager.mlx_server.engine.kv_cache import Cache, merge
 
 STEPS = 2
 """Tokens that each row of the trial decodes."""
-LEAST_TOLERANCE = 0.02
+MIN_TOLERANCE = 0.02
 """Largest accepted distance of logits, relative to their spread; larger if the model itself rounds more."""
-LOUD = 0.3
+MAX_TOLERANCE = 0.3
 """Larger distances are never caused by rounding."""
 ROUNDING_FACTOR = 4
 """A model at 16 bits rounds by 1 to 8 % of the spread when the shapes of its products change."""
@@ -94,7 +94,7 @@ class _Trial:
         beginning, prompt, answer = parts[-1]
         again = self._run_alone([], beginning + prompt, answer)
         rounding = _distance(again.logits, self._rows[-1].logits)
-        self._tolerance = min(max(LEAST_TOLERANCE, ROUNDING_FACTOR * rounding), LOUD)
+        self._tolerance = min(max(MIN_TOLERANCE, ROUNDING_FACTOR * rounding), MAX_TOLERANCE)
 
     def fault(self, together: Callable[[], mx.array]) -> str | None:
         """Why the logits (rows, STEPS, V) from `together` are wrong. None if they are right."""
@@ -103,7 +103,7 @@ class _Trial:
         except Exception as exc:  # an architecture may raise anything for unexpected shapes
             return f"mlx-lm cannot batch it ({type(exc).__name__}: {exc})"
         distances = [_distance(ours, row.logits) for ours, row in zip(logits, self._rows, strict=True)]
-        if max(distances) <= LOUD and min(distances[1:]) <= self._tolerance:
+        if max(distances) <= MAX_TOLERANCE and min(distances[1:]) <= self._tolerance:
             return None
         apart = " ".join(f"{distance:.2f}" for distance in distances)
         return f"batching changes the logits of {type(self._model).__module__} by {apart} of their spread"

@@ -86,7 +86,7 @@ class EngineClient(WorkerClient):
             self._send(Cancel(number))
         self._sequences.clear()
 
-    def _learn(self, ready: Ready) -> None:
+    def _note_ready(self, ready: Ready) -> None:
         assert isinstance(ready.model, GeneratorFacts)
         self.facts = ready.model
         self._capacity = Capacity(self.facts.largest_sequence_tokens, self._capacity.memory_bytes)

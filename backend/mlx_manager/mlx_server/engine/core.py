@@ -50,9 +50,9 @@ class EngineCore:
         return len(self._scheduler.running)
 
     @property
-    def busiest(self) -> int:
+    def peak_sequences(self) -> int:
         """The most concurrent sequences in the current busy period, or in the last one."""
-        return self._scheduler.busiest
+        return self._scheduler.peak_sequences
 
     @property
     def vocabulary_size(self) -> int:

@@ -48,7 +48,7 @@ class Encoder:
         return Stats(sequences=self._queue.texts, running=self._running if self.has_work else 0)
 
     @property
-    def gathers(self) -> int:
+    def gather_count(self) -> int:
         """Zero: a request often has many texts, and later requests share the next batch."""
         return 0
 

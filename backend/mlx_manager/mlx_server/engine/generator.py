@@ -61,8 +61,8 @@ class Generator:
         )
 
     @property
-    def gathers(self) -> int:
-        return MAX_GROUP_ROWS if self._core.busiest > 1 else 0
+    def gather_count(self) -> int:
+        return MAX_GROUP_ROWS if self._core.peak_sequences > 1 else 0
 
     @property
     def has_work(self) -> bool:

@@ -37,16 +37,16 @@ class InvalidGrammar(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled(Generic[T]):
+class Compilation(Generic[T]):
     """The result of the compilation that was started with `ticket`."""
 
     ticket: T
-    answer: "Answer | None"
+    grammar: "CompiledGrammar | None"
     failure: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CompiledGrammar:
     """A compiled grammar for one row. llguidance ends it with `eos_tokens`, not with the row's stop tokens."""
 
     matcher: "LLMatcher"
@@ -66,7 +66,7 @@ class GrammarCompiler(Generic[T]):
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._running = 0
-        self._done: queue.SimpleQueue[Compiled[T]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Compilation[T]] = queue.SimpleQueue()
 
     def __len__(self) -> int:
         """Compilations started and not taken."""
@@ -80,9 +80,9 @@ class GrammarCompiler(Generic[T]):
         finally:
             threading.stack_size(before)
 
-    def take(self, wait_seconds: float) -> list[Compiled[T]]:
+    def take(self, wait_seconds: float) -> list[Compilation[T]]:
         """All finished compilations. Waits up to `wait_seconds` for the first one."""
-        done: list[Compiled[T]] = []
+        done: list[Compilation[T]] = []
         try:
             if wait_seconds > 0 and self._running:
                 done.append(self._done.get(timeout=wait_seconds))
@@ -95,22 +95,22 @@ class GrammarCompiler(Generic[T]):
 
     def _run(self, ticket: T, grammar: str) -> None:
         try:
-            self._done.put(Compiled(ticket, self._answer(grammar), None))
+            self._done.put(Compilation(ticket, self._compile_cached(grammar), None))
         except Exception as exc:
-            self._done.put(Compiled(ticket, None, str(exc)))
+            self._done.put(Compilation(ticket, None, str(exc)))
 
-    def _answer(self, grammar: str) -> Answer:
+    def _compile_cached(self, grammar: str) -> CompiledGrammar:
         """A copy at the grammar's start, with the first mask computed: it is the slowest, and may fail."""
         with self._lock:
             tokenizer = self._tokenizer = self._tokenizer or self._load_tokenizer()
             cached = self._cache.get(grammar)
             if cached is not None:
                 self._cache.move_to_end(grammar)
-                return Answer(cached.deep_copy(), tuple(tokenizer.eos_tokens))
+                return CompiledGrammar(cached.deep_copy(), tuple(tokenizer.eos_tokens))
         matcher = _compile(tokenizer, grammar)
         with self._lock:
             self._remember(grammar, matcher)
-            return Answer(matcher.deep_copy(), tuple(tokenizer.eos_tokens))
+            return CompiledGrammar(matcher.deep_copy(), tuple(tokenizer.eos_tokens))
 
     def _load_tokenizer(self) -> "LLTokenizer":
         from llguidance import LLTokenizer
@@ -148,23 +148,23 @@ class Constraint:
     grammar is complete may only draw a stop token, or token 0 if it has none. All token ids are in the vocabulary.
     """
 
-    def __init__(self, answer: Answer | None, stop_tokens: frozenset[int], thinking: Thinking | None) -> None:
+    def __init__(self, answer: CompiledGrammar | None, stop_tokens: frozenset[int], thinking: Thinking | None) -> None:
         self.matcher = answer.matcher if answer is not None else None
         self._eos_tokens = answer.eos_tokens if answer is not None else ()
         self.stop_tokens = stop_tokens
         self.failure: str | None = None
         self.has_ended = False
         self._thinking = thinking
-        self._thoughts: list[int] = []
+        self._thinking_tokens: list[int] = []
         self._may_open = thinking is not None and thinking.open_token is not None
         self._is_thinking = thinking is not None and not self._may_open
         self._is_complete = False
-        self._never_again = thinking.again_token if thinking is not None else None
+        self._forbidden_token = thinking.again_token if thinking is not None else None
 
     @property
-    def is_void(self) -> bool:
+    def is_unconstrained(self) -> bool:
         """Whether the row is unconstrained from now on: it has no grammar, and no rule about its thinking is left."""
-        return self.matcher is None and not self._is_thinking and not self._may_open and self._never_again is None
+        return self.matcher is None and not self._is_thinking and not self._may_open and self._forbidden_token is None
 
     @property
     def needs_matcher(self) -> bool:
@@ -182,7 +182,7 @@ class Constraint:
                 self._is_thinking = True
                 return
         if self._is_thinking:
-            self._think(token)
+            self._consume_thinking(token)
         elif token in self.stop_tokens or self._is_complete:
             self.has_ended = True
         elif self.matcher is not None and not self._is_over and not self.matcher.consume_token(token):
@@ -191,7 +191,7 @@ class Constraint:
     def finish_mask(self, bits: Bits) -> None:
         """Completes the mask in `bits` (words,), which the matcher has filled if `needs_matcher`."""
         if self._is_thinking:
-            self._mask_thoughts(bits)
+            self._mask_thinking(bits)
         elif self.needs_matcher:
             self._mask_answer(bits)
         else:
@@ -200,20 +200,20 @@ class Constraint:
             assert self._thinking is not None
             assert self._thinking.open_token is not None
             _allow(bits, self._thinking.open_token)
-        elif self._never_again is not None and not self._is_thinking:
-            _forbid(bits, self._never_again)
+        elif self._forbidden_token is not None and not self._is_thinking:
+            _forbid(bits, self._forbidden_token)
 
-    def _think(self, token: int) -> None:
+    def _consume_thinking(self, token: int) -> None:
         assert self._thinking is not None
-        self._thoughts.append(token)
+        self._thinking_tokens.append(token)
         close = self._thinking.close_tokens
-        if tuple(self._thoughts[-len(close) :]) == close:
+        if tuple(self._thinking_tokens[-len(close) :]) == close:
             self._is_thinking = False
 
-    def _mask_thoughts(self, bits: Bits) -> None:
+    def _mask_thinking(self, bits: Bits) -> None:
         assert self._thinking is not None
         close, budget = self._thinking.close_tokens, self._thinking.budget
-        beyond = -1 if budget is None else len(self._thoughts) - budget
+        beyond = -1 if budget is None else len(self._thinking_tokens) - budget
         if beyond >= 0:
             bits[:] = 0
             _allow(bits, close[beyond % len(close)])

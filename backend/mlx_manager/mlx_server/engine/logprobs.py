@@ -11,13 +11,13 @@ import mlx.core as mx
 import msgspec
 
 from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs
-from mlx_manager.mlx_server.engine.sampling import likeliest
+from mlx_manager.mlx_server.engine.sampling import top_logits
 
 LOWEST = -9999.0
 """Replaces minus infinity, which JSON cannot represent; api.openai.com uses the same value."""
 
 
-class Asking(Protocol):
+class LogprobRow(Protocol):
     @property
     def sequence(self) -> int: ...
 
@@ -26,10 +26,10 @@ class Asking(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TakenLogprobs:
+class StepLogprobs:
     """Logprobs of a step for the sequences of `rows`. Read them together with the step's tokens."""
 
-    rows: list[Asking]
+    rows: list[LogprobRow]
     arrays: tuple[mx.array, ...]
     """Logprobs of the chosen tokens (R,) and, if requested, the most likely tokens (R, K) and theirs (R, K)."""
 
@@ -40,32 +40,32 @@ class TakenLogprobs:
         return msgspec.structs.replace(columns.at(kept), places=[places[self.rows[i].sequence] for i in kept])
 
 
-def take_logprobs(rows: Sequence[Asking], logits: mx.array, tokens: mx.array) -> TakenLogprobs | None:
+def step_logprobs(rows: Sequence[LogprobRow], logits: mx.array, tokens: mx.array) -> StepLogprobs | None:
     """Logprobs of the token ids (B,) drawn for `rows`, from the logits (B, V). None if no row requests any."""
-    asking = [i for i, row in enumerate(rows) if row.logprobs is not None]
-    if not asking:
+    requesting = [i for i, row in enumerate(rows) if row.logprobs is not None]
+    if not requesting:
         return None
-    if len(asking) < len(rows):
-        logits, tokens = logits[mx.array(asking)], tokens[mx.array(asking)]
-    count = max(rows[i].logprobs or 0 for i in asking)
-    return TakenLogprobs([rows[i] for i in asking], _take(logits, tokens, count))
+    if len(requesting) < len(rows):
+        logits, tokens = logits[mx.array(requesting)], tokens[mx.array(requesting)]
+    count = max(rows[i].logprobs or 0 for i in requesting)
+    return StepLogprobs([rows[i] for i in requesting], _compute(logits, tokens, count))
 
 
-def score_prompt(row: Asking, begin: int, targets: list[int], logits: mx.array) -> PromptLogprobs:
+def score_prompt(row: LogprobRow, begin: int, targets: list[int], logits: mx.array) -> PromptLogprobs:
     """Logprobs of the T prompt tokens after position `begin`, from the logits (T, V) from `begin` on."""
     places = range(begin + 1, begin + 1 + len(targets))
     count = row.logprobs or 0
-    taken = _take(logits, mx.array(targets), count)
-    return PromptLogprobs(row.sequence, _columns(places, [count] * len(places), taken))
+    arrays = _compute(logits, mx.array(targets), count)
+    return PromptLogprobs(row.sequence, _columns(places, [count] * len(places), arrays))
 
 
-def _take(logits: mx.array, tokens: mx.array, count: int) -> tuple[mx.array, ...]:
+def _compute(logits: mx.array, tokens: mx.array, count: int) -> tuple[mx.array, ...]:
     logits = logits.astype(mx.float32)
     total = mx.logsumexp(logits, axis=-1, keepdims=True)
     chosen = mx.maximum(mx.take_along_axis(logits, tokens[:, None], axis=-1) - total, LOWEST)[:, 0]
     if count == 0:
         return (chosen,)
-    top_tokens, top = likeliest(logits, min(count, logits.shape[-1]))
+    top_tokens, top = top_logits(logits, min(count, logits.shape[-1]))
     return chosen, top_tokens, mx.maximum(top - total, LOWEST)
 
 

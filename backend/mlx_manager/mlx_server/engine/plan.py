@@ -35,7 +35,7 @@ class _Edit(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pass
 
 
-class Keep(_Edit, frozen=True):
+class Store(_Edit, frozen=True):
     """Store a copy of the sequence's cache as `node`.
 
     The copy has the tokens from `start` to `end` of the layers that can be cut. With `snapshot` it also has the state
@@ -61,7 +61,7 @@ class Evict(_Edit, frozen=True):
     node: int
 
 
-Edit = Keep | Split | Evict
+Edit = Store | Split | Evict
 
 
 class Prefix(msgspec.Struct, frozen=True, array_like=True):
@@ -71,7 +71,7 @@ class Prefix(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
-class Stretch(msgspec.Struct, frozen=True, array_like=True):
+class Segment(msgspec.Struct, frozen=True, array_like=True):
     """Tokens of one prompt to prefill; the list may be empty.
 
     They follow `prefix` in a new cache, or the tokens that the sequence has prefilled before.
@@ -95,19 +95,19 @@ class Join(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Scored(msgspec.Struct, frozen=True, array_like=True):
-    """Logprobs are requested of `targets`: the tokens after each token of a stretch that begins at `start`."""
+    """Logprobs are requested of `targets`: the tokens after each token of a segment that begins at `start`."""
 
     start: int
     targets: list[int]
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
-    """Stretches of prompts that share a forward pass. Several stretches always complete their prompts, which join."""
+    """Segments of prompts that share a forward pass. Several segments always complete their prompts, which join."""
 
-    stretches: list[Stretch]
+    segments: list[Segment]
     joins: list[Join] = []
     scored: Scored | None = None
-    """Only for a single stretch."""
+    """Only for a single segment."""
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
@@ -115,9 +115,9 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
 
     edits: list[Edit] = []
     """Changes to the stored prefixes."""
-    leave: list[int] = []
+    preempt: list[int] = []
     """Preempted sequences: they lose their caches, and are prefilled again later."""
-    forget: list[int] = []
+    free: list[int] = []
     """Finished sequences."""
     begin: list[Submit] = []
     """New sequences; the runner starts to compile their grammars."""
@@ -128,7 +128,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     """Whether to wait for a grammar to be compiled, because there is no other work."""
 
 
-class Kept(msgspec.Struct, frozen=True, array_like=True):
+class NodeSize(msgspec.Struct, frozen=True, array_like=True):
     """Measured size of a stored node, in the layers that can be cut and in the others."""
 
     node: int
@@ -154,13 +154,13 @@ class Outcome(msgspec.Struct, array_like=True):
     sequences: list[int] = []
     tokens: list[int] = []
     logprobs: Logprobs | None = None
-    fallen_short: list[int] = []
+    invalid_draws: list[int] = []
     """Sequences whose top-p draw was invalid. The drawn token is dropped, but is in their caches."""
     ended: list[int] = []
     """Sequences whose grammar is complete after their last token."""
     failed: list[Failed] = []
     prompt_logprobs: PromptLogprobs | None = None
-    kept: list[Kept] = []
+    node_sizes: list[NodeSize] = []
     compiled: list[Compiled] = []
     seconds: float = 0.0
     """Duration of the chunk or the decode step."""

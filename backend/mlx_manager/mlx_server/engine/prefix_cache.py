@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
 from mlx_manager.mlx_server.engine.kv_cache import Cache, KeysAndValues, RowCache, owned_copy
-from mlx_manager.mlx_server.engine.plan import Keep, Kept, Prefix, Split
+from mlx_manager.mlx_server.engine.plan import NodeSize, Prefix, Split, Store
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +43,7 @@ class PrefixCache:
         """Whether a prefix is usable only up to the end of a node with a snapshot."""
         return not all(self._can_cut)
 
-    def keep(self, edit: Keep, source: RowCache) -> None:
+    def store(self, edit: Store, source: RowCache) -> None:
         node = self._nodes.get(edit.node)
         if node is None:
             kv_layers = [layer for layer, can_cut in zip(source.layers, self._can_cut, strict=True) if can_cut]
@@ -67,7 +67,7 @@ class PrefixCache:
     def evict(self, node: int) -> None:
         del self._nodes[node]
 
-    def sizes(self, nodes: Sequence[int]) -> list[Kept]:
+    def sizes(self, nodes: Sequence[int]) -> list[NodeSize]:
         """Sizes of the nodes that are still stored."""
         return [_size(number, self._nodes[number]) for number in nodes if number in self._nodes]
 
@@ -94,9 +94,9 @@ class PrefixCache:
         return cache
 
 
-def _size(number: int, node: _Stored) -> Kept:
+def _size(number: int, node: _Stored) -> NodeSize:
     snapshots: list[int] = [snapshot.nbytes for snapshot in (node.snapshots or {}).values()]
-    return Kept(number, sum(keys.nbytes + values.nbytes for keys, values in node.kv), sum(snapshots))
+    return NodeSize(number, sum(keys.nbytes + values.nbytes for keys, values in node.kv), sum(snapshots))
 
 
 def _start_copies(node: _Stored) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from mlx_manager.mlx_server.engine.plan import Edit, Evict, Keep, Kept, ModelFacts, Prefix, Split
+from mlx_manager.mlx_server.engine.plan import Edit, Evict, ModelFacts, NodeSize, Prefix, Split, Store
 
 Tokens = np.ndarray[Any, np.dtype[np.int32]]
 
-WORTH_LOADING_TOKENS = 16
+MIN_MATCH_TOKENS = 16
 """Shorter prefixes are computed faster than they are loaded."""
 
 
@@ -28,7 +28,7 @@ class Node:
     cut_bytes: int = 0
     snapshot_bytes: int = 0
     has_snapshot: bool = False
-    is_kept: bool = False
+    is_stored: bool = False
     """Whether an edit has stored it in the runner."""
     children: "dict[int, Node]" = field(default_factory=dict)
 
@@ -98,7 +98,7 @@ class PrefixTree:
             if shared < len(child.tokens):
                 break
             node = child
-        return usable if usable.length >= WORTH_LOADING_TOKENS else NO_MATCH
+        return usable if usable.length >= MIN_MATCH_TOKENS else NO_MATCH
 
     def use(self, match: Match) -> None:
         """Counts a hit, and marks its nodes as used."""
@@ -131,8 +131,8 @@ class PrefixTree:
         self.shrink(most)  # before the copies are made, to free memory for them
         if (is_new or snapshot) and node.number in self._by_use:
             self.version += 1
-            node.is_kept = True
-            self._edits.append(Keep(node.number, sequence, length, len(tokens), snapshot))
+            node.is_stored = True
+            self._edits.append(Store(node.number, sequence, length, len(tokens), snapshot))
 
     def shrink(self, nbytes: int) -> None:
         """Evicts the least recently used nodes until at most `nbytes` are held."""
@@ -142,16 +142,16 @@ class PrefixTree:
             del node.parent.children[int(node.tokens[0])]
             self.nbytes -= node.nbytes
             self.version += 1
-            if node.is_kept:
+            if node.is_stored:
                 self.evictions += 1
                 self._edits.append(Evict(number))
 
-    def correct(self, kept: Kept) -> None:
+    def correct(self, size: NodeSize) -> None:
         """Sets the size that the runner measured; until then, the size of a snapshot is an estimate."""
-        node = self._by_use.get(kept.node)
+        node = self._by_use.get(size.node)
         if node is not None:
-            self.nbytes += kept.cut_bytes + kept.snapshot_bytes - node.nbytes
-            node.cut_bytes, node.snapshot_bytes = kept.cut_bytes, kept.snapshot_bytes
+            self.nbytes += size.cut_bytes + size.snapshot_bytes - node.nbytes
+            node.cut_bytes, node.snapshot_bytes = size.cut_bytes, size.snapshot_bytes
             self.shrink(min(self.limit_bytes, self.room_bytes))
 
     def _estimated_snapshot_bytes(self, length: int) -> int:
@@ -185,7 +185,7 @@ class PrefixTree:
         assert node.parent is not None
         upper = self._new_node(node.tokens[:at], node.parent)
         upper.cut_bytes = node.cut_bytes // len(node.tokens) * at
-        upper.is_kept = True
+        upper.is_stored = True
         node.parent.children[int(upper.tokens[0])] = upper
         node.parent, node.tokens = upper, node.tokens[at:]
         node.cut_bytes -= upper.cut_bytes

@@ -1,7 +1,7 @@
 """The queue of prompts to prefill, and the choice of the next chunk. Chunks run between decode steps.
 
 A prompt starts behind its stored prefix. The prompt with the fewest tokens left goes first, with all others that fit
-into its chunk, so a short prompt waits for one chunk at most. At most OVERTAKING_TOKENS of later prompts overtake the
+into its chunk, so a short prompt waits for one chunk at most. MAX_OVERTAKING_TOKENS of later prompts may overtake the
 oldest prompt; then it gets as many itself. A prompt that shares a prefix with one in prefill waits for that prefix.
 Decides by token counts. Knows no arrays and does not import MLX.
 """
@@ -16,11 +16,11 @@ from mlx_manager.mlx_server.engine.prefix_tree import NO_MATCH, Match, PrefixTre
 MAX_GROUP_ROWS = 16
 SCORED_CHUNK_TOKENS = 128
 """Largest chunk of a prompt with prompt logprobs: the logits of the whole chunk are in memory at once."""
-SEEN_PROMPTS = 64
+MAX_CANDIDATES = 64
 """Only this many of the oldest prompts are candidates for the next chunk."""
-WORTH_WAITING_TOKENS = 32
+MIN_SHARED_TOKENS = 32
 """A prompt waits for a prefix that it shares with another one only if that saves this many tokens."""
-OVERTAKING_TOKENS = 1024
+MAX_OVERTAKING_TOKENS = 1024
 """Tokens of later prompts that may overtake the oldest prompt; then the oldest gets as many itself."""
 KEPT_BOUNDARIES = 3
 
@@ -36,7 +36,7 @@ class Sequence:
     number: int
     tokens: list[int]
     prompt_tokens: int
-    most_tokens: int
+    max_total_tokens: int
     """Limit of prompt and generated tokens together."""
     stop_tokens: frozenset[int]
     scores_prompt: bool = False
@@ -72,7 +72,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         self.compared = token_array(self.sequence.tokens)
-        self.head = self.compared[:WORTH_WAITING_TOKENS].tobytes()
+        self.head = self.compared[:MIN_SHARED_TOKENS].tobytes()
 
     @property
     def length(self) -> int:
@@ -103,7 +103,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Selection:
     """The next chunk: the tokens of each prompt up to its entry in `ends`. Several prompts always run to completion."""
 
     prompts: list[Prompt]
@@ -120,12 +120,12 @@ class Turn:
         return len(self.prompts) * max(end - prompt.known for prompt, end in zip(self.prompts, self.ends, strict=True))
 
 
-MayHold = Callable[[list[Prompt]], bool]
+FitsMemory = Callable[[list[Prompt]], bool]
 """Whether the caches of these additional prompts fit into memory."""
 
 
 class PromptQueue:
-    """`add` and `remove` prompts, `choose` the next chunk, and report with `took` that it has run."""
+    """`add` and `remove` prompts, `choose` the next chunk, and report with `advance` that it has run."""
 
     def __init__(self, prefixes: PrefixTree, together: bool) -> None:
         self.begun: list[Prompt] = []
@@ -140,14 +140,14 @@ class PromptQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def may_choose(self, may_hold: MayHold) -> bool:
+    def may_choose(self, fits_memory: FitsMemory) -> bool:
         """Whether any prompt fits into memory. Cheap: the scheduler asks before every step."""
-        return bool(self._waiting) and any(may_hold([prompt]) for prompt in (self._waiting[0], *self.begun))
+        return bool(self._waiting) and any(fits_memory([prompt]) for prompt in (self._waiting[0], *self.begun))
 
     def add(self, sequence: Sequence, now: float) -> None:
         self._waiting.append(Prompt(sequence, self._boundaries(sequence), now))
 
-    def add_first(self, sequence: Sequence, now: float) -> None:
+    def requeue(self, sequence: Sequence, now: float) -> None:
         """Adds a preempted sequence at the head of the queue."""
         self._waiting.appendleft(Prompt(sequence, [], now))
 
@@ -160,25 +160,25 @@ class PromptQueue:
                 self.begun.remove(prompt)
         return prompt
 
-    def give_up(self, prompt: Prompt) -> None:
+    def preempt(self, prompt: Prompt) -> None:
         """Preempts a prompt: it loses its cache and keeps its place in the queue."""
         self.begun.remove(prompt)
         prompt.has_begun = False
         prompt.done = 0
         prompt.matched_version = -1
 
-    def choose(self, chunk_tokens: int, may_hold: MayHold) -> Turn | None:
+    def choose(self, chunk_tokens: int, fits_memory: FitsMemory) -> Selection | None:
         """The next chunk. None when no prompt fits into memory."""
         candidates = self._candidates()
-        if not may_hold(candidates[:1]):  # only prompts that already hold memory overtake one that waits for memory
-            candidates = [prompt for prompt in candidates if prompt.has_begun and may_hold([prompt])]
+        if not fits_memory(candidates[:1]):  # only prompts that already hold memory overtake one that waits for memory
+            candidates = [prompt for prompt in candidates if prompt.has_begun and fits_memory([prompt])]
         if not candidates:
             return None
-        by_turn = self._by_turn(candidates, may_hold)
-        if by_turn.goes_alone or by_turn.left > chunk_tokens or not self._together:
-            return self._stretch(by_turn, chunk_tokens)
-        group = self._gather(by_turn, candidates, chunk_tokens, may_hold)
-        return Turn(group, [prompt.length - 1 for prompt in group], alone=False)
+        picked = self._pick(candidates, fits_memory)
+        if picked.goes_alone or picked.left > chunk_tokens or not self._together:
+            return self._segment(picked, chunk_tokens)
+        group = self._gather(picked, candidates, chunk_tokens, fits_memory)
+        return Selection(group, [prompt.length - 1 for prompt in group], alone=False)
 
     def begin(self, prompt: Prompt, now: float) -> None:
         """Starts the prefill of the prompt, behind its stored prefix."""
@@ -190,18 +190,18 @@ class PromptQueue:
             prompt.sequence.cached_tokens = prompt.match.length
             prompt.sequence.queue_seconds = now - prompt.added_at
 
-    def took(self, turn: Turn) -> None:
+    def advance(self, selection: Selection) -> None:
         """Records that the chunk has run. Completed prompts leave the queue."""
-        self._count(turn)
-        for prompt, end in zip(turn.prompts, turn.ends, strict=True):
+        self._count(selection)
+        for prompt, end in zip(selection.prompts, selection.ends, strict=True):
             prompt.done = end
-            if turn.completes:
+            if selection.completes:
                 self._waiting.remove(prompt)
                 self.begun.remove(prompt)
 
     def _candidates(self) -> list[Prompt]:
         """Prompts that do not wait for a shared prefix."""
-        seen = list(islice(self._waiting, SEEN_PROMPTS))
+        seen = list(islice(self._waiting, MAX_CANDIDATES))
         begun = [prompt for prompt in seen if prompt.has_begun]
         for prompt in seen:
             self._look_up(prompt)
@@ -214,7 +214,7 @@ class PromptQueue:
             if other.head != prompt.head:
                 continue
             shared = min(_shared_tokens(prompt, other), prompt.length - 1)
-            if shared - prompt.match.length >= WORTH_WAITING_TOKENS and not self._is_known(prompt, other, shared):
+            if shared - prompt.match.length >= MIN_SHARED_TOKENS and not self._is_known(prompt, other, shared):
                 other.is_awaited = True
                 return True
         return False
@@ -234,31 +234,33 @@ class PromptQueue:
             prompt.match = self._prefixes.match(prompt.compared)
             prompt.matched_version = self._prefixes.version
 
-    def _by_turn(self, candidates: list[Prompt], may_hold: MayHold) -> Prompt:
+    def _pick(self, candidates: list[Prompt], fits_memory: FitsMemory) -> Prompt:
         oldest, shortest = candidates[0], min(candidates, key=lambda prompt: prompt.left)
         if oldest is not self._oldest:
             self._oldest, self._overtaken_tokens, self._catches_up = oldest, 0, False
-        return oldest if self._catches_up or not may_hold([shortest]) else shortest
+        return oldest if self._catches_up or not fits_memory([shortest]) else shortest
 
-    def _count(self, turn: Turn) -> None:
+    def _count(self, selection: Selection) -> None:
         """Counts the tokens of later prompts that overtake the oldest one."""
-        if self._oldest in turn.prompts:
-            self._overtaken_tokens = max(0, self._overtaken_tokens - turn.padded_tokens)
+        if self._oldest in selection.prompts:
+            self._overtaken_tokens = max(0, self._overtaken_tokens - selection.padded_tokens)
         else:
-            self._overtaken_tokens += turn.padded_tokens
-        if self._overtaken_tokens >= OVERTAKING_TOKENS:
+            self._overtaken_tokens += selection.padded_tokens
+        if self._overtaken_tokens >= MAX_OVERTAKING_TOKENS:
             self._catches_up = True
         elif self._overtaken_tokens == 0:
             self._catches_up = False
 
-    def _stretch(self, prompt: Prompt, chunk_tokens: int) -> Turn:
+    def _segment(self, prompt: Prompt, chunk_tokens: int) -> Selection:
         """A segment of one prompt, up to the next boundary at which its cache is stored."""
         if prompt.is_scored:
             chunk_tokens = min(chunk_tokens, SCORED_CHUNK_TOKENS)
         end = min(prompt.known + chunk_tokens, prompt.next_boundary or prompt.length - 1)
-        return Turn([prompt], [end], alone=True)
+        return Selection([prompt], [end], alone=True)
 
-    def _gather(self, first: Prompt, candidates: list[Prompt], chunk_tokens: int, may_hold: MayHold) -> list[Prompt]:
+    def _gather(
+        self, first: Prompt, candidates: list[Prompt], chunk_tokens: int, fits_memory: FitsMemory
+    ) -> list[Prompt]:
         """`first` and other prompts whose remaining tokens, padded to the longest, fit into one chunk."""
         group = [first]
         longest = first.left
@@ -268,7 +270,7 @@ class PromptQueue:
             if prompt is first or prompt.goes_alone or self._should_await(prompt, group):
                 continue
             padded = max(longest, prompt.left) * (len(group) + 1)
-            if padded <= chunk_tokens and may_hold([*group, prompt]):
+            if padded <= chunk_tokens and fits_memory([*group, prompt]):
                 group.append(prompt)
                 longest = max(longest, prompt.left)
         return group

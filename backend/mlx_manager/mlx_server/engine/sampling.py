@@ -49,7 +49,7 @@ class BatchSampler:
         kinds: dict[Callable[[list[SamplingParams]], _Draw], list[int]] = {}
         for i, params in enumerate(rows):
             kinds.setdefault(_kind(params, bool(quick) and quick[i]), []).append(i)
-        self.short_rows = kinds.get(_among_the_likeliest, [])
+        self.short_rows = kinds.get(_draw_from_top, [])
         self._is_greedy = list(kinds) == [_greedy]
         self._draws = [(make([rows[i] for i in indices]), mx.array(indices)) for make, indices in kinds.items()]
         order = [i for indices in kinds.values() for i in indices]
@@ -73,15 +73,15 @@ def _kind(params: SamplingParams, quick: bool) -> Callable[[list[SamplingParams]
     if params.temperature < MIN_TEMPERATURE:
         return _greedy
     if params.top_k > 0 or (params.top_p < 1 and quick):
-        return _among_the_likeliest
-    return _among_all if params.top_p >= 1 else _among_the_sorted
+        return _draw_from_top
+    return _draw_from_all if params.top_p >= 1 else _draw_from_sorted
 
 
 def _greedy(rows: list[SamplingParams]) -> _Draw:
     return lambda logits, uniform: (mx.argmax(logits, axis=-1), None)
 
 
-def _among_all(rows: list[SamplingParams]) -> _Draw:
+def _draw_from_all(rows: list[SamplingParams]) -> _Draw:
     temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
     has_min_p = any(row.min_p > 0 for row in rows)
 
@@ -94,7 +94,7 @@ def _among_all(rows: list[SamplingParams]) -> _Draw:
     return draw
 
 
-def _among_the_sorted(rows: list[SamplingParams]) -> _Draw:
+def _draw_from_sorted(rows: list[SamplingParams]) -> _Draw:
     """Top-p, then min-p, on all tokens sorted by probability."""
     temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
     top_p = _column(max(row.top_p, MIN_TOP_P) for row in rows)
@@ -110,7 +110,7 @@ def _among_the_sorted(rows: list[SamplingParams]) -> _Draw:
     return draw
 
 
-def _among_the_likeliest(rows: list[SamplingParams]) -> _Draw:
+def _draw_from_top(rows: list[SamplingParams]) -> _Draw:
     """Top-k, then top-p of the remaining tokens, then min-p, on the most likely tokens in order."""
     temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
     top_p = _column(max(row.top_p, MIN_TOP_P) for row in rows)
@@ -121,7 +121,7 @@ def _among_the_likeliest(rows: list[SamplingParams]) -> _Draw:
 
     def draw(logits: mx.array, uniform: mx.array) -> tuple[mx.array, mx.array | None]:
         scaled = logits / temperature
-        tokens, values = likeliest(scaled, min(candidates, logits.shape[-1]))
+        tokens, values = top_logits(scaled, min(candidates, logits.shape[-1]))
         weights = mx.exp(values - values[:, :1])
         weights = mx.where(mx.arange(weights.shape[-1]) < top_k, weights, 0)
         held = whole = weights.sum(axis=-1, keepdims=True)
@@ -138,11 +138,11 @@ def _among_the_likeliest(rows: list[SamplingParams]) -> _Draw:
     return draw
 
 
-def likeliest(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
+def top_logits(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
     """The ids (R, count) of the largest logits in descending order, and these logits."""
     tokens = None
     if count * BLOCK_TOKENS * 4 <= logits.shape[-1]:
-        tokens = _blocks_of_the_likeliest(logits, count)
+        tokens = _top_blocks(logits, count)
         logits = mx.take_along_axis(logits, tokens, axis=-1)
     places = mx.argpartition(-logits, kth=count - 1, axis=-1)[:, :count]
     values = mx.take_along_axis(logits, places, axis=-1)
@@ -152,7 +152,7 @@ def likeliest(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
     return (places if tokens is None else mx.take_along_axis(tokens, places, axis=-1)), ordered
 
 
-def _blocks_of_the_likeliest(logits: mx.array, count: int) -> mx.array:
+def _top_blocks(logits: mx.array, count: int) -> mx.array:
     """Ids (R, count * BLOCK_TOKENS + rest) that contain the `count` largest logits: the blocks with the largest maxima.
 
     At most `count` blocks contain one of these logits, and no other block has a larger maximum.
@@ -230,7 +230,7 @@ def make_processors(params: SamplingParams, prompt_length: int) -> list[LogitsPr
     if params.logit_bias:
         processors.append(_logit_bias(params.logit_bias))
     if params.min_tokens > 0 and params.end_tokens:
-        processors.append(_no_end_before(params.min_tokens, params.end_tokens, prompt_length))
+        processors.append(_min_tokens(params.min_tokens, params.end_tokens, prompt_length))
     return processors
 
 
@@ -264,7 +264,7 @@ def _logit_bias(bias: dict[int, float]) -> LogitsProcessor:
     return process
 
 
-def _no_end_before(min_tokens: int, end_tokens: list[int], prompt_length: int) -> LogitsProcessor:
+def _min_tokens(min_tokens: int, end_tokens: list[int], prompt_length: int) -> LogitsProcessor:
     ends = mx.array(end_tokens)
 
     def process(tokens: mx.array, logits: mx.array) -> mx.array:

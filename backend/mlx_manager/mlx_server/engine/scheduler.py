@@ -27,10 +27,10 @@ from mlx_manager.mlx_server.engine.plan import (
     Outcome,
     Plan,
     Scored,
-    Stretch,
+    Segment,
 )
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
-from mlx_manager.mlx_server.engine.prompt_queue import Prompt, PromptQueue, Sequence, Turn
+from mlx_manager.mlx_server.engine.prompt_queue import Prompt, PromptQueue, Selection, Sequence
 from mlx_manager.mlx_server.types import FinishReason, Thinking
 
 NOTHING = Plan()
@@ -46,7 +46,7 @@ class Scheduler:
         self.prefixes = PrefixTree(facts, min(prefix_bytes, kv_bytes))
         self.running: list[Sequence] = []
         """Sequences that are decoded, in the order in which they joined."""
-        self.busiest = 0
+        self.peak_sequences = 0
         """The most concurrent sequences in the current busy period, or in the last one."""
         self._facts = facts
         self._max_rows = MAX_BATCH_ROWS if facts.decodes_together else 1
@@ -55,10 +55,10 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, Sequence] = {}
         self._pending: list[UpMessage] = []
-        self._leave: list[int] = []
-        self._forget: list[int] = []
+        self._preempted: list[int] = []
+        self._freed: list[int] = []
         self._begin: list[Submit] = []
-        self._turn: Turn | None = None
+        self._selection: Selection | None = None
         self._has_decoded = True
         self._longest = 0
         """Tokens of the longest running sequence."""
@@ -76,7 +76,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether the next plan would have any content."""
-        return bool(self._sequences or self._pending or self._forget or self.prefixes.has_edits)
+        return bool(self._sequences or self._pending or self._freed or self.prefixes.has_edits)
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets new limits: evicts stored prefixes now, and preempts sequences that do not fit at the next step."""
@@ -95,11 +95,11 @@ class Scheduler:
             number=message.sequence,
             tokens=list(message.prompt_tokens),
             prompt_tokens=len(message.prompt_tokens),
-            most_tokens=len(message.prompt_tokens) + message.max_tokens,
+            max_total_tokens=len(message.prompt_tokens) + message.max_tokens,
             stop_tokens=frozenset(message.stop_tokens),
             scores_prompt=message.prompt_logprobs,
         )
-        self.busiest = max(self.busiest, len(self._sequences) + 1) if self._sequences else 1
+        self.peak_sequences = max(self.peak_sequences, len(self._sequences) + 1) if self._sequences else 1
         self._sequences[sequence.number] = sequence
         self._begin.append(message)
         if message.grammar is not None:
@@ -121,11 +121,11 @@ class Scheduler:
         self._decodes = False
         self._make_room()
         if not self._pending:
-            self._turn = self._next_turn()
-            self._has_decoded = self._turn is None
-            self._decodes = self._turn is None and bool(self.running)
-        chunk = self._chunk(self._turn) if self._turn is not None else None
-        if chunk is not None or self._leave or self._forget or self._begin or self.prefixes.has_edits:
+            self._selection = self._select_prompts()
+            self._has_decoded = self._selection is None
+            self._decodes = self._selection is None and bool(self.running)
+        chunk = self._chunk(self._selection) if self._selection is not None else None
+        if chunk is not None or self._preempted or self._freed or self._begin or self.prefixes.has_edits:
             return self._with_changes(chunk)
         if self._decodes:
             return DECODE
@@ -134,56 +134,56 @@ class Scheduler:
     def note(self, outcome: Outcome) -> list[UpMessage]:
         """Records the outcome of the last plan and returns the messages for the API."""
         messages, self._pending = self._pending, []
-        for kept in outcome.kept:
-            self.prefixes.correct(kept)
+        for size in outcome.node_sizes:
+            self.prefixes.correct(size)
         for compiled in outcome.compiled:
             messages.append(self._note_compiled(compiled))
-        if self._turn is not None:
-            messages += self._note_chunk(self._turn, outcome)
-            self._turn = None
+        if self._selection is not None:
+            messages += self._note_chunk(self._selection, outcome)
+            self._selection = None
         elif self._decodes:
             messages += self._note_tokens(outcome)
         return messages
 
     def _with_changes(self, chunk: Chunk | None) -> Plan:
-        plan = Plan(self.prefixes.take_edits(), self._leave, self._forget, self._begin, chunk, self._decodes)
-        self._leave, self._forget, self._begin = [], [], []
+        plan = Plan(self.prefixes.take_edits(), self._preempted, self._freed, self._begin, chunk, self._decodes)
+        self._preempted, self._freed, self._begin = [], [], []
         return plan
 
     def _admit(self, sequence: Sequence) -> Admitted:
         self._queue.add(sequence, self._now)
         return Admitted(sequence.number)
 
-    def _next_turn(self) -> Turn | None:
+    def _select_prompts(self) -> Selection | None:
         """The next chunk, if one is due and fits into memory; otherwise the step decodes."""
-        if not self._queue or not self._chunk_is_due() or not self._queue.may_choose(self._may_hold):
+        if not self._queue or not self._chunk_is_due() or not self._queue.may_choose(self._fits_memory):
             return None
         while True:
             version = self.prefixes.version
-            turn = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._may_hold)
-            if turn is None or (len(turn.prompts) == 1 and (self._joined or self._first_tokens_are_due)):
+            selection = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._fits_memory)
+            if selection is None or (len(selection.prompts) == 1 and (self._joined or self._first_tokens_are_due)):
                 return None  # the next step returns first tokens: only a group of short prompts may delay them
-            self._fit_prefixes(*self._rows_with(turn.prompts))
+            self._fit_prefixes(*self._rows_with(selection.prompts))
             if self.prefixes.version == version:
-                return turn
+                return selection
 
     def _chunk_is_due(self) -> bool:
         return not self.running or (self._has_decoded and self._pace.chunk_is_due())
 
-    def _chunk(self, turn: Turn) -> Chunk:
-        stretches, joins, scored = [], [], None
-        for prompt, end in zip(turn.prompts, turn.ends, strict=True):
+    def _chunk(self, selection: Selection) -> Chunk:
+        segments, joins, scored = [], [], None
+        for prompt, end in zip(selection.prompts, selection.ends, strict=True):
             sequence, prefix = prompt.sequence, None
             if not prompt.has_begun:
                 prefix = prompt.match.prefix if prompt.match.length else None
                 self._queue.begin(prompt, self._now)
             start = prompt.done
-            stretches.append(Stretch(sequence.number, sequence.tokens[start:end], prefix))
+            segments.append(Segment(sequence.number, sequence.tokens[start:end], prefix))
             if prompt.is_scored and start < end:
                 scored = Scored(start, sequence.tokens[start + 1 : end + 1])
-            if turn.completes:
+            if selection.completes:
                 joins.append(Join(sequence.number, sequence.tokens, sequence.generated, sequence.needs_whole_nucleus))
-        return Chunk(stretches, joins, scored)
+        return Chunk(segments, joins, scored)
 
     def _note_compiled(self, compiled: Compiled) -> UpMessage:
         sequence = self._compiling.pop(compiled.sequence)
@@ -192,20 +192,20 @@ class Scheduler:
         self._drop([sequence])
         return RequestFailed(sequence.number, compiled.failure, invalid=True)
 
-    def _note_chunk(self, turn: Turn, outcome: Outcome) -> list[UpMessage]:
+    def _note_chunk(self, selection: Selection, outcome: Outcome) -> list[UpMessage]:
         while_decoding = bool(self.running)
         if while_decoding:
             self._pace.decoded(outcome.drain_seconds)
-        self._pace.prefilled(turn.padded_tokens, outcome.seconds, while_decoding)
-        self._queue.took(turn)
+        self._pace.prefilled(selection.padded_tokens, outcome.seconds, while_decoding)
+        self._queue.advance(selection)
         messages: list[UpMessage] = []
         if outcome.prompt_logprobs is not None:
             messages.append(outcome.prompt_logprobs)
-        for prompt, end in zip(turn.prompts, turn.ends, strict=True):
+        for prompt, end in zip(selection.prompts, selection.ends, strict=True):
             sequence = prompt.sequence
-            if self._is_worth_storing(turn, prompt, end):
+            if self._is_worth_storing(selection, prompt, end):
                 self.prefixes.store(prompt.compared[:end], sequence.number)
-            if not turn.completes:
+            if not selection.completes:
                 continue
             sequence.scores_prompt = False  # prompt logprobs are sent once, even if the sequence is preempted later
             self._join(sequence)
@@ -213,9 +213,9 @@ class Scheduler:
                 messages.append(Prefilled(sequence.number, sequence.cached_tokens or 0, sequence.queue_seconds))
         return messages
 
-    def _is_worth_storing(self, turn: Turn, prompt: Prompt, end: int) -> bool:
-        if turn.alone:
-            return turn.completes or end in prompt.boundaries
+    def _is_worth_storing(self, selection: Selection, prompt: Prompt, end: int) -> bool:
+        if selection.alone:
+            return selection.completes or end in prompt.boundaries
         return prompt.is_awaited or self.prefixes.needs_snapshots
 
     def _join(self, sequence: Sequence) -> None:
@@ -227,8 +227,8 @@ class Scheduler:
         self._pace.decoded(outcome.seconds)
         self._first_tokens_are_due = bool(self._joined)
         self._joined = []
-        finished, surplus = self._hand_out(outcome)
-        self._redraw(outcome.fallen_short)
+        finished, surplus = self._append_tokens(outcome)
+        self._redraw(outcome.invalid_draws)
         failed = [failure for failure in outcome.failed if failure.sequence not in finished]
         if finished or failed:
             self._drop([self._sequences[number] for number in (*finished, *(f.sequence for f in failed))])
@@ -239,7 +239,7 @@ class Scheduler:
         messages += [RequestFailed(failure.sequence, failure.message) for failure in failed]
         return messages
 
-    def _hand_out(self, outcome: Outcome) -> tuple[dict[int, FinishReason], list[int]]:
+    def _append_tokens(self, outcome: Outcome) -> tuple[dict[int, FinishReason], list[int]]:
         """Appends the tokens to their sequences. Returns finish reasons, and the indices of tokens after a finish."""
         finished: dict[int, FinishReason] = {}
         surplus: list[int] = []
@@ -256,26 +256,26 @@ class Scheduler:
                 longest = length
             if token in sequence.stop_tokens:
                 finished[number] = "stop"
-            elif length >= sequence.most_tokens:
+            elif length >= sequence.max_total_tokens:
                 finished[number] = "length"
         self._longest = longest
         cut = {outcome.sequences[place] for place in surplus}
         finished.update(dict.fromkeys((number for number in outcome.ended if number not in cut), "stop"))
         return finished, surplus
 
-    def _redraw(self, fallen_short: list[int]) -> None:
+    def _redraw(self, invalid_draws: list[int]) -> None:
         """Preempts sequences whose quick top-p draw was invalid. They resume with draws from the sorted vocabulary.
 
         The logits of the invalid draw are gone: the next step was launched before the draw could be read.
         """
-        for number in fallen_short:
+        for number in invalid_draws:
             sequence = self._sequences[number]
             sequence.needs_whole_nucleus = True
             if not self.prefixes.needs_snapshots:
                 self.prefixes.store(sequence.tokens, number)
-            self._begin_again(sequence)
+            self._preempt(sequence)
 
-    def _may_hold(self, prompts: list[Prompt]) -> bool:
+    def _fits_memory(self, prompts: list[Prompt]) -> bool:
         """Whether the caches of the prompts fit. A single cache always fits: `submit` checks it."""
         rows, longest = self._rows_with(prompts)
         if rows == 1:
@@ -296,10 +296,10 @@ class Scheduler:
         while rows > 1 and not self.memory.fits(rows, longest):
             begun = self._queue.begun
             if begun and (self.running or len(begun) > 1):
-                self._leave.append(begun[-1].sequence.number)
-                self._queue.give_up(begun[-1])
+                self._preempted.append(begun[-1].sequence.number)
+                self._queue.preempt(begun[-1])
             else:
-                self._begin_again(self.running[-1])
+                self._preempt(self.running[-1])
             rows, longest = self._rows_with([])
         self._fit_prefixes(rows, longest)
 
@@ -308,10 +308,10 @@ class Scheduler:
         self.prefixes.room_bytes = self.memory.limit_bytes - self.memory.needed(rows, longest)
         self.prefixes.shrink(self.prefixes.room_bytes)
 
-    def _begin_again(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         self._stop_decoding(sequence)
-        self._leave.append(sequence.number)
-        self._queue.add_first(sequence, self._now)
+        self._preempted.append(sequence.number)
+        self._queue.requeue(sequence, self._now)
 
     def _stop_decoding(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -326,11 +326,11 @@ class Scheduler:
         for tokens, number in held:
             del self._sequences[number]
             self.prefixes.store(tokens, number)
-            unsaid = [message for message in self._begin if message.sequence == number]
-            if unsaid:
-                self._begin.remove(unsaid[-1])
+            not_sent = [message for message in self._begin if message.sequence == number]
+            if not_sent:
+                self._begin.remove(not_sent[-1])
             else:
-                self._forget.append(number)
+                self._freed.append(number)
 
     def _take_out(self, sequence: Sequence) -> list[int]:
         """The tokens that the sequence's cache holds."""

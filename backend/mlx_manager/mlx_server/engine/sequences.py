@@ -47,7 +47,7 @@ class Sequence:
         "_failure",
         "_finish_reason",
         "_group",
-        "_has_news",
+        "_is_ready",
         "_prompt_scores",
         "_scores",
         "_tokens",
@@ -73,7 +73,7 @@ class Sequence:
         self._finish_reason: FinishReason | None = None
         self._failure: ServerError | None = None
         self._group = group
-        self._has_news = False
+        self._is_ready = False
 
     def admit(self) -> None:
         self.admitted_at = time.perf_counter()
@@ -85,8 +85,8 @@ class Sequence:
 
     def push_token(self, token: int) -> None:
         self._tokens.append(token)
-        if not self._has_news:
-            self._announce()
+        if not self._is_ready:
+            self._notify()
 
     def push_score(self, score: Score) -> None:
         self._scores.append(score)
@@ -96,15 +96,15 @@ class Sequence:
 
     def finish(self, reason: FinishReason) -> None:
         self._finish_reason = reason
-        self._announce()
+        self._notify()
 
     def fail(self, failure: ServerError) -> None:
         self._failure = failure
-        self._announce()
+        self._notify()
 
     def take(self) -> Tokens:
         """Returns the new results. Raises the sequence's failure once all results before it were taken."""
-        self._has_news = False
+        self._is_ready = False
         scores = prompt_scores = _NO_SCORES
         if self._failure is not None:
             self._fail_behind_tokens(self._failure)
@@ -121,12 +121,12 @@ class Sequence:
     def _fail_behind_tokens(self, failure: ServerError) -> None:
         if not self._tokens and self._finish_reason is None:
             raise failure
-        self._announce()
+        self._notify()
 
-    def _announce(self) -> None:
-        if not self._has_news:
-            self._has_news = True
-            self._group.announce(self)
+    def _notify(self) -> None:
+        if not self._is_ready:
+            self._is_ready = True
+            self._group.notify(self)
 
 
 class SequenceGroup:
@@ -140,7 +140,7 @@ class SequenceGroup:
         self._cancel = cancel
         self._members = [Sequence(self, index) for index in range(count)]
         self._running = set(range(count))
-        self._with_news: deque[Sequence] = deque()
+        self._ready: deque[Sequence] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -163,8 +163,8 @@ class SequenceGroup:
     async def __anext__(self) -> tuple[int, Tokens]:
         """Raises the failure of a sequence."""
         while self._running:
-            while self._with_news:
-                member = self._with_news.popleft()
+            while self._ready:
+                member = self._ready.popleft()
                 if member.index in self._running:
                     tokens = member.take()
                     if tokens.finish_reason is not None:
@@ -180,8 +180,8 @@ class SequenceGroup:
             self._running.remove(index)
             self._cancel(index)
 
-    def announce(self, member: Sequence) -> None:
-        self._with_news.append(member)
+    def notify(self, member: Sequence) -> None:
+        self._ready.append(member)
         self.wake()
 
     def wake(self) -> None:

@@ -24,13 +24,13 @@ class Watchdog:
     def __init__(self, limits: WatchdogLimits) -> None:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._heard_at = self._loop.time() + START_SECONDS
+        self._last_message_at = self._loop.time() + START_SECONDS
         self._step_seconds = 0.0
 
-    def heard(self) -> None:
-        self._heard_at = self._loop.time()
+    def note_message(self) -> None:
+        self._last_message_at = self._loop.time()
 
-    def heard_heartbeat(self, step_seconds: float) -> None:
+    def note_heartbeat(self, step_seconds: float) -> None:
         self._step_seconds = step_seconds
 
     @property
@@ -46,13 +46,13 @@ class Watchdog:
             slept_at = self._loop.time()
             await asyncio.sleep(TICK_SECONDS)
             if self._loop.time() - slept_at > 2 * TICK_SECONDS:  # the machine slept, or this process was suspended
-                self.heard()
+                self.note_message()
             fault = self._fault(self._limits.silence_seconds, self._limits.step_seconds)
             if fault is not None:
                 return fault
 
     def _fault(self, silence_limit: float, step_limit: float) -> str | None:
-        silence_seconds = self._loop.time() - self._heard_at
+        silence_seconds = self._loop.time() - self._last_message_at
         if silence_seconds > silence_limit:
             return f"has not responded for {silence_seconds:.0f} s"
         if self._step_seconds > step_limit:

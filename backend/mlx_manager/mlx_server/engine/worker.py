@@ -63,7 +63,7 @@ class Engine(Protocol):
         """Sent every second; the worker adds MLX's memory."""
 
     @property
-    def gathers(self) -> int:
+    def gather_count(self) -> int:
         """How many messages an idle engine briefly waits for, when concurrent requests are likely; otherwise 0."""
 
     @property
@@ -198,7 +198,7 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
     busy_at, is_trimmed = time.monotonic(), False
     while True:
-        messages = _take_messages(inbox, engine.gathers, idle=not engine.has_work)
+        messages = _take_messages(inbox, engine.gather_count, idle=not engine.has_work)
         uplink.step_begins()
         if messages or engine.has_work:
             busy_at, is_trimmed = time.monotonic(), False
@@ -226,16 +226,16 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
         uplink.step_ended()
 
 
-def _take_messages(inbox: "queue.SimpleQueue[DownMessage]", gathers: int, *, idle: bool) -> list[DownMessage]:
+def _take_messages(inbox: "queue.SimpleQueue[DownMessage]", gather_count: int, *, idle: bool) -> list[DownMessage]:
     """All queued messages. An idle engine waits for the first one, until its next stats are due.
 
-    Then it briefly waits for `gathers` messages, so that concurrent requests start together.
+    Then it briefly waits for `gather_count` messages, so that concurrent requests start together.
     """
     messages: list[DownMessage] = []
     try:
         if idle:
             messages.append(inbox.get(timeout=HEARTBEAT_SECONDS))
-        while idle and len(messages) < gathers:
+        while idle and len(messages) < gather_count:
             messages.append(inbox.get(timeout=GATHER_SECONDS))
         while True:
             messages.append(inbox.get_nowait())

@@ -85,13 +85,13 @@ class WorkerClient(ABC):
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
         self._closing = False
-        self._gone = False
+        self._exited = False
         self._abandoned: ServerError | None = None
         self._kill_reason: str | None = None
         self._load_failure: str | None = None
         self._watchdog = Watchdog(supervision.watchdog)
         detached = contextvars.Context()  # the tasks outlive the request that loads the model
-        self._watching = asyncio.create_task(self._kill_when_it_does_not_answer(), context=detached)
+        self._watching = asyncio.create_task(self._kill_when_unresponsive(), context=detached)
         self._reading = asyncio.create_task(self._read_until_death(), context=detached)
 
     @classmethod
@@ -110,12 +110,12 @@ class WorkerClient(ABC):
 
     @property
     def alive(self) -> bool:
-        return not self._gone and not self._closing
+        return not self._exited and not self._closing
 
     @property
     def fault(self) -> str | None:
         """Why the worker is not responding; None while it responds."""
-        if self._gone:
+        if self._exited:
             return self.exit_reason
         fault = self._watchdog.fault
         return f"The worker process of model {self.model_id!r} {fault}." if fault is not None else None
@@ -149,7 +149,7 @@ class WorkerClient(ABC):
         self._abandoned = failure
         self._fail_all(failure)
 
-    async def wait_until_gone(self) -> None:
+    async def wait_until_exited(self) -> None:
         """Waits until the worker has exited and `on_death` has been called."""
         await asyncio.shield(self._reading)
 
@@ -163,13 +163,13 @@ class WorkerClient(ABC):
         """Fails all pending requests, and cancels them in a worker that is alive."""
 
     @abstractmethod
-    def _learn(self, ready: Ready) -> None:
+    def _note_ready(self, ready: Ready) -> None:
         """Records the facts of the loaded model."""
 
     def _dispatch(self, message: UpMessage) -> None:
         match message:
             case Heartbeat():
-                self._watchdog.heard_heartbeat(message.step_seconds)
+                self._watchdog.note_heartbeat(message.step_seconds)
                 if not self._loaded.done():
                     self._supervision.on_progress(message.active_bytes)
             case Stats():
@@ -180,7 +180,7 @@ class WorkerClient(ABC):
             case Ready():
                 self.dtype = message.dtype
                 self.stats = Stats(active_bytes=message.active_bytes, peak_bytes=message.active_bytes)
-                self._learn(message)
+                self._note_ready(message)
                 if not self._loaded.done():  # else the launch was cancelled
                     self._loaded.set_result(None)
             case LoadFailed(failure):
@@ -192,21 +192,21 @@ class WorkerClient(ABC):
         """Raises if the worker accepts no more requests."""
         if self._abandoned is not None:
             raise self._abandoned
-        if self._gone:
+        if self._exited:
             raise EngineFailed(f"{self.exit_reason} {_RETRY}")
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._worker.process.kill()
 
-    async def _kill_when_it_does_not_answer(self) -> None:
+    async def _kill_when_unresponsive(self) -> None:
         self._kill_reason = f"{await self._watchdog.wait_until_unresponsive()} and was killed"
         logger.error("Worker %d of %s %s", self.pid, self.model_id, self._kill_reason)
         self._kill()
 
     def _send(self, message: DownMessage) -> None:
         """Writes to the worker unless it has exited; then `_read_until_death` fails the pending requests."""
-        if not self._gone and not self._worker.writer.is_closing():  # uvloop raises for a closed socket
+        if not self._exited and not self._worker.writer.is_closing():  # uvloop raises for a closed socket
             self._worker.writer.write(encode_down(message))
 
     async def _read_until_death(self) -> None:
@@ -219,7 +219,7 @@ class WorkerClient(ABC):
         except Exception:
             logger.exception("Worker %d of %s sent an invalid message. Killing it.", self.pid, self.model_id)
             self._kill()
-        self._gone = True
+        self._exited = True
         self._watching.cancel()
         self._worker.writer.close()
         status = await self._wait_for_exit()
@@ -231,7 +231,7 @@ class WorkerClient(ABC):
         while True:
             length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
             messages = decode_up(await reader.readexactly(length))
-            self._watchdog.heard()
+            self._watchdog.note_message()
             for message in messages:
                 self._dispatch(message)
 
