@@ -15,8 +15,8 @@ INTRODUCTION = """\
 # Settings
 
 Every setting is an environment variable, `MLX_SERVER_` and the name in upper case, and a key of `mlx-manager.toml`. The
-command line goes first, then the environment, then the file. `MLX_SERVER_CONFIG` names another file. The server warns
-of a `MLX_SERVER_*` variable that is not a setting, and does not start with such a key in the file.
+command line overrides the environment, which overrides the file. `MLX_SERVER_CONFIG` sets the path of the file. The
+server logs a warning for an unknown `MLX_SERVER_*` variable, and does not start with an unknown key in the file.
 
 `scripts/settings_page.py` writes this page from the code. Reload (SIGHUP) applies some settings to the running server:
 [operations.md](operations.md#reload).
@@ -44,7 +44,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """A default that is made at the start is what the description says."""
+    """The default; those computed at start are in the description."""
     value = field.get_default()
     if field.default_factory is not None:
         return "of the machine"
@@ -58,7 +58,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _bounds() -> list[str]:
-    """The fields of `Bounds`, each with the docstring behind it."""
+    """The fields of `Bounds` with their docstrings."""
     values = bounds.Bounds()
     (made,) = [node for node in ast.parse(inspect.getsource(bounds)).body if isinstance(node, ast.ClassDef)]
     rows = []
