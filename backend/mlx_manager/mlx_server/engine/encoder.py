@@ -26,7 +26,7 @@ from mlx_manager.mlx_server.engine.messages import (
 
 MIN_BATCH_TOKENS = 256
 MAX_BATCH_TOKENS = 16_384
-PADDED_WASTE = 2
+MAX_WIDTH_RATIO = 2
 """Largest ratio of a batch's width to its shortest text on a GPU, where a second batch costs more than padding."""
 SMOOTHING = 0.3
 
@@ -38,7 +38,7 @@ class Encoder:
         self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
         self.model = load_embedding_model(folder, recipe, on_cpu=self._on_cpu)
         self.facts = EncoderFacts(int(recipe.config["vocab_size"]), self.model.dimensions)
-        self._queue = TextQueue(1 if self._on_cpu else PADDED_WASTE)
+        self._queue = TextQueue(1 if self._on_cpu else MAX_WIDTH_RATIO)
         self._batch_seconds = launch.options.inter_token_latency_ms / 1000
         self._tokens_per_second = MIN_BATCH_TOKENS / self._batch_seconds
         self._running = 0

@@ -148,9 +148,9 @@ class Constraint:
     grammar is complete may only draw a stop token, or token 0 if it has none. All token ids are in the vocabulary.
     """
 
-    def __init__(self, answer: CompiledGrammar | None, stop_tokens: frozenset[int], thinking: Thinking | None) -> None:
-        self.matcher = answer.matcher if answer is not None else None
-        self._eos_tokens = answer.eos_tokens if answer is not None else ()
+    def __init__(self, grammar: CompiledGrammar | None, stop_tokens: frozenset[int], thinking: Thinking | None) -> None:
+        self.matcher = grammar.matcher if grammar is not None else None
+        self._eos_tokens = grammar.eos_tokens if grammar is not None else ()
         self.stop_tokens = stop_tokens
         self.failure: str | None = None
         self.has_ended = False

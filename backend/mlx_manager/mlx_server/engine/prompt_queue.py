@@ -1,6 +1,6 @@
 """The queue of prompts to prefill, and the choice of the next chunk. Chunks run between decode steps.
 
-A prompt starts behind its stored prefix. The prompt with the fewest tokens left goes first, with all others that fit
+A prompt starts after its stored prefix. The prompt with the fewest tokens left goes first, with all others that fit
 into its chunk, so a short prompt waits for one chunk at most. MAX_OVERTAKING_TOKENS of later prompts may overtake the
 oldest prompt; then it gets as many itself. A prompt that shares a prefix with one in prefill waits for that prefix.
 Decides by token counts. Knows no arrays and does not import MLX.
@@ -181,7 +181,7 @@ class PromptQueue:
         return Selection(group, [prompt.length - 1 for prompt in group], alone=False)
 
     def begin(self, prompt: Prompt, now: float) -> None:
-        """Starts the prefill of the prompt, behind its stored prefix."""
+        """Starts the prefill of the prompt, after its stored prefix."""
         self._prefixes.use(prompt.match)
         prompt.done = prompt.match.length
         prompt.has_begun = True

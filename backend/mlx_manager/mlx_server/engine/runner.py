@@ -128,9 +128,9 @@ class Runner:
             compiled.append(Compiled(row.sequence, None if done.grammar is not None else done.failure or ""))
         return compiled
 
-    def _constraint(self, message: Submit, answer: CompiledGrammar | None) -> Constraint:
+    def _constraint(self, message: Submit, grammar: CompiledGrammar | None) -> Constraint:
         known = frozenset(token for token in message.stop_tokens if 0 <= token < self.facts.vocabulary_size)
-        return Constraint(answer, known, message.thinking)
+        return Constraint(grammar, known, message.thinking)
 
     def _prefill(self, chunk: Chunk) -> Outcome:
         outcome = Outcome()

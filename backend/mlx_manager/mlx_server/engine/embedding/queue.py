@@ -45,10 +45,10 @@ class _Request:
 
 
 class TextQueue:
-    """`widest_waste`: largest ratio of a batch's width to its shortest text; with 1, a batch has only one bucket."""
+    """`max_width_ratio`: largest ratio of a batch's width to its shortest text; with 1, a batch has only one bucket."""
 
-    def __init__(self, widest_waste: int) -> None:
-        self._widest_waste = widest_waste
+    def __init__(self, max_width_ratio: int) -> None:
+        self._max_width_ratio = max_width_ratio
         self._requests: dict[int, _Request] = {}
         self._numbers = itertools.count()
 
@@ -96,7 +96,7 @@ class TextQueue:
     def _buckets(self, order: list[_Request], width: int) -> list[int]:
         """Bucket widths that may share a batch of `width`, the widest first."""
         known = {bucket for request in order for bucket in request.waiting}
-        return sorted((one for one in known if width // self._widest_waste <= one <= width), reverse=True)
+        return sorted((one for one in known if width // self._max_width_ratio <= one <= width), reverse=True)
 
     def _take(self, request: _Request, bucket: int, count: int) -> list[Text]:
         waiting = request.waiting.get(bucket)
