@@ -31,8 +31,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mlx-manager-soak-") as scratch:
         folder = options.output if options.output is not None else Path(scratch)
         with staged_server(folder) as stage:
-            soak, complaints = asyncio.run(_soak(stage, options.minutes * 60, options.seed))
-        verdict = judge(soak.outcomes, soak.windows, soak.samples, [*complaints, *stage.complaints])
+            soak, failures = asyncio.run(_soak(stage, options.minutes * 60, options.seed))
+        verdict = judge(soak.outcomes, soak.windows, soak.samples, [*failures, *stage.failures])
         if options.output is not None:
             draw(soak, folder / CHART)
             (folder / REPORT).write_text(markdown(soak, verdict, CHART))
@@ -64,7 +64,7 @@ async def _soak(stage: Stage, seconds: float, seed: int) -> tuple[Soak, list[str
         await client.aclose()
         await faults.aclose()
     lasted = time.monotonic() - started
-    return Soak(lasted, seed, outcomes, faults.windows, sampler.samples), faults.complaints
+    return Soak(lasted, seed, outcomes, faults.windows, sampler.samples), faults.failures
 
 
 async def _warm_up(stage: Stage) -> None:

@@ -46,11 +46,11 @@ class Window:
 
 
 class Faults:
-    """Runs on the soak's event loop, with the clients. `complaints` lists faults without recovery or effect."""
+    """Runs on the soak's event loop, with the clients. `failures` lists faults without recovery or effect."""
 
     def __init__(self, base_url: str, process: psutil.Process, settings_file: Path, started: float) -> None:
         self.windows: list[Window] = []
-        self.complaints: list[str] = []
+        self.failures: list[str] = []
         self.other = OTHERS[0]
         self._http = httpx.AsyncClient(base_url=base_url, timeout=RECOVERY_SECONDS)
         self._process = process
@@ -75,7 +75,7 @@ class Faults:
                 try:
                     await _KINDS[name](self, dice.choice([DEMO, self.other]) if began < spare_from else self.other)
                 except (httpx.HTTPError, psutil.Error, TimeoutError, LookupError) as exc:
-                    self.complaints.append(f"{name} at {began:.0f} s failed: {exc!r}")
+                    self.failures.append(f"{name} at {began:.0f} s failed: {exc!r}")
                 await asyncio.sleep(max(0.5, began + interval_seconds - self._now()))
 
     async def kill_worker(self, model: str) -> None:
@@ -147,11 +147,11 @@ class Faults:
                 await self._http.post(f"/admin/models/{model}/load")
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def _until(self, good: Callable[[Json], bool], complaint: str, model: str) -> None:
+    async def _until(self, good: Callable[[Json], bool], failure: str, model: str) -> None:
         deadline = self._now() + RECOVERY_SECONDS
         while not good(row := await self._row(model)):
             if self._now() > deadline:
-                self.complaints.append(f"{complaint} within {RECOVERY_SECONDS:g} s: {row}")
+                self.failures.append(f"{failure} within {RECOVERY_SECONDS:g} s: {row}")
                 return
             await asyncio.sleep(POLL_SECONDS)
 
@@ -170,7 +170,7 @@ class Faults:
     async def _admin(self, action: str) -> None:
         response = await self._http.post(f"/admin/{action}")
         if response.status_code != 200:
-            self.complaints.append(f"POST /admin/{action} answered {response.status_code}: {response.text[:200]}")
+            self.failures.append(f"POST /admin/{action} answered {response.status_code}: {response.text[:200]}")
 
     def _now(self) -> float:
         return time.monotonic() - self._started

@@ -16,7 +16,7 @@ LEAST_JUDGED_SECONDS = 60.0
 """Shortest time to judge memory growth: allocations of the first seconds are not a leak."""
 PROBE_SECONDS = 10.0
 """A slower answer of /health means that the server was blocked, even on a busy machine."""
-MAX_TOLD = 40
+MAX_LISTED = 40
 _BUSY = (429, "server_busy")
 
 
@@ -45,14 +45,14 @@ class Verdict:
 
 
 def judge(
-    outcomes: Sequence[Outcome], windows: Sequence[Window], samples: Sequence[Sample], complaints: Sequence[str]
+    outcomes: Sequence[Outcome], windows: Sequence[Window], samples: Sequence[Sample], other_failures: Sequence[str]
 ) -> Verdict:
-    """`complaints` are failures found elsewhere."""
+    """`other_failures` are failures found elsewhere."""
     faulty = [outcome for outcome in outcomes if not is_as_wanted(outcome)]
     unexcused = [outcome for outcome in faulty if not any(window.excuses(outcome) for window in windows)]
-    failures = [*complaints, *map(told, unexcused[:MAX_TOLD]), *_stalls(samples)]
-    if len(unexcused) > MAX_TOLD:
-        failures.append(f"and {len(unexcused) - MAX_TOLD} more requests")
+    failures = [*other_failures, *map(describe, unexcused[:MAX_LISTED]), *_stalls(samples)]
+    if len(unexcused) > MAX_LISTED:
+        failures.append(f"and {len(unexcused) - MAX_LISTED} more requests")
     if not any(outcome.end == "answered" for outcome in outcomes):
         failures.append("no request was answered")
     return Verdict(failures, growths(samples), len(faulty) - len(unexcused))
@@ -69,7 +69,7 @@ def is_as_wanted(outcome: Outcome) -> bool:
     return False
 
 
-def told(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:
     where = f"{outcome.kind} to {outcome.model} at {outcome.at_seconds:.1f} s"
     return (
         f"{where}: {outcome.end} after {outcome.seconds:.1f} s, "
