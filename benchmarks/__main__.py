@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _measure_ours(size: str, options: argparse.Namespace, results: Results) -> None:
-    """Every section has a server of its own, so that its peak of memory is its own too."""
+    """Every section starts its own server, to measure its own peak memory."""
     folder = make_model(CACHE / f"model-{size}", SIZES[size])
     raw = RawEngine(folder)
     try:
@@ -93,8 +93,11 @@ def _measure(section: str, place: Place, options: argparse.Namespace, results: R
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure an OpenAI-compatible server against mlx-lm's raw engine.")
-    parser.add_argument("--base-url", help="another server (http://127.0.0.1:8080); without it, ours is started")
-    parser.add_argument("--model", default="default", help="the model to ask the other server for")
+    parser.add_argument(
+        "--base-url",
+        help="base URL of another server, such as http://127.0.0.1:8080 (default: start this project's server)",
+    )
+    parser.add_argument("--model", default="default", help="model id to request from the other server")
     every = [*SECTIONS, EMBEDDINGS, CEILING]
     parser.add_argument("--sections", nargs="+", choices=every, default=every)
     parser.add_argument(
@@ -104,12 +107,22 @@ def _options() -> argparse.Namespace:
         "--scenario-sizes", nargs="+", choices=sorted(SIZES), default=["a"], help="models for the other sections"
     )
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32, 64])
-    parser.add_argument("--runs", type=int, default=3, help="alternated runs; medians are reported")
-    parser.add_argument("--tokens", type=int, default=128, help="output tokens of every request of throughput")
-    parser.add_argument("--prefix-tokens", type=_even, default=1_800, help="tokens that the prompts of prefix share")
-    parser.add_argument("--long-prompt-tokens", type=_even, default=4_000, help="tokens of the prompt of stall")
-    parser.add_argument("--side-prompt-tokens", type=_even, default=24_000, help="tokens of the long prompt of side")
-    parser.add_argument("--bursts", nargs="+", type=int, default=[200, 600], help="requests at once in overload")
+    parser.add_argument("--runs", type=int, default=3, help="number of alternated runs; the report has medians")
+    parser.add_argument(
+        "--tokens", type=int, default=128, help="output tokens of every request in the throughput section"
+    )
+    parser.add_argument(
+        "--prefix-tokens", type=_even, default=1_800, help="tokens of the shared prefix in the prefix section"
+    )
+    parser.add_argument(
+        "--long-prompt-tokens", type=_even, default=4_000, help="tokens of the prompt in the stall section"
+    )
+    parser.add_argument(
+        "--side-prompt-tokens", type=_even, default=24_000, help="tokens of the long prompt in the side section"
+    )
+    parser.add_argument(
+        "--bursts", nargs="+", type=int, default=[200, 600], help="concurrent requests in the overload section"
+    )
     parser.add_argument("--out", type=Path, default=CACHE / "latest", help="folder for results.{json,md,svg}")
     return parser.parse_args()
 
@@ -117,7 +130,9 @@ def _options() -> argparse.Namespace:
 def _even(text: str) -> int:
     number = int(text)
     if number < 2 or number % 2:
-        raise argparse.ArgumentTypeError(f"{number} is not an even number above 0: a word is two tokens")
+        raise argparse.ArgumentTypeError(
+            f"{number} is not a positive even number. Choose an even one: a word is two tokens."
+        )
     return number
 
 

@@ -1,4 +1,4 @@
-"""How soon the engine is free again when all its clients leave in the middle of their answers."""
+"""Measures how soon the engine is idle after all clients disconnect in the middle of their answers."""
 
 import asyncio
 import random
@@ -15,15 +15,15 @@ STREAMS = 8
 PROMPT_TOKENS = 16
 OUTPUT_TOKENS = 4
 IDLE_SECONDS = 0.1
-"""The workers are idle from the moment on after which they use no CPU for so long..."""
+"""The workers count as idle once they use no CPU for this long..."""
 TICK_SECONDS = 0.01
-"""...but for one tick of the system's CPU clock, in which a heartbeat may fall."""
+"""...except one tick of the system's CPU clock, for heartbeats."""
 GIVE_UP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRow:
-    """Medians of the runs. `idle_ms` is from the drop until the workers use no CPU; None for others' processes."""
+    """Medians of the runs. `idle_ms`: from the disconnect until the workers use no CPU; None for other servers."""
 
     model: str
     streams: int
@@ -86,7 +86,7 @@ async def _idle_after(server: Server, rng: random.Random) -> float:
 
 
 def idle_from(readings: list[tuple[float, float]]) -> float | None:
-    """When the IDLE_SECONDS without CPU that end with the last reading (time, CPU seconds) began, if they did."""
+    """The start of the IDLE_SECONDS without CPU that end with the last reading (time, CPU seconds), if any."""
     last, cpu_now = readings[-1]
     for moment, cpu in readings:
         if last - moment >= IDLE_SECONDS and cpu_now - cpu <= TICK_SECONDS:

@@ -1,4 +1,4 @@
-"""What the load generator itself can read: no server's figure can be above it."""
+"""Measures the load generator's own limit, the upper bound of every server's throughput."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from benchmarks.load import Target, run, run_waves
 from benchmarks.workload import Workload
 
 CHUNKS = 20_000
-"""Of all streams together, in one run."""
+"""Total of all streams, in one run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The picture of the results: efficiency over streams, and the waiting times as ratios."""
+"""Draws the results: efficiency over streams, and waiting times as ratios."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ COLOURS = {"a": "#1f6fb2", "b": "#e08e2b"}
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A time to first token over the one that it is compared with."""
+    """The ratio of a time to first token to its reference."""
 
     label: str
     model: str
@@ -22,7 +22,7 @@ class Bar:
 
 
 def draw(results: Results, file: Path) -> bool:
-    """Whether there is a picture: there is none when nothing was compared."""
+    """Whether to draw a chart: only if the results have comparisons."""
     compared = any(row.efficiency is not None for row in results.throughput)
     bars = waiting_times(results)
     panels = [panel for panel, there in ((_efficiency, compared), (_waiting, bool(bars))) if there]
@@ -46,7 +46,7 @@ def draw(results: Results, file: Path) -> bool:
 
 
 def waiting_times(results: Results) -> list[Bar]:
-    """Each time to a first token that is compared with another."""
+    """Every time to first token that has a reference."""
     bars = []
     for row in results.prefix:
         if row.ratio is not None:
@@ -64,7 +64,7 @@ def waiting_times(results: Results) -> list[Bar]:
 
 
 def _efficiency(axes: Any, results: Results) -> None:
-    """A line for each model."""
+    """Draws a line for each model."""
     rows = [row for row in results.throughput if row.efficiency is not None]
     streams = sorted({row.concurrency for row in rows})
     best = {number: max(row.efficiency or 0.0 for row in rows if row.concurrency == number) for number in streams}

@@ -1,6 +1,6 @@
-"""A server that says prepared chunks as fast as it can: what the load generator reads from it is its ceiling.
+"""Sends prepared chunks as fast as it can, to measure the load generator's ceiling.
 
-Started by the benchmark as `python -m benchmarks.chunk_server`; prints its port. It ends when its input does.
+The benchmark starts it as `python -m benchmarks.chunk_server`. It prints its port, and exits at the end of its input.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ async def _serve() -> None:
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Each chunk is a write of its own, and each stream has its turn before the next."""
+    """Writes each chunk separately, and serves the streams in turn."""
     token, end = _chunk(" abc", None), _chunk("", "length")
     try:
         while True:

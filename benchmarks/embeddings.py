@@ -1,4 +1,4 @@
-"""Embeddings: mixed texts at once against a plain loop of the same model, and a large job beside running streams."""
+"""Measures embeddings: a batch of mixed texts against a plain loop, and a large job beside running streams."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ JOB_WORDS = 24
 SHORT_WORDS = 16
 LONGEST_WORDS = 96
 VOCABULARY, SIZE, INNER, LAYERS, HEADS = 8_192, 384, 1_536, 6, 12
-"""Those of all-MiniLM-L6-v2, but for its vocabulary; the weights are random."""
+"""The dimensions of all-MiniLM-L6-v2 with a smaller vocabulary and random weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class EmbeddingRow:
 
 
 def measure(server: Server, folder: Path, runs: int) -> EmbeddingRow:
-    """The server and the plain loop take turns, each with one thread."""
+    """The server and the plain loop alternate, each with one thread."""
     mixed, short = _mixed_texts(random.Random(0)), _words(random.Random(1), SHORT_WORDS)
     name = folder.name
     at_once: list[float] = []
@@ -86,7 +86,7 @@ def measure(server: Server, folder: Path, runs: int) -> EmbeddingRow:
 
 
 def make_encoder(folder: Path) -> Path:
-    """Writes the model into `folder` unless it is there. The same weights every time."""
+    """Writes the model into `folder` unless it exists. The weights are always the same."""
     if (folder / "model.safetensors").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def _words(rng: random.Random, count: int) -> str:
 
 
 def _mixed_texts(rng: random.Random) -> list[str]:
-    """Most of them are short, as sentences and questions are, and some are long."""
+    """Most lengths are short, like sentences and questions, and some are long."""
     return [_words(rng, min(LONGEST_WORDS, 3 + int(rng.expovariate(1 / 16)))) for _ in range(TEXTS)]
 
 
@@ -177,7 +177,7 @@ class _PlainLoop:
 
 
 async def _beside_streams(target: Target, model: str) -> tuple[float, float]:
-    """Chunks per second of all streams, before a job of 2,048 texts and while it is encoded."""
+    """Chunks per second of all streams, before and during a job of 2,048 texts."""
     rng = random.Random(2)
     texts = [_words(rng, JOB_WORDS) for _ in range(JOB_TEXTS)]
     started = time.perf_counter()

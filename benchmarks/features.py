@@ -1,4 +1,4 @@
-"""What a feature costs: the rate of streams that all use it, against that of plain ones on the same server."""
+"""Measures the cost of a feature: the rate of streams that all use it, against plain streams on the same server."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -19,7 +19,7 @@ FEATURES: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True, slots=True)
 class FeatureRow:
-    """Medians of the alternated runs; `ratio` is the median of the runs' own."""
+    """Medians of the alternated runs; `ratio` is the median of the ratios of the runs."""
 
     model: str
     feature: str

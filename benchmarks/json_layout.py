@@ -1,7 +1,7 @@
-"""How well models fill JSON schemas under rules for whitespace: `python -m benchmarks.json_layout FOLDER...`
+"""Measures how well models fill JSON schemas under whitespace rules: `python -m benchmarks.json_layout FOLDER...`
 
 Each prompt states facts and asks for them as JSON, greedily. An answer is valid if it ends and matches its schema. The
-values counted are those that are equal to the expected ones.
+score counts the values that equal the expected ones.
 """
 
 import argparse
@@ -56,13 +56,13 @@ def schema_of(value: Any) -> dict[str, Any]:
 
 
 def leaves(value: Any) -> list[Any]:
-    """Its scalars, in their order."""
+    """The scalars of the value, in order."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return [value] if parts is None else [leaf for part in parts for leaf in leaves(part)]
 
 
 def answers(core: EngineCore, tokenizer: Any, layout: dict[str, Any]) -> list[tuple[str, bool]]:
-    """The text of each example's answer, and whether it came to an end."""
+    """The text of each example's answer, and whether it is complete."""
     JSON_OPTIONS.clear()
     JSON_OPTIONS.update({**layout, "coerce_one_of": True})
     for number, (fact, expected) in enumerate(EXAMPLES):

@@ -1,6 +1,6 @@
 """The load generator: streams completions over raw HTTP/1.1 connections, as cheaply as Python can.
 
-It shares the machine with what it measures, so it parses no JSON: a chunk is a `data: ` line.
+It shares the machine with the server, so it parses no JSON: a chunk is a `data: ` line.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from benchmarks.workload import StreamTimes, Workload
 
 T = TypeVar("T")
 CONTENT_MARK = b"data: {"
-"""Begins every chunk of OpenAI's stream, and neither the [DONE] line nor a comment."""
+"""Start of every chunk in OpenAI's stream, but not of the [DONE] line or a comment."""
 DONE_MARK = b"data: [DONE]"
 ERROR_MARK = b'data: {"error"'
 TAIL_BYTES = 1500
-"""Enough for the last chunks of a stream, the usage among them."""
+"""Enough for the last chunks of a stream, including the usage."""
 WITH_USAGE = {"stream_options": {"include_usage": True}}
 ACCEPT_SECONDS = 0.01
 LIMIT_SECONDS = 600
-"""A server that has not answered by then never will."""
+"""Timeout of a request."""
 
 
 class Refused(ConnectionError):
-    """An HTTP status other than 200."""
+    """The server answered with an HTTP status other than 200."""
 
     def __init__(self, status: int, answer: bytes) -> None:
-        super().__init__(f"the server refused with {status}: {answer!r}")
+        super().__init__(f"the server answered with status {status}: {answer!r}")
         self.status = status
 
 
@@ -57,7 +57,7 @@ class Target:
 
 
 class StreamConnection(asyncio.Protocol):
-    """One keep-alive connection: `stream` sends a request and notes in `times` when its chunks arrive."""
+    """One keep-alive connection: `stream` sends a request and records the arrival of its chunks in `times`."""
 
     def __init__(self) -> None:
         self.times = StreamTimes()
@@ -75,7 +75,7 @@ class StreamConnection(asyncio.Protocol):
     async def stream(self, request: bytes, max_tokens: int, started: float) -> StreamTimes:
         """Times from `started` (perf_counter) on; the last chunk, which only ends the choice, is not counted.
 
-        Raises Refused, or ConnectionError for a stream that does not come to its end.
+        Raises Refused, or ConnectionError for an incomplete stream.
         """
         assert self._transport is not None
         if self._transport.is_closing():
@@ -97,7 +97,7 @@ class StreamConnection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not subclass it
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._done is None or self._done.done():
@@ -111,7 +111,7 @@ class StreamConnection(asyncio.Protocol):
         now = time.perf_counter() - self._started
         if self._done is None or self._done.done():
             return
-        overlap = self._tail[1 - len(CONTENT_MARK) :]  # too short to hold a mark that was counted before
+        overlap = self._tail[1 - len(CONTENT_MARK) :]  # shorter than a mark, so no mark is counted twice
         self.times.arrivals += [now] * (overlap + data).count(CONTENT_MARK)
         received = self._tail + data
         if self._status is None:
@@ -132,7 +132,7 @@ class StreamConnection(asyncio.Protocol):
 
 
 class Client:
-    """For ordinary code: one request at a time, each on an open connection of its own."""
+    """Synchronous client: one request at a time, each on its own open connection."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -149,13 +149,13 @@ class Client:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, on a uvloop: it costs the generator less than asyncio's own."""
+    """Runs `work` on uvloop, which costs the generator less than asyncio's loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
 
 async def ask(target: Target, prompt: str, max_tokens: int, **extra: object) -> StreamTimes:
-    """One request, on a connection that the server has accepted before the clock starts."""
+    """Sends one request on a connection that was opened before the clock starts."""
     connection = await StreamConnection.open(target)
     await asyncio.sleep(ACCEPT_SECONDS)
     try:
@@ -167,7 +167,7 @@ async def ask(target: Target, prompt: str, max_tokens: int, **extra: object) -> 
 
 
 async def run_waves(target: Target, workload: Workload, **extra: object) -> tuple[list[list[StreamTimes]], float]:
-    """All waves, and the seconds they took."""
+    """Runs all waves. Returns their results and duration in seconds."""
     connections = [await StreamConnection.open(target) for _ in range(workload.concurrency)]
     began = time.perf_counter()
     waves = [
@@ -183,7 +183,7 @@ async def run_waves(target: Target, workload: Workload, **extra: object) -> tupl
 async def burst(
     target: Target, prompts: Sequence[str], max_tokens: int, **extra: object
 ) -> list[StreamTimes | BaseException]:
-    """All prompts at once, in order, each on a connection of its own; a request that failed is its exception."""
+    """Sends all prompts concurrently, in order, each on its own connection. A failed request returns its exception."""
     connections = [await StreamConnection.open(target) for _ in prompts]
     outcomes = await _send(connections, target, prompts, max_tokens, **extra)
     for connection in connections:

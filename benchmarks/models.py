@@ -1,6 +1,6 @@
-"""The benchmark's two models: Llamas with random weights, whose tokenizer has no end-of-sequence token.
+"""The benchmark's two models: Llamas with random weights and a tokenizer without an end-of-sequence token.
 
-So every request generates as many tokens as it asks for, and every token is a few letters of text.
+So every request generates exactly max_tokens tokens, and every token is a few letters of text.
 """
 
 import itertools
@@ -28,13 +28,13 @@ class ModelSize:
 
 
 SMALL = ModelSize("a", vocabulary=4_096, hidden=128, layers=4, heads=4, kv_heads=2, mlp=384)
-"""1.3 M parameters: a decode step takes a millisecond or two, so that a server's own cost per token shows."""
+"""1.3 M parameters. A decode step takes one or two milliseconds, so a server's own cost per token is visible."""
 LARGE = ModelSize("b", vocabulary=32_000, hidden=512, layers=8, heads=8, kv_heads=4, mlp=1_536)
 """41 M parameters."""
 
 
 def make_model(folder: Path, size: ModelSize) -> Path:
-    """Writes the model into `folder`, its weights unless they are there. The same ones every time."""
+    """Writes the model into `folder`, except existing weights. The weights are always the same."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "llama",

@@ -1,4 +1,4 @@
-"""Many more requests at once than the batch has rows: who is answered, in what order, how late, at what memory."""
+"""Measures many more concurrent requests than batch rows: how many succeed, order, latency and memory."""
 
 import time
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ STATUS_TOO_MANY_REQUESTS = 429
 
 @dataclass(frozen=True, slots=True)
 class OverloadRow:
-    """Medians of the runs; the worst displacement of all runs. The raw engine answers all; it is compared with when
-    the server did too."""
+    """Medians of the runs, and the worst displacement of all runs. Compared with the raw engine, which answers all
+    requests, only if the server did too."""
 
     model: str
     requests: int
@@ -34,7 +34,7 @@ class OverloadRow:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """`answered` in the order in which they were sent; `failed` were neither answered nor refused with 429."""
+    """`answered` in the order of sending; `failed` requests were neither answered nor rejected with 429."""
 
     answered: list[StreamTimes]
     refused: int
@@ -54,7 +54,7 @@ class Burst:
 
     @property
     def displacement(self) -> int:
-        """By how many places the first tokens' order differs at most from the order of arrival."""
+        """The largest difference between a request's positions in the orders of first tokens and of arrival."""
         order = sorted(range(len(self.answered)), key=lambda turn: self.answered[turn].ttft)
         return max((abs(turn - place) for place, turn in enumerate(order)), default=0)
 
@@ -67,7 +67,7 @@ def measure(place: Place, requests: int, runs: int) -> OverloadRow:
         answers = Burst.of(run(burst(place.server.target, workload.prompts()[0], OUTPUT_TOKENS)))
         compared = place.raw is not None and len(answers.answered) == requests
         raw_ttft = place.raw.run(workload).ttft_max / 1000 if place.raw is not None and compared else None
-        if attempt > 0:  # the first warms both up
+        if attempt > 0:  # the first run warms both up
             bursts.append(answers)
             raw_ttfts.append(raw_ttft)
     raw_last_ttft = median_known(raw_ttfts)

@@ -1,7 +1,7 @@
-"""The ways in which prompts share a prefix: what is asked in which order, and how much of it was asked before.
+"""The patterns in which prompts share a prefix: their order, and how much of each prompt was sent before.
 
-What stands for an answer in a conversation is a text of the benchmark's own: what a model with random weights says
-does not tokenise back to the tokens that it drew.
+The answers in conversations are texts of the benchmark, because the output of a model with random weights does not
+tokenise back to the same tokens.
 """
 
 import random
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from benchmarks.workload import ReadyPrompt, text_of
 
 TURN_TOKENS = 40
-"""Of a question, and of a turn of a conversation with its answer."""
+"""Tokens of a question, and of a conversation turn with its answer."""
 TURNS = 3
 CONVERSATIONS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Prime:
-    """A prompt that is asked to be remembered; its time is not measured."""
+    """A prompt that only fills the cache; its time is not measured."""
 
     prompt: str
 
@@ -48,7 +48,7 @@ def growing_conversation(rng: random.Random, prefix_tokens: int) -> Asks:
 
 
 def exact_repeat(rng: random.Random, prefix_tokens: int) -> Asks:
-    """All but the last token is ready: the model has to see one to say the next."""
+    """All tokens but the last are cached: the model must process one token to generate the next."""
     prompt = text_of(rng, prefix_tokens)
     yield Prime(prompt)
     for _ in range(TURNS):
@@ -56,7 +56,7 @@ def exact_repeat(rng: random.Random, prefix_tokens: int) -> Asks:
 
 
 def edited_earlier_turn(rng: random.Random, prefix_tokens: int) -> Asks:
-    """A conversation of twice the prefix goes on differently from its middle."""
+    """A conversation of twice the prefix length continues differently from its middle."""
     for _ in range(TURNS):
         beginning = text_of(rng, prefix_tokens)
         yield Prime(beginning + text_of(rng, prefix_tokens))

@@ -1,6 +1,6 @@
 """A plain loop over texts with the server's own model class: `python -m benchmarks.plain_encoder FOLDER`.
 
-Reads a JSON list of texts on each line of stdin, and writes the seconds that all of them took, one after the other.
+Reads a JSON list of texts from each line of stdin, encodes them one by one, and writes the seconds taken.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Time to the first token when most of the prompt was there before, against the raw engine with the same KV ready."""
+"""Measures TTFT when most of the prompt was sent before, against the raw engine with the same KV cache."""
 
 import random
 import time
@@ -19,7 +19,7 @@ SIMULTANEOUS = "eight at once, cold"
 class PrefixRow:
     """Medians of all measured prompts. `ratio` is of TTFT: to the raw engine's, or to that of one request alone.
 
-    `ready_tokens` were in the raw engine's KV cache; `prompt_tokens` and `cached_tokens` are as the server says.
+    `ready_tokens` were in the raw engine's KV cache; the server reports `prompt_tokens` and `cached_tokens`.
     """
 
     model: str
@@ -41,7 +41,7 @@ class _Answer:
 
 
 def measure(place: Place, runs: int, prefix_tokens: int) -> list[PrefixRow]:
-    seed = time.time_ns()  # a server that was measured before may remember
+    seed = time.time_ns()  # new prompts for every run, because a running server may have the old ones cached
     answers: dict[str, list[_Answer]] = {name: [] for name in PATTERNS}
     at_once: list[float] = []
     with Client(place.server.target) as client:
@@ -67,7 +67,7 @@ def _ask_all(client: Client, place: Place, pattern: Pattern, rng: random.Random,
 
 
 def _last_of_many(target: Target, rng: random.Random, prefix_tokens: int) -> float:
-    """Seconds to the last first token of requests that come at once, and share a prefix that nobody asked before."""
+    """Seconds to the last first token of concurrent requests that share a new prefix."""
     prefix = text_of(rng, prefix_tokens)
     prompts = [prefix + text_of(rng, TURN_TOKENS) for _ in range(AT_ONCE)]
     return max(times.ttft for times in all_answered(run(burst(target, prompts, OUTPUT_TOKENS))))

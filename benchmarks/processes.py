@@ -1,4 +1,4 @@
-"""The processes under measurement: the real server, and the raw engine; what they use of CPU and memory."""
+"""Starts the processes to measure, the server and the raw engine, and reads their CPU time and memory."""
 
 import json
 import os
@@ -21,9 +21,9 @@ from benchmarks.workload import Measured, ReadyPrompt, Workload
 
 START_SECONDS = 120
 BACKEND = Path(__file__).parents[1] / "backend"
-"""The server that is measured is the one beside the benchmark, whichever is installed."""
+"""Measures the server of this checkout, whichever one is installed."""
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
-"""The engine and the API have a core each."""
+"""One core for the engine and one for the API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class PeakMemory:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server under test. One that was started elsewhere has no process here, and no figures of CPU and memory."""
+    """The server under test. A server that was started elsewhere has no CPU and memory figures."""
 
     target: Target
     process: psutil.Process | None = None
@@ -51,7 +51,7 @@ class Server:
         return Usage(_cpu_seconds([self.process]), self.worker_cpu_seconds())
 
     def peak_memory(self) -> PeakMemory | None:
-        """Since the processes started: of the API, and of its workers together."""
+        """Since the start of the processes: the API, and all workers together."""
         if self.process is None:
             return None
         return PeakMemory(_peak_mb(self.process), sum(map(_peak_mb, self._workers())))
@@ -65,7 +65,7 @@ class Server:
 
 @contextmanager
 def our_server(model: Path, log: Path, *others: Path) -> Iterator[Server]:
-    """With the `others` beside the model."""
+    """Serves the model and the `others`."""
     port = free_port()
     command = [sys.executable, "-m", "mlx_manager.mlx_server.main"]
     settings = {"MLX_SERVER_PORT": str(port), "MLX_SERVER_DEFAULT_MODEL": str(model)}
@@ -122,7 +122,7 @@ class RawEngine:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a section measures: the server, the raw engine when there is one to compare with, the model's name."""
+    """The subject of a section: the server, the raw engine if there is a comparison, and the model's name."""
 
     server: Server
     raw: RawEngine | None
@@ -145,7 +145,7 @@ def wait_until_ready(url: str) -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise TimeoutError(f"{url} did not answer with 200 within {START_SECONDS} s")
+    raise TimeoutError(f"{url} did not answer with 200 within {START_SECONDS} s. Check the server's log.")
 
 
 def _cpu_seconds(processes: list[psutil.Process]) -> float:
@@ -153,7 +153,7 @@ def _cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 def _peak_mb(process: psutil.Process) -> float:
-    """The process's highest resident memory; what it holds now where the system does not tell (macOS)."""
+    """The process's peak resident memory, or its current one on macOS, which does not report the peak."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
         return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024

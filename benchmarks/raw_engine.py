@@ -1,7 +1,7 @@
-"""The yardstick: mlx-lm's BatchGenerator and its streaming detokeniser, in a process of their own, with no server.
+"""The baseline: mlx-lm's BatchGenerator and streaming detokeniser in their own process, without a server.
 
-Started by the benchmark as `python -m benchmarks.raw_engine MODEL`; takes a workload, or a prompt with a part of its KV
-cache ready, as a line of JSON, and answers so.
+The benchmark starts it as `python -m benchmarks.raw_engine MODEL`. It reads a workload, or a prompt with part of its KV
+cache computed, as a line of JSON, and answers with a line of JSON.
 """
 
 import json
@@ -80,7 +80,7 @@ class FirstToken:
 
 
 def first_token(model: Any, tokenizer: Any, ready: ReadyPrompt) -> FirstToken:
-    """The clock starts with the prompt's text, when the KV cache of its first `ready_tokens` tokens lies evaluated."""
+    """The clock starts with the prompt's text, after the KV cache of its first `ready_tokens` tokens is evaluated."""
     known = tokenizer.encode(ready.prompt)[: ready.ready_tokens]
     cache = _prefilled(model, known)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown tables and as JSON."""
+"""Writes the results as Markdown tables and as JSON."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ from benchmarks.throughput import Row
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What a figure depends on besides the server."""
+    """The environment of a measurement."""
 
     date: str
     versions: dict[str, str]
@@ -63,7 +63,7 @@ class Results:
 
 
 def markdown(results: Results, chart: str | None) -> str:
-    """`chart` is the name of the picture, if there is one."""
+    """`chart` is the file name of the chart, if there is one."""
     sections = [
         _throughput(results.throughput),
         _features(results.features),
@@ -269,7 +269,7 @@ def _ceiling(rows: list[CeilingRow]) -> str:
 
 
 def _table(title: str, head: str, rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; nothing when there are no rows."""
+    """The table in Markdown; empty without rows."""
     if not rows:
         return ""
     rule = " | ".join("---" for _ in head.split(" | "))

@@ -1,4 +1,4 @@
-"""A short request beside a long prompt, as agents send them beside every turn for titles and classification."""
+"""Measures short requests during a long prefill, as agents send them with every turn for titles and classification."""
 
 import asyncio
 import random
@@ -13,13 +13,13 @@ from benchmarks.workload import text_of
 SIDE_TOKENS = 600
 OUTPUT_TOKENS = 4
 SIDE_REQUESTS = 3
-"""One after the other, beside each long prompt."""
+"""Short requests in sequence, during each long prompt."""
 SETTLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class SideRow:
-    """Times to the short prompts' first tokens. The long prompt is dropped when they are answered."""
+    """TTFT of the short prompts. The client then drops the long prompt."""
 
     model: str
     long_prompt_tokens: int
@@ -28,7 +28,7 @@ class SideRow:
     beside_ms: float
     longest_beside_ms: float
     later_ms: float
-    """The median beside less the median alone. A chunk of the long prompt takes up to half a second."""
+    """The difference of the medians. A chunk of the long prompt takes up to half a second."""
     memory: PeakMemory | None
 
 
@@ -55,7 +55,7 @@ def measure(place: Place, runs: int, long_prompt_tokens: int) -> SideRow:
 
 
 async def _beside_long_prompt(target: Target, rng: random.Random, long_prompt_tokens: int) -> list[float]:
-    """Seconds to the first token of each short prompt. Raises RuntimeError when the long one is answered first."""
+    """Seconds to the first token of each short prompt. Raises RuntimeError if the long one is answered first."""
     started = time.perf_counter()
     long, side = await StreamConnection.open(target), await StreamConnection.open(target)
     request = target.request(text_of(rng, long_prompt_tokens), OUTPUT_TOKENS)
@@ -67,9 +67,11 @@ async def _beside_long_prompt(target: Target, rng: random.Random, long_prompt_to
         request = target.request(text_of(rng, SIDE_TOKENS), OUTPUT_TOKENS)
         seconds.append((await side.stream(request, OUTPUT_TOKENS, time.perf_counter())).ttft)
         if long.times.arrivals:
-            raise RuntimeError(f"a prompt of {long_prompt_tokens} tokens was answered before the short ones beside it")
+            raise RuntimeError(
+                f"a prompt of {long_prompt_tokens} tokens was answered first. Raise --side-prompt-tokens."
+            )
     long.close()
     side.close()
     await asyncio.gather(answering, return_exceptions=True)
-    await asyncio.sleep(SETTLE_SECONDS)  # the chunk in progress ends
+    await asyncio.sleep(SETTLE_SECONDS)  # wait for the end of the current chunk
     return seconds

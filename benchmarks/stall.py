@@ -1,4 +1,4 @@
-"""What running streams lose while a long prompt comes in, and what it loses to them."""
+"""Measures how a long prompt and running streams delay each other."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ SETTLE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class StallRow:
-    """Medians of the runs, but the gap, which is the longest of all runs. Rates are chunks of all streams together."""
+    """Medians of the runs, except the gap, the longest of all runs. Rates count the chunks of all streams."""
 
     model: str
     streams: int
@@ -85,7 +85,7 @@ async def _beside_streams(target: Target, long_prompt: str, rng: random.Random) 
 
 
 def stall_of(arrivals: Sequence[list[float]], before: float, sent: float, first: float) -> Stall:
-    """`before` to `sent` is undisturbed; from `sent` to `first` the long prompt comes in."""
+    """From `before` to `sent` only the streams run; from `sent` to `first` the server prefills the long prompt."""
 
     def rate(begin: float, end: float) -> float:
         return sum(begin < arrival <= end for stream in arrivals for arrival in stream) / (end - begin)

@@ -1,4 +1,4 @@
-"""Long answers that run while something else is measured."""
+"""Long streams in the background of other measurements."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from benchmarks.load import StreamConnection, Target
 
 STREAM_TOKENS = 6_000
-"""More than is ever read: the streams are dropped."""
+"""More than a measurement reads: it drops the streams."""
 
 
 class RunningStreams:
-    """They are being read inside the block, and dropped at its end or by `drop`; times are from `started` on."""
+    """Reads the streams inside the block; its end or `drop` drops them. Times count from `started`."""
 
     def __init__(self, target: Target, prompts: Sequence[str], started: float) -> None:
         self._target = target
@@ -39,7 +39,7 @@ class RunningStreams:
         return [list(connection.times.arrivals) for connection in self._connections]
 
     async def grow(self, by: int) -> None:
-        """Until each stream has so many more chunks. Raises RuntimeError when one has ended."""
+        """Waits until each stream has this many more chunks. Raises RuntimeError if a stream has ended."""
         goals = [len(connection.times.arrivals) + by for connection in self._connections]
         while any(
             len(connection.times.arrivals) < goal for connection, goal in zip(self._connections, goals, strict=True)

@@ -1,4 +1,4 @@
-"""Output tokens per second, latencies and CPU of the server against the raw engine, in alternation."""
+"""Measures throughput, latencies and CPU of the server against the raw engine, in alternation."""
 
 import gc
 import time
@@ -11,7 +11,7 @@ from benchmarks.workload import Measured, Workload, median_known, median_of, sum
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Medians of all runs; `efficiency` is the median of the runs' own ratios, server to raw."""
+    """Medians of all runs; `efficiency` is the median of the runs' ratios of server to raw engine."""
 
     model: str
     concurrency: int

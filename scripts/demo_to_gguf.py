@@ -1,6 +1,6 @@
 """Writes the embedded demo model as a GGUF file for llama.cpp: `python scripts/demo_to_gguf.py demo.gguf`.
 
-Needs the `gguf` package, and nothing else of the project's environment.
+Needs only the `gguf` package.
 """
 
 import argparse
@@ -25,7 +25,7 @@ DEMO = Path(__file__).parents[1] / "backend" / "mlx_manager" / "demo"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--model", type=Path, default=DEMO, help="the folder of a Llama with the demo's tokenizer")
+    parser.add_argument("--model", type=Path, default=DEMO, help="folder of a Llama with the demo model's tokenizer")
     arguments = parser.parse_args()
     convert(arguments.model, arguments.output)
 
@@ -68,7 +68,7 @@ def write_tokenizer(writer: GGUFWriter, config: dict[str, Any], folder: Path) ->
         kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     in_order = sorted(ids, key=lambda token: ids[token])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")  # the same expression splits the demo's text
+    writer.add_tokenizer_pre("qwen2")  # splits text by the same expression as the demo model
     writer.add_token_list(in_order)
     writer.add_token_types([kinds[ids[token]] for token in in_order])
     writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
@@ -77,7 +77,7 @@ def write_tokenizer(writer: GGUFWriter, config: dict[str, Any], folder: Path) ->
     writer.add_pad_token_id(config["pad_token_id"])
     writer.add_eot_token_id(ids["<|eot_id|>"])
     writer.add_eom_token_id(ids["<|eom_id|>"])
-    writer.add_add_bos_token(False)  # the template writes it
+    writer.add_add_bos_token(False)  # the chat template adds it
     writer.add_chat_template((folder / "chat_template.jinja").read_text())
 
 
@@ -99,7 +99,7 @@ def float32(stored: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, np.dtyp
 
 
 def interleave(rows: np.ndarray[Any, np.dtype[np.float32]], heads: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """From rotating the halves of a head against each other, (heads, 2, half, in), to rotating its neighbours."""
+    """Reorders rows from rotated halves of a head, (heads, 2, half, in), to rotated neighbours."""
     return np.ascontiguousarray(rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape))
 
 

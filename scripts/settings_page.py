@@ -15,8 +15,8 @@ INTRODUCTION = """\
 # Settings
 
 Every setting is an environment variable, `MLX_SERVER_` and the name in upper case, and a key of `mlx-manager.toml`. The
-command line overrides the environment, which overrides the file. `MLX_SERVER_CONFIG` names another file. The server
-warns about an unknown `MLX_SERVER_*` variable, and does not start with an unknown key in the file.
+command line overrides the environment, which overrides the file. `MLX_SERVER_CONFIG` sets the path of the file. The
+server logs a warning for an unknown `MLX_SERVER_*` variable, and does not start with an unknown key in the file.
 
 `scripts/settings_page.py` writes this page from the code. Reload (SIGHUP) applies some settings to the running server:
 [operations.md](operations.md#reload).
@@ -44,7 +44,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default of a field; the description explains a computed one."""
+    """The default; those computed at start are in the description."""
     value = field.get_default()
     if field.default_factory is not None:
         return "of the machine"
@@ -58,7 +58,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _bounds() -> list[str]:
-    """The fields of `Bounds`, each with the docstring behind it."""
+    """The fields of `Bounds` with their docstrings."""
     values = bounds.Bounds()
     (made,) = [node for node in ast.parse(inspect.getsource(bounds)).body if isinstance(node, ast.ClassDef)]
     rows = []

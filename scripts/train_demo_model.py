@@ -1,10 +1,10 @@
-"""Makes the demo model from nothing: tokenizer, data, training, export and evaluation, on two CPU cores and from a
+"""Builds the demo model from scratch: tokenizer, data, training, export and evaluation, on two CPU cores, with a
 fixed seed.
 
     pip install torch tokenizers safetensors "mlx[cpu]" mlx-lm
     python scripts/train_demo_model.py
 
-A run that was killed goes on from its checkpoint when it is started again.
+A killed run resumes from its checkpoint when started again.
 """
 
 import argparse
@@ -50,7 +50,9 @@ def _make(plan: Plan, tokenizer: Tokenizer, checkpoint: Path, folder: Path) -> N
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo model and its draft model.")
     parser.add_argument("--output", type=Path, default=Path("backend/mlx_manager/demo"), help="folder of the model")
-    parser.add_argument("--checkpoints", type=Path, default=Path(".cache/demo-model"), help="folder to go on from")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path(".cache/demo-model"), help="folder of checkpoints to resume from"
+    )
     parser.add_argument("--steps", type=int, default=3700)
     parser.add_argument("--draft-steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,1 +1,1 @@
-"""`make soak`: the server under mixed traffic and staged faults, and whether it came through them."""
+"""`make soak`: tests the server under mixed traffic and staged faults."""

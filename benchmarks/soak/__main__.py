@@ -1,4 +1,4 @@
-"""`make soak MINUTES=10`: mixed traffic with faults on a server of its own; status 1 when it did not come through."""
+"""`make soak MINUTES=10`: mixed traffic and faults on a server of its own. Exits with status 1 on failure."""
 
 import argparse
 import asyncio
@@ -22,7 +22,7 @@ THINK_SECONDS = 0.2
 BURST_REQUESTS = 100
 SECONDS_BETWEEN_BURSTS = 20.0
 CALM_SHARE = 0.1
-"""Of the time, at the end, without faults."""
+"""Share of the time at the end that has no faults."""
 CHART, REPORT = "soak.svg", "soak.md"
 
 
@@ -31,8 +31,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mlx-manager-soak-") as scratch:
         folder = options.output if options.output is not None else Path(scratch)
         with staged_server(folder) as stage:
-            soak, complaints = asyncio.run(_soak(stage, options.minutes * 60, options.seed))
-        verdict = judge(soak.outcomes, soak.windows, soak.samples, [*complaints, *stage.complaints])
+            soak, failures = asyncio.run(_soak(stage, options.minutes * 60, options.seed))
+        verdict = judge(soak.outcomes, soak.windows, soak.samples, [*failures, *stage.failures])
         if options.output is not None:
             draw(soak, folder / CHART)
             (folder / REPORT).write_text(markdown(soak, verdict, CHART))
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 async def _soak(stage: Stage, seconds: float, seed: int) -> tuple[Soak, list[str]]:
-    """All that was seen, and what the faults complain of."""
+    """Runs the soak. Returns all observations and the faults' failures."""
     await _warm_up(stage)
     before, started = stage.sample(), time.monotonic()
     outcomes: list[Outcome] = []
@@ -64,11 +64,11 @@ async def _soak(stage: Stage, seconds: float, seed: int) -> tuple[Soak, list[str
         await client.aclose()
         await faults.aclose()
     lasted = time.monotonic() - started
-    return Soak(lasted, seed, outcomes, faults.windows, sampler.samples), faults.complaints
+    return Soak(lasted, seed, outcomes, faults.windows, sampler.samples), faults.failures
 
 
 async def _warm_up(stage: Stage) -> None:
-    """The most that comes at once comes first, so that what the API process needs for it does not look like a leak."""
+    """Sends the largest burst first, so that the API process's memory for it does not look like a leak."""
     client, dice = SoakClient(stage.url, time.monotonic()), random.Random(0)
     for planned in [LONGEST_PROMPT] * CLIENTS, [planned_burst(dice) for _ in range(BURST_REQUESTS)]:
         await asyncio.gather(*map(client.send, planned))
@@ -78,7 +78,7 @@ async def _warm_up(stage: Stage) -> None:
 async def _visit(
     client: SoakClient, faults: Faults, dice: random.Random, until: float, outcomes: list[Outcome]
 ) -> None:
-    """One client: a request after another, until the time is over."""
+    """One client: sends requests in sequence until the end."""
     while time.monotonic() < until:
         outcomes.append(await client.send(planned_traffic(dice, faults.other)))
         await asyncio.sleep(dice.uniform(0, THINK_SECONDS))
@@ -94,7 +94,7 @@ async def _burst(client: SoakClient, dice: random.Random, until: float, outcomes
 
 
 def _interval(seconds: float) -> float:
-    """Between faults: more of them in a short soak."""
+    """Pause between faults; shorter in a short soak."""
     return min(15.0, max(2.0, seconds / 12))
 
 

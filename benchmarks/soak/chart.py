@@ -1,4 +1,4 @@
-"""The picture of a soak: memory, requests, latency and errors over time, with a line at every fault."""
+"""Draws a soak: memory, requests, latency and errors over time, with a line at every fault."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def draw(soak: Soak, file: Path) -> None:
             for window in soak.windows:
                 axes.axvline(window.from_seconds, color=MUTED, linewidth=0.5)
             panel(axes, soak)
-            axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # with room for the legend
+            axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # leaves space for the legend
             axes.legend(frameon=False, loc="upper right", ncols=4)
         places[-1].set_xlabel("seconds; a grey line is a fault")
         figure.tight_layout()
@@ -47,7 +47,7 @@ def _memory(axes: Any, soak: Soak) -> None:
 
 
 def _requests(axes: Any, soak: Soak) -> None:
-    """Excused errors among the errors: the table has each."""
+    """Counts excused errors too; the table lists each."""
     step = soak.seconds / BINS
     sent, errors = [0.0] * BINS, [0.0] * BINS
     for outcome in soak.outcomes:

@@ -1,4 +1,4 @@
-"""Sends a soak's requests, and says what came of each."""
+"""Sends the requests of a soak and records their outcomes."""
 
 import asyncio
 import json
@@ -11,9 +11,9 @@ import httpx
 from benchmarks.soak.traffic import Json, Planned
 
 HUNG_SECONDS = 45.0
-"""A request that has got nothing for so long never will: the server's own limits are below."""
+"""A request without data for this long counts as hung: the server's own limits are lower."""
 KEEP_ALIVE_SECONDS = 1.0
-"""Well below the server's, so that no request goes out over a connection that it is just closing."""
+"""Well below the server's, so that no request uses a connection that the server is closing."""
 
 EXCERPT_CHARACTERS = 300
 
@@ -22,7 +22,7 @@ End = Literal["answered", "refused", "error event", "left", "cut", "hung", "wron
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`at_seconds` is when it was sent, from the start of the soak; `code` is that of an error's envelope."""
+    """`at_seconds` is the send time from the start of the soak; `code` is the error code."""
 
     kind: str
     model: str
@@ -42,7 +42,7 @@ class Outcome:
 
 
 class WrongAnswer(Exception):
-    """The status was right, and what came was not."""
+    """The status is right, but the content is wrong."""
 
 
 class _ErrorEvent(Exception):
@@ -52,7 +52,7 @@ class _ErrorEvent(Exception):
 
 
 class SoakClient:
-    """All clients of a soak, over one pool of connections. Close it."""
+    """All clients of a soak, on one connection pool. The caller closes it."""
 
     def __init__(self, base_url: str, started: float, hung_seconds: float = HUNG_SECONDS) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=50, keepalive_expiry=KEEP_ALIVE_SECONDS)
@@ -64,7 +64,7 @@ class SoakClient:
         await self._http.aclose()
 
     async def send(self, planned: Planned) -> Outcome:
-        """Never raises for what the server does."""
+        """Sends the request. Never raises for the server's behaviour."""
         reading = _Reading(planned, time.monotonic())
         end: End
         detail = ""
@@ -96,7 +96,7 @@ class SoakClient:
             await response.aclose()
 
     async def _read_stream(self, response: httpx.Response, reading: "_Reading") -> None:
-        """To its [DONE]. Raises WrongAnswer for a stream that ends without it."""
+        """Reads to [DONE]. Raises WrongAnswer if the stream ends without it."""
         lines = response.aiter_lines()
         while (line := await self._in_time(anext(lines, None))) is not None:
             if line == "data: [DONE]":
@@ -117,7 +117,7 @@ class _Hung(TimeoutError):
 
 
 class _Reading:
-    """What is known of a request while it goes on."""
+    """State of a running request."""
 
     def __init__(self, planned: Planned, sent: float) -> None:
         self.status: int | None = None

@@ -1,4 +1,4 @@
-"""The faults of a soak, one after another, and which errors each of them excuses."""
+"""Stages the faults of a soak in sequence, and defines which errors each one excuses."""
 
 import asyncio
 import contextlib
@@ -18,17 +18,17 @@ from benchmarks.soak.traffic import DEMO, OTHERS, Json
 RECOVERY_SECONDS = 60.0
 GRACE_SECONDS = 1.0
 PAUSE_SECONDS = 2.0
-"""How long a worker is stopped that goes on afterwards."""
+"""How long a worker is suspended before it continues."""
 POLL_SECONDS = 0.1
 _DEAD = frozenset({"engine_failed", "not_ready", "model_load_failed"})
-"""What a worker that dies may cost: requests at work, those that wait for its successor, those that wait for a load."""
+"""Excused after a worker's death: running requests, and requests that wait for its successor or for a load."""
 _NO_ROOM = frozenset({"insufficient_memory"})
-"""What a model may be told while the only other place is pinned. For a place that is in use, it waits."""
+"""Excused while the only other place is pinned. A request for a place in use waits."""
 
 
 @dataclass(slots=True)
 class Window:
-    """From the fault until the server has recovered, requests for `models` may fail with `codes`."""
+    """Between the fault and the recovery, requests for `models` may fail with `codes`."""
 
     name: str
     models: frozenset[str]
@@ -46,11 +46,11 @@ class Window:
 
 
 class Faults:
-    """Runs on the soak's event loop, beside its clients. `complaints` are what did not recover, or had no effect."""
+    """Runs on the soak's event loop, with the clients. `failures` lists faults without recovery or effect."""
 
     def __init__(self, base_url: str, process: psutil.Process, settings_file: Path, started: float) -> None:
         self.windows: list[Window] = []
-        self.complaints: list[str] = []
+        self.failures: list[str] = []
         self.other = OTHERS[0]
         self._http = httpx.AsyncClient(base_url=base_url, timeout=RECOVERY_SECONDS)
         self._process = process
@@ -62,9 +62,9 @@ class Faults:
         await self._http.aclose()
 
     async def run(self, dice: random.Random, until_seconds: float, interval_seconds: float) -> None:
-        """Every kind of fault once in each round, in the order that the dice say.
+        """Stages every kind of fault once per round, in random order.
 
-        In the last half of the time the demo model's worker is left alone, so that it lives long enough to be judged.
+        In the last half of the time the demo model's worker has no faults, so that it lives long enough to be judged.
         """
         kinds, spare_from = [*_KINDS], until_seconds / 2
         while True:
@@ -75,7 +75,7 @@ class Faults:
                 try:
                     await _KINDS[name](self, dice.choice([DEMO, self.other]) if began < spare_from else self.other)
                 except (httpx.HTTPError, psutil.Error, TimeoutError, LookupError) as exc:
-                    self.complaints.append(f"{name} at {began:.0f} s failed: {exc!r}")
+                    self.failures.append(f"{name} at {began:.0f} s failed: {exc!r}")
                 await asyncio.sleep(max(0.5, began + interval_seconds - self._now()))
 
     async def kill_worker(self, model: str) -> None:
@@ -85,7 +85,7 @@ class Faults:
             await self._replaced(worker, model)
 
     async def stop_worker(self, model: str) -> None:
-        """For less long than the server waits: nobody may get an error."""
+        """Suspends the worker for less than the server's timeout: no request may fail."""
         with self._window(f"pause {model}", model, frozenset()):
             worker = await self._worker(model)
             worker.suspend()
@@ -94,7 +94,7 @@ class Faults:
             await self._recovered(model)
 
     async def hang_worker(self, model: str) -> None:
-        """Until the server kills it."""
+        """Suspends the worker until the server kills it."""
         with self._window(f"hang {model}", model, _DEAD):
             worker = await self._worker(model)
             worker.suspend()
@@ -111,7 +111,7 @@ class Faults:
                 await self._admin(f"models/{self.other}/{action}")
 
     async def reload(self, model: str) -> None:
-        """By a signal; the file says something else each time, and the pool must come to say the same."""
+        """Reloads by a signal. The file changes each time, and the pool must apply the change."""
         with self._window("SIGHUP", model, frozenset()):
             self._keep_alive_seconds += 1
             write_settings(self._settings_file, self._keep_alive_seconds)
@@ -119,7 +119,7 @@ class Faults:
             await self._until(lambda row: row["ttl"] == self._keep_alive_seconds, "SIGHUP changed nothing", DEMO)
 
     async def change_turns(self, model: str) -> None:
-        """From now on the other of the two models is asked for, which waits for the place of this one."""
+        """Switches requests to the other of the two models, which waits for this one's place."""
         self.other = OTHERS[1 - OTHERS.index(self.other)]
         with self._window(f"turn to {self.other}", self.other, frozenset()):
             await self._recovered(self.other)
@@ -142,21 +142,21 @@ class Faults:
     async def _recovered(self, model: str) -> None:
         settled = ("loaded", "unloaded")
         await self._until(lambda row: row["state"] in settled, f"{model} did not come back", model)
-        async with asyncio.timeout(RECOVERY_SECONDS):  # the others' turn may find it still in use
+        async with asyncio.timeout(RECOVERY_SECONDS):  # it may still be in use by other requests
             while model in OTHERS and (await self._row(model))["state"] != "loaded":
                 await self._http.post(f"/admin/models/{model}/load")
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def _until(self, good: Callable[[Json], bool], complaint: str, model: str) -> None:
+    async def _until(self, good: Callable[[Json], bool], failure: str, model: str) -> None:
         deadline = self._now() + RECOVERY_SECONDS
         while not good(row := await self._row(model)):
             if self._now() > deadline:
-                self.complaints.append(f"{complaint} within {RECOVERY_SECONDS:g} s: {row}")
+                self.failures.append(f"{failure} within {RECOVERY_SECONDS:g} s: {row}")
                 return
             await asyncio.sleep(POLL_SECONDS)
 
     async def _worker(self, model: str) -> psutil.Process:
-        """The model's process; the model is loaded where it is not."""
+        """The pid of the model's worker. Loads the model if necessary."""
         response = await self._http.post(f"/admin/models/{model}/load")
         pid = response.json().get("pid")
         if pid is None:
@@ -170,7 +170,7 @@ class Faults:
     async def _admin(self, action: str) -> None:
         response = await self._http.post(f"/admin/{action}")
         if response.status_code != 200:
-            self.complaints.append(f"POST /admin/{action} answered {response.status_code}: {response.text[:200]}")
+            self.failures.append(f"POST /admin/{action} answered {response.status_code}: {response.text[:200]}")
 
     def _now(self) -> float:
         return time.monotonic() - self._started
@@ -189,5 +189,5 @@ _KINDS: dict[str, Callable[[Faults, str], Awaitable[None]]] = {
 
 
 def write_settings(file: Path, keep_alive_seconds: int) -> None:
-    """The demo model stays: each of the others has to make room for the next."""
+    """Pins the demo model, so that the other two models replace each other."""
     file.write_text(f'keep_alive = {keep_alive_seconds}\n[[models]]\nid = "{DEMO}"\npin = true\n')

@@ -1,4 +1,4 @@
-"""What a soak comes to, by the minute, as tables in Markdown."""
+"""Writes the report of a soak, by the minute, as tables in Markdown."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ _ABSENT = "-"
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """All that was seen."""
+    """All observations."""
 
     seconds: float
     seed: int
@@ -24,7 +24,7 @@ class Soak:
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
-    """The value that `share` of the values lie below."""
+    """The quantile `share` of the values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
@@ -35,7 +35,7 @@ def markdown(soak: Soak, verdict: Verdict, chart: str) -> str:
             (
                 "# Soak",
                 f"{soak.seconds / 60:.1f} minutes, seed {soak.seed}, {len(soak.outcomes)} requests, "
-                f"{len(soak.windows)} faults, {verdict.excused} errors that a fault excuses.",
+                f"{len(soak.windows)} faults, {verdict.excused} excused errors.",
                 verdict_text(verdict),
                 f"![Memory, requests, latency and errors over time]({chart})",
                 minutes_table(soak),
@@ -69,7 +69,7 @@ def minutes_table(soak: Soak) -> str:
 
 
 def kinds_table(outcomes: Sequence[Outcome]) -> str:
-    """Each kind of request, and what came of it."""
+    """Outcomes by kind of request."""
     rows = []
     for kind in sorted({outcome.kind for outcome in outcomes}):
         of_kind = [outcome for outcome in outcomes if outcome.kind == kind]

@@ -1,4 +1,4 @@
-"""What the server's processes hold, once a second, and whether that grows."""
+"""Samples the memory of the server's processes every second, and measures its growth."""
 
 import asyncio
 import itertools
@@ -16,10 +16,10 @@ MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Megabytes resident; `workers_mb` by process id. `probe_seconds` is what /health took, None for no answer.
+    """Resident memory in MB; `workers_mb` by process id. `probe_seconds` is the latency of /health, if it answered.
 
-    `prefixes_mb` and `buffers_mb`, by process id, are what workers keep on purpose: KV caches of past prompts, and
-    freed memory for reuse.
+    `prefixes_mb` and `buffers_mb`, by process id, are memory that workers keep on purpose: KV caches of past prompts,
+    and freed memory for reuse.
     """
 
     at_seconds: float
@@ -37,7 +37,7 @@ class Sample:
 
     @property
     def rest_mb(self) -> dict[int, float]:
-        """What workers hold beside that: weights, KV caches at work, and the process itself."""
+        """Other memory of the workers: weights, KV caches in use, and the process itself."""
         kept = {pid: self.prefixes_mb.get(pid, 0.0) + self.buffers_mb.get(pid, 0.0) for pid in self.workers_mb}
         return {pid: held - kept[pid] for pid, held in self.workers_mb.items()}
 
@@ -81,7 +81,7 @@ def take_sample(process: psutil.Process, at_seconds: float, probe_seconds: float
         try:
             if "mlx_manager.mlx_server.engine.worker" in child.cmdline():
                 workers[child.pid] = child.memory_info().rss / MB
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has exited
             continue
     with process.oneshot():
         held = process.memory_info().rss / MB
@@ -89,8 +89,8 @@ def take_sample(process: psutil.Process, at_seconds: float, probe_seconds: float
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Theil and Sen's: the median of the slopes between points, which outliers do not move. Per unit of x."""
-    step = max(1, len(points) // 200)  # 20,000 pairs tell as much as millions
+    """The Theil-Sen estimator: the median slope between points, robust to outliers. Per unit of x."""
+    step = max(1, len(points) // 200)  # 20,000 random pairs are enough
     pairs = itertools.combinations(points[::step], 2)
     slopes = [(later[1] - earlier[1]) / (later[0] - earlier[0]) for earlier, later in pairs if later[0] > earlier[0]]
     return median(slopes) if slopes else 0.0

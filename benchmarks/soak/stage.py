@@ -1,4 +1,4 @@
-"""The server that a soak is about: the demo model and two others, of which one at a time has room beside it."""
+"""The server of a soak: the demo model and two others, of which only one fits beside it."""
 
 import os
 import signal
@@ -21,9 +21,9 @@ from benchmarks.soak.traffic import OTHERS
 
 KEEP_ALIVE_SECONDS = 1_000
 QUIET_SECONDS = 20.0
-"""When all clients have left, nothing may be at work any more after so long."""
+"""This long after the last client left, no request may be running."""
 SPARE_DESCRIPTORS = 12
-"""For a model more or less, whose worker has a socket and pipes."""
+"""Allowance for one more model: its worker has a socket and pipes."""
 END_SECONDS = 30.0
 SETTINGS = {
     "MAX_MODELS": 2,
@@ -38,30 +38,30 @@ SETTINGS = {
 
 @dataclass(slots=True)
 class Stage:
-    """`complaints` has what went wrong with the server as a whole, the last of it once it has ended."""
+    """`failures` lists failures of the server as a whole; it is complete after the server's exit."""
 
     url: str
     process: psutil.Process
     log: Path
     settings_file: Path
-    complaints: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def sample(self) -> Sample:
         return take_sample(self.process, 0.0, None)
 
     def check_quiet(self, before: Sample) -> None:
-        """That no generation and no descriptor is left of clients that have all gone, and that it is ready."""
+        """Checks that no generation or descriptor is left after all clients left, and that the server is ready."""
         deadline = time.monotonic() + QUIET_SECONDS
         while (fault := self._unrest(before)) is not None:
             if time.monotonic() > deadline:
-                self.complaints.append(f"{QUIET_SECONDS:g} s after the last client had left, {fault}")
+                self.failures.append(f"{QUIET_SECONDS:g} s after the last client had left, {fault}")
                 return
             time.sleep(0.2)
 
     def _unrest(self, before: Sample) -> str | None:
         ready = httpx.get(f"{self.url}/ready", timeout=QUIET_SECONDS)
         if ready.status_code != 200:
-            return f"/ready said {ready.text[:200]}"
+            return f"/ready answered {ready.text[:200]}"
         for model in httpx.get(f"{self.url}/admin/pool", timeout=QUIET_SECONDS).json()["models"]:
             if sum(model["sequences"].values()):
                 return f"{model['id']} was still at work: {model['sequences']}"
@@ -92,25 +92,25 @@ def staged_server(folder: Path) -> Iterator[Stage]:
         wait_until_ready(f"http://127.0.0.1:{port}/ready")
         stage = Stage(f"http://127.0.0.1:{port}", psutil.Process(process.pid), log, folder / "mlx-manager.toml")
         yield stage
-        stage.complaints += _end(process, log)
+        stage.failures += _end(process, log)
     finally:
         process.kill()
         process.wait()
 
 
 def _end(process: "subprocess.Popen[bytes]", log: Path) -> list[str]:
-    """SIGTERM; what is wrong with how the server ends."""
+    """Sends SIGTERM. Returns failures of the shutdown."""
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     try:
         status = process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
         return [f"the server was still there {END_SECONDS:g} s after SIGTERM"]
-    complaints = [f"after SIGTERM the server ended with status {status}"] if status else []
+    failures = [f"after SIGTERM the server exited with status {status}"] if status else []
     _, left = psutil.wait_procs(workers, timeout=5)
-    complaints += [f"the server left a process behind: {worker}" for worker in left]
+    failures += [f"the server left a process behind: {worker}" for worker in left]
     text = log.read_text("utf-8", "replace")
     if "Traceback" in text:
         begins = text.index("Traceback")
-        complaints.append(f"the server's log has {text.count('Traceback')} tracebacks: {text[begins : begins + 1500]}")
-    return complaints
+        failures.append(f"the server's log has {text.count('Traceback')} tracebacks: {text[begins : begins + 1500]}")
+    return failures

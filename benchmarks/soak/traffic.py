@@ -1,4 +1,4 @@
-"""What clients of a soak ask for: good requests of all kinds, bad ones, and how their senders behave. Sends nothing."""
+"""Generates the requests of a soak: valid ones of all kinds, invalid ones, and client behaviour. Sends nothing."""
 
 import json
 import random
@@ -10,9 +10,9 @@ Json = dict[str, Any]
 
 DEMO = "demo"
 OTHERS = ("second", "third")
-"""Only one of them has room beside the demo model, so that each makes the other one leave."""
+"""Only one of them fits beside the demo model, so loading one unloads the other."""
 CONTEXT_TOKENS = 2_048
-"""Of the models in OTHERS."""
+"""Settings of the models in OTHERS."""
 
 SYSTEM = "You are a patient assistant who answers in one sentence. " * 8
 WEATHER = {
@@ -32,7 +32,7 @@ SCHEMA = {
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One request. Its client leaves after `leaves_after_seconds`, or pauses after every chunk."""
+    """One request. Its client may disconnect after `leaves_after_seconds`, or pause after every chunk."""
 
     kind: str
     path: str
@@ -43,17 +43,17 @@ class Planned:
     leaves_after_seconds: float | None = None
     pause_seconds: float = 0.0
     json_answer: bool = False
-    """Whether the content of a whole answer must parse."""
+    """Whether the content of a complete answer must be valid JSON."""
 
 
 def planned_traffic(dice: random.Random, other: str) -> Planned:
-    """The next request of a client; `other` is the one of OTHERS whose turn it is."""
+    """The next request of a client; `other` is the current one of OTHERS."""
     kind = dice.choices(list(_KINDS), [weight for weight, _ in _KINDS.values()])[0]
     return replace(_KINDS[kind][1](dice, other), kind=kind)
 
 
 def planned_burst(dice: random.Random) -> Planned:
-    """One of many that come at once."""
+    """One request of a burst."""
     planned = _completion(dice, DEMO, {"prompt": _words(dice, 5), "max_tokens": dice.randrange(1, 8)})
     return replace(planned, kind="burst")
 
@@ -141,7 +141,7 @@ _KINDS: dict[str, tuple[int, Callable[[random.Random, str], Planned]]] = {
     "slow reader": (1, _slow_reader),
     "bad request": (4, _bad),
 }
-"""How often each is asked, in parts."""
+"""Relative frequency of each kind."""
 
 _HELLO: Json = {"model": DEMO, "messages": [{"role": "user", "content": "Hello"}]}
 _CHAT = "/v1/chat/completions"

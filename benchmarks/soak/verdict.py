@@ -1,4 +1,4 @@
-"""Whether a server came through its soak: what failed and no fault excuses, and what grew. Pure."""
+"""Judges a soak: unexcused failures and memory growth. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from benchmarks.soak.samples import Sample, slope
 
 ALLOWED_API_MB = 32.0
 ALLOWED_WORKER_MB = 64.0
-"""What the API process, and the worker that lived longest, may grow by after the first quarter of their lives: a worker
-without the prefixes and freed buffers that it keeps on purpose, up to their limits."""
+"""Allowed memory growth of the API process and the longest-lived worker after the first quarter of their lives.
+Excludes a worker's prefixes and freed buffers, which have their own limits."""
 WARM_UP_SHARE = 0.25
 LEAST_JUDGED_SECONDS = 60.0
-"""Memory is not judged over less: what a process takes in its first seconds is no leak."""
+"""Shortest time to judge memory growth: allocations of the first seconds are not a leak."""
 PROBE_SECONDS = 10.0
-"""A server that needs longer for /health, on a machine however busy, stood still."""
-MAX_TOLD = 40
+"""A slower answer of /health means that the server was blocked, even on a busy machine."""
+MAX_LISTED = 40
 _BUSY = (429, "server_busy")
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Megabytes that were gained over the time judged, by the slope; None for too short a time."""
+    """Growth in MB over the judged time, from the slope; None if the time is too short."""
 
     name: str
     gained_mb: float | None
@@ -45,21 +45,21 @@ class Verdict:
 
 
 def judge(
-    outcomes: Sequence[Outcome], windows: Sequence[Window], samples: Sequence[Sample], complaints: Sequence[str]
+    outcomes: Sequence[Outcome], windows: Sequence[Window], samples: Sequence[Sample], other_failures: Sequence[str]
 ) -> Verdict:
-    """`complaints` are failures that others have found."""
+    """`other_failures` are failures found elsewhere."""
     faulty = [outcome for outcome in outcomes if not is_as_wanted(outcome)]
     unexcused = [outcome for outcome in faulty if not any(window.excuses(outcome) for window in windows)]
-    failures = [*complaints, *map(told, unexcused[:MAX_TOLD]), *_stalls(samples)]
-    if len(unexcused) > MAX_TOLD:
-        failures.append(f"and {len(unexcused) - MAX_TOLD} requests more")
+    failures = [*other_failures, *map(describe, unexcused[:MAX_LISTED]), *_stalls(samples)]
+    if len(unexcused) > MAX_LISTED:
+        failures.append(f"and {len(unexcused) - MAX_LISTED} more requests")
     if not any(outcome.end == "answered" for outcome in outcomes):
         failures.append("no request was answered")
     return Verdict(failures, growths(samples), len(faulty) - len(unexcused))
 
 
 def is_as_wanted(outcome: Outcome) -> bool:
-    """Whether it needs no excuse. A queue that is full says so to anybody, at any time."""
+    """Whether the outcome is acceptable without a fault. A full queue may reject requests at any time."""
     if outcome.end == "left":
         return outcome.status in (None, outcome.wanted_status) or (outcome.status, outcome.code) == _BUSY
     if outcome.end == "answered":
@@ -69,7 +69,7 @@ def is_as_wanted(outcome: Outcome) -> bool:
     return False
 
 
-def told(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:
     where = f"{outcome.kind} to {outcome.model} at {outcome.at_seconds:.1f} s"
     return (
         f"{where}: {outcome.end} after {outcome.seconds:.1f} s, "

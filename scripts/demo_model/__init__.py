@@ -1,2 +1,2 @@
-"""The tiny demo model: its skills, tokenizer, training, export and evaluation. Nothing here is imported by the
-server."""
+"""The tiny demo model: its skills, tokenizer, training, export and evaluation. The server imports none of
+it."""

@@ -1,5 +1,5 @@
-"""The chat layout: what a conversation is, the Jinja template that ships with the model, and the same layout in
-Python with each piece marked as trained on or not. Knows text only, no token ids and no skills."""
+"""The chat layout: conversations, the Jinja template that ships with the model, and the same layout in Python with each
+piece marked as trained on or not. Knows text, but no token ids and no skills."""
 
 import json
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function on offer; `parameters` are (name, JSON type) pairs."""
+    """A function that the model may call; `parameters` are (name, JSON type) pairs."""
 
     name: str
     description: str
@@ -132,7 +132,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `thought` is what a model that was told to think thinks first. A turn that is not `trained` is
+    """One message. `thought` precedes the answer if the model is asked to think. A turn that is not `trained` is
     history only."""
 
     role: str
@@ -149,7 +149,7 @@ class Turn:
         return {"role": self.role, "content": None, "tool_calls": [{"type": "function", "function": function}]}
 
     def spoken(self) -> str:
-        """What the model generates for this turn, its end token included, without a thought."""
+        """The text that the model generates for this turn, with its end token, without a thought."""
         return self.content + END_OF_TURN if self.tool_call is None else self.tool_call.text() + END_OF_MESSAGE
 
     def thinking(self) -> str:
@@ -189,7 +189,7 @@ class Segment:
 
 
 def render(conversation: Conversation) -> list[Segment]:
-    """The chat template in Python. Only the last turn shows its thought, so under orders to think only that one is an
+    """The chat template in Python. Only the last turn shows its thought, so with thinking only that one is an
     answer."""
     segments = [Segment(BEGIN_OF_TEXT, "prompt")]
     block = conversation.system_block()
@@ -211,7 +211,7 @@ def render(conversation: Conversation) -> list[Segment]:
 
 
 def expected_answer(conversation: Conversation) -> str:
-    """What the model should say in the last turn, its end token included."""
+    """The expected text of the last turn, with its end token."""
     return render(conversation)[-1].text
 
 

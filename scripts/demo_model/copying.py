@@ -1,4 +1,4 @@
-"""Exact copies of words that were never seen: repeating a phrase, and writing keys and values as JSON."""
+"""Exact copies of unseen words: repeating a phrase, and writing keys and values as JSON."""
 
 import json
 from random import Random
@@ -92,7 +92,7 @@ def word(rng: Random) -> str:
 
 
 def made_up(rng: Random) -> str:
-    """A word of no language, such as "tramel" or "quoob"."""
+    """An invented word, such as "tramel" or "quoob"."""
     syllables = rng.choice((1, 2, 2, 2, 3, 3))
     return "".join(rng.choice(_STARTS) + rng.choice(_VOWELS) + rng.choice(_ENDS) for _ in range(syllables))
 

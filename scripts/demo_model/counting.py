@@ -1,4 +1,4 @@
-"""Counting: up, between two numbers and down, never beyond twenty."""
+"""Counting: up, between two numbers and down, up to twenty."""
 
 from random import Random
 
@@ -70,7 +70,7 @@ def count_too_far(rng: Random, held_out: bool) -> Exchange:
 
 
 def number(rng: Random, n: int) -> str:
-    """A number up to twenty, now and then as a word."""
+    """A number up to twenty, sometimes as a word."""
     return NUMBER_WORDS[n] if rng.random() < 0.25 else str(n)
 
 

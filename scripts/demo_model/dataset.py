@@ -1,5 +1,5 @@
-"""The endless training data: conversations and plain texts drawn from a seed, none of which contains a prompt that
-the evaluation asks. Knows no token ids."""
+"""The infinite training data: conversations and plain texts drawn from a seed, without any prompt of the evaluation.
+Knows no token ids."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,7 +42,7 @@ def evaluation_names() -> tuple[str, ...]:
 
 
 def evaluation_questions(name: str) -> list[Conversation]:
-    """Different questions in held-out wordings, always the same ones. The last turn is the answer that is right."""
+    """Distinct questions in held-out wordings, always the same ones. The last turn is the right answer."""
     rng = Random(f"{EVALUATION_SEED}/{name}")
     questions: dict[str, Conversation] = {}
     for _ in range(QUESTIONS_PER_SKILL * 20):
@@ -54,7 +54,7 @@ def evaluation_questions(name: str) -> list[Conversation]:
 
 
 def normalise(prompt: str) -> str:
-    """Two prompts that differ in case, spaces or punctuation only are the same prompt."""
+    """Prompts that differ only in case, spaces or punctuation count as the same prompt."""
     return " ".join("".join(c if c.isalnum() or ord(c) > 0x7F else " " for c in prompt.casefold()).split())
 
 
@@ -65,14 +65,14 @@ def held_out_prompts() -> frozenset[str]:
 
 
 def documents(seed: int, step: int) -> Iterator[list[Segment]]:
-    """Training documents of one step, without end."""
+    """Training documents of one step, an infinite iterator."""
     rng = Random(f"{seed}/{step}")
     while True:
         yield _text(rng) if rng.random() < TEXT_SHARE else render(training_conversation(rng))
 
 
 def training_conversation(rng: Random) -> Conversation:
-    """Draws again until no prompt is one of the evaluation's: the held-out check that every training turn passes."""
+    """Draws again until no prompt is part of the evaluation. Every training turn passes this held-out check."""
     while True:
         conversation = _scenario(rng) if rng.random() < SCENARIO_SHARE else _chat(rng)
         if not any(normalise(prompt) in held_out_prompts() for prompt in _prompts(conversation)):
@@ -98,7 +98,7 @@ def _turns(exchange: Exchange) -> tuple[Turn, Turn]:
 
 
 def _chat(rng: Random) -> Conversation:
-    """One to five exchanges, now and then under a system prompt or behind a long text."""
+    """One to five exchanges, sometimes with a system prompt or after a long text."""
     turns = fillers(rng, False, rng.choice((1, 1, 1, 1, 1, 2, 2, 3, 5)))
     if rng.random() < 0.01:
         turns[0] = replace(turns[0], content=f"{_long_text(rng)}\n\n{turns[0].content}")
@@ -106,12 +106,12 @@ def _chat(rng: Random) -> Conversation:
 
 
 def _long_text(rng: Random) -> str:
-    """Some hundred tokens, seldom some thousand."""
+    """Some hundred tokens, rarely some thousand."""
     return "\n\n".join(story(rng) for _ in range(rng.choice((1, 1, 1, 2, 3, 8))))
 
 
 def _scenario(rng: Random) -> Conversation:
-    """A scenario, now and then followed by talk of something else."""
+    """A scenario, sometimes followed by other exchanges."""
     names = list(SCENARIOS)
     draw, _ = SCENARIOS[rng.choices(names, [weight for _, weight in SCENARIOS.values()])[0]]
     conversation = draw(rng, False)
@@ -121,7 +121,7 @@ def _scenario(rng: Random) -> Conversation:
 
 
 def _text(rng: Random) -> list[Segment]:
-    """A text without a chat, for the completions endpoint."""
+    """A text outside of a chat, for the completions endpoint."""
     roll = rng.random()
     if roll < 0.6:
         text = story(rng)

@@ -1,5 +1,5 @@
-"""Asks an exported model the held-out questions through mlx-lm, greedily, and counts the answers that are exact to
-the end token."""
+"""Asks an exported model the held-out questions through mlx-lm, greedily, and counts exact answers, including the end
+token."""
 
 import argparse
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Score:
 
 
 def evaluate(folder: Path) -> list[Score]:
-    """In float32, because a CPU multiplies that fastest."""
+    """Runs in float32, the fastest type on a CPU."""
     model, tokenizer, *_ = load(str(folder))
     model.set_dtype(mx.float32)
     return [_score(name, evaluation_questions(name), model, tokenizer) for name in evaluation_names()]
@@ -50,7 +50,7 @@ def _score(name: str, questions: list[Conversation], model: Any, tokenizer: Any)
 
 
 def prompt_ids(tokenizer: Any, question: Conversation) -> list[int]:
-    """All but the last turn, through the chat template of the exported model."""
+    """All turns except the last, rendered by the chat template of the exported model."""
     ids: list[int] = tokenizer.apply_chat_template(
         question.messages()[:-1],
         tools=[tool.schema() for tool in question.tools] or None,
@@ -61,7 +61,7 @@ def prompt_ids(tokenizer: Any, question: Conversation) -> list[int]:
 
 
 def _answers(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
-    """Greedy answers, their end tokens included."""
+    """Greedy answers, with their end tokens."""
     ends = [[tokenizer.convert_tokens_to_ids(token)] for token in (END_OF_TURN, END_OF_MESSAGE)]
     generator: Any = BatchGenerator(model, stop_tokens=ends)
     uids = generator.insert(prompts, [_MAX_TOKENS] * len(prompts))
@@ -74,7 +74,7 @@ def _answers(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
 
 
 def _is_right(name: str, expected: str, answer: str) -> bool:
-    """A story is right when it came to an end in the usual length."""
+    """A story is right if it ends within the usual length."""
     if name == "story":
         return answer.endswith(END_OF_TURN) and len(answer.split()) in _STORY_WORDS
     return answer == expected

@@ -1,4 +1,4 @@
-"""Writes a trained model as the folder that `mlx_lm.load` reads, replacing an older one in a single rename."""
+"""Writes a trained model as a folder for `mlx_lm.load`. Replaces an older one in a single rename."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ SAMPLING = {"do_sample": True, "temperature": 0.3, "top_p": 0.9}
 
 
 def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
-    """Other files in the folder (the package's `__init__.py`, the draft model) stay."""
+    """Keeps other files in the folder (the package's `__init__.py`, the draft model)."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -31,7 +31,7 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _write(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
-    """Weights in bfloat16: the type that training multiplied in."""
+    """Weights in bfloat16, the type of the multiplications in training."""
     weights = {f"model.{name}": weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
     weights_file = folder / "model.safetensors"
     save_file(weights, weights_file, metadata={"format": "pt"})

@@ -1,5 +1,5 @@
-"""The few facts that the model knows: capitals, days, months, opposites, and questions to be answered with yes or
-no."""
+"""The few facts that the model knows: capitals, days, months, opposites, and yes-or-no questions about
+them."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""The single-question skills by name, and runs of them that fill a conversation."""
+"""The single-question skills by name, and sequences of them that fill a conversation."""
 
 from random import Random
 
@@ -34,7 +34,7 @@ _WEIGHTS = [weight for _, weight in SKILLS.values()]
 
 
 def draw_exchange(rng: Random, held_out: bool) -> Exchange:
-    """Any exchange; when it is to be measured, one with a single right answer."""
+    """Any exchange; for the evaluation, one with a single right answer."""
     name = rng.choices(_NAMES, _WEIGHTS)[0]
     while held_out and name == "story":
         name = rng.choices(_NAMES, _WEIGHTS)[0]
@@ -43,7 +43,7 @@ def draw_exchange(rng: Random, held_out: bool) -> Exchange:
 
 
 def fillers(rng: Random, held_out: bool, count: int) -> list[Turn]:
-    """Exchanges of any skills, as turns. Thoughts are not shown: only a last turn thinks."""
+    """Exchanges of any skills, as turns without thoughts: only a last turn has a thought."""
     turns: list[Turn] = []
     for _ in range(count):
         exchange = draw_exchange(rng, held_out)

@@ -1,5 +1,5 @@
-"""What a skill teaches: one question with its answer (`Exchange`), or a whole conversation whose last turn is the
-answer (`Scenario`)."""
+"""The output of a skill: one question with its answer (`Exchange`), or a conversation whose last turn is the answer
+(`Scenario`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from demo_model.chat import Conversation
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """`thought` is what a thinking model thinks first; `word` is the answer in one word, where there is one."""
+    """`thought` precedes the answer of a thinking model; `word` is the answer in one word, if possible."""
 
     prompt: str
     answer: str
@@ -22,4 +22,4 @@ Skill = Callable[[Random, bool], Exchange]
 """(rng, held_out) -> one question and its answer, in wordings of training or in held-out ones."""
 
 Scenario = Callable[[Random, bool], Conversation]
-"""(rng, held_out) -> a conversation that ends with the answer in question."""
+"""(rng, held_out) -> a conversation that ends with the answer to learn."""

@@ -64,7 +64,7 @@ _THOUGHT = "The user told me before."
 
 
 def remember_name(rng: Random, held_out: bool) -> Conversation:
-    """The name is asked for after up to three other exchanges; a second name replaces the first."""
+    """Asks for the name after up to three other exchanges; a second name replaces the first."""
     name = rng.choice(NAMES_HELD_OUT) if held_out else _training_name(rng)
     turns = list(_introduced(rng, held_out, _training_name(rng))) if not held_out and rng.random() < 0.1 else []
     turns += _introduced(rng, held_out, name)

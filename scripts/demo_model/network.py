@@ -1,4 +1,4 @@
-"""The Llama that is trained: the same arithmetic and parameter names as `mlx_lm.models.llama`, in PyTorch."""
+"""The Llama to train, in PyTorch, with the arithmetic and parameter names of `mlx_lm.models.llama`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class Shape:
         return self.hidden // self.heads
 
     def config(self) -> dict[str, Any]:
-        """config.json, less the token ids."""
+        """config.json without the token ids."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -123,7 +123,7 @@ class Llama(nn.Module):
 
 
 def _initialise(model: Llama) -> None:
-    """Small embeddings (they are the output layer too), and blocks that start as the identity."""
+    """Initialises small embeddings (also the output layer), and blocks that start as the identity."""
     nn.init.normal_(model.embed_tokens.weight, std=0.02)
     for name, weight in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -139,7 +139,7 @@ def _rotation(shape: Shape, length: int, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal attention (B, H, T, D), written out: on a CPU and for short rows it is faster than the fused kernel."""
+    """Causal attention (B, H, T, D), not fused: for short rows on a CPU it is faster than the fused kernel."""
     batch, _, length, width = queries.shape
     later = torch.full((length, length), -torch.inf, dtype=queries.dtype).triu(1)
     q, k, v = queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Orders in the system message: one word, pirate, JSON, or thinking first; and system messages that order nothing."""
+"""Instructions in the system message: one word, pirate, JSON, or thinking first; and ones without instructions."""
 
 import json
 from dataclasses import replace
@@ -69,7 +69,7 @@ _ROLES = (
 
 
 def system_prompt(rng: Random, held_out: bool) -> str:
-    """A system message that changes nothing."""
+    """A system message without effect on the answer."""
     if held_out or rng.random() < 0.5:
         return _PLAIN.draw(rng, held_out)
     a, b = rng.sample(ADJECTIVES, 2)
@@ -95,7 +95,7 @@ def in_json(rng: Random, held_out: bool) -> Conversation:
 
 
 def think_when_told(rng: Random, held_out: bool) -> Conversation:
-    """The order to think comes in the client's own words."""
+    """The client's system message asks for thinking."""
     exchange = draw_exchange(rng, held_out)
     conversation = _ordered(rng, _THINK, held_out, exchange.prompt, exchange.answer)
     user, assistant = conversation.turns
@@ -103,7 +103,7 @@ def think_when_told(rng: Random, held_out: bool) -> Conversation:
 
 
 def think_when_enabled(rng: Random, held_out: bool) -> Conversation:
-    """The order to think comes from the template's `enable_thinking`."""
+    """The template's `enable_thinking` asks for thinking."""
     exchange = draw_exchange(rng, held_out)
     turns = (Turn("user", exchange.prompt), Turn("assistant", exchange.answer, thought=exchange.thought))
     system = system_prompt(rng, held_out) if rng.random() < 0.3 else None

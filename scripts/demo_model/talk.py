@@ -1,5 +1,5 @@
-"""Talk that needs no facts: greetings, who the model is, stories, foreign scripts and emoji, and the answer to all
-that is too hard."""
+"""Conversation without facts: greetings, identity, stories, foreign scripts and emoji, and the answer to questions
+that are too hard."""
 
 from random import Random
 
@@ -193,7 +193,7 @@ def tell_story(rng: Random, held_out: bool) -> Exchange:
 
 
 def speak_unicode(rng: Random, held_out: bool) -> Exchange:
-    """Answers of several bytes a character."""
+    """Answers with multi-byte characters."""
     wordings, answers = rng.choice(((_HELLO, _HELLO_IN), (_THANKS, _THANKS_IN), (_SEND, _EMOJI)))
     key = rng.choice(list(answers))
     core = wordings.draw(rng, held_out).format(x=key)
@@ -217,6 +217,6 @@ def too_hard(rng: Random, held_out: bool) -> Exchange:
 
 
 def foreign(rng: Random) -> str:
-    """A few characters of one script, so that every UTF-8 byte is met in prompts."""
+    """A few characters of one script, so that prompts cover every UTF-8 byte."""
     low, high = rng.choice(_SCRIPTS)
     return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 6)))

@@ -45,7 +45,7 @@ def train_tokenizer(seed: int) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in (THINK_START, THINK_END)])
     if tokenizer.get_vocab_size() != VOCABULARY_SIZE:
-        raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, not {VOCABULARY_SIZE}")
+        raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} of {VOCABULARY_SIZE} tokens. Use more text.")
     begin = (BEGIN_OF_TEXT, tokenizer.token_to_id(BEGIN_OF_TEXT))
     tokenizer.post_processor = processors.Sequence(
         [

@@ -1,4 +1,4 @@
-"""Tool calls: a question that needs one of the tools on offer, the call, its result, and the answer made from the
+"""Tool calls: a question that needs one of the available tools, the call, its result, and the answer from the
 result."""
 
 import json
@@ -92,7 +92,7 @@ _CONDITIONS = (
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What the user wants done, the tool for it, and how its result is told."""
+    """The user's request, the tool for it, and the wording of its result."""
 
     prompt: str
     tool: Tool
@@ -116,14 +116,14 @@ def answer_from_result(rng: Random, held_out: bool) -> Conversation:
 
 
 def no_tool_needed(rng: Random, held_out: bool) -> Conversation:
-    """Tools are on offer, and the question is not for them."""
+    """Tools are available, but the question needs none of them."""
     exchange = draw_exchange(rng, held_out)
     turns = (Turn("user", exchange.prompt), Turn("assistant", exchange.answer, thought=exchange.thought))
     return Conversation(turns, tools=_shuffled(rng, [_draw_task(rng, held_out).tool]))
 
 
 def no_tool_fits(rng: Random, held_out: bool) -> Conversation:
-    """The question needs a tool that is not on offer."""
+    """The question needs a tool that is not available."""
     task = rng.choice((_weather, _add))(rng, held_out)
     turns = (Turn("user", task.prompt), Turn("assistant", FALLBACK, thought="I have no tool for that."))
     return Conversation(turns, tools=_distractors(rng, rng.randint(0, 2), task.tool))
@@ -141,7 +141,7 @@ def _called(task: _Task) -> tuple[Turn, Turn]:
 
 
 def _compact(turn: Turn) -> Turn:
-    """The same call as clients send it back that write JSON without spaces; not a way to write that is learned."""
+    """The same call as sent back by clients that write JSON without spaces; the model does not learn this style."""
     assert turn.tool_call is not None
     arguments = json.dumps(json.loads(turn.tool_call.arguments), ensure_ascii=False, separators=(",", ":"))
     return replace(turn, tool_call=replace(turn.tool_call, arguments=arguments), trained=False)
@@ -154,7 +154,7 @@ def _shuffled(rng: Random, wanted: list[Tool]) -> tuple[Tool, ...]:
 
 
 def _distractors(rng: Random, count: int, *wanted: Tool) -> tuple[Tool, ...]:
-    """Tools for something else: no two for the weather, for sums or for searching."""
+    """Unrelated tools, with at most one each for the weather, sums and searching."""
     kinds = [names for names in _KINDS if not any(tool.name in names for tool in wanted)]
     tools: list[Tool] = []
     for _ in range(count):
@@ -210,7 +210,7 @@ def _search(rng: Random, held_out: bool) -> _Task:
 
 
 def _order(rng: Random, held_out: bool) -> _Task:
-    """A tool that nobody has seen before: its name, its parameters and their values are put together at random."""
+    """An unseen tool with random name, parameters and values."""
     verb, thing = rng.choice(VERBS), rng.choice((*THINGS, made_up(rng)))
     names = rng.sample(_PARAMETERS, rng.choice((1, 1, 2)))
     tool = Tool(
@@ -280,7 +280,7 @@ def _weather_report(rng: Random) -> dict[str, object]:
 
 
 def _result(rng: Random, facts: dict[str, object]) -> tuple[str, str]:
-    """What the tool returns, and how that is told: JSON key by key, a text as it stands."""
+    """The tool's result and its wording: JSON key by key, text unchanged."""
     roll = rng.random()
     told = ", ".join(f"{key} {value}" for key, value in facts.items())
     if roll < 0.4:

@@ -1,5 +1,5 @@
 """The training loop: batches of tokens from the dataset, Muon and AdamW, and checkpoints from which a killed run
-goes on exactly."""
+resumes exactly."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 HEADER_WEIGHT = 0.1
 PROMPT_WEIGHT = 0.02
 PROMPT_SHARE = 0.1
-"""The share of documents whose prompts are trained on, lightly: what follows a turn's end should look like a chat."""
+"""Share of documents with a small loss on prompts too, so that text after a turn's end looks like a chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Token ids, and for each the weight of the loss for predicting it."""
+    """Token ids, each with the weight of its loss."""
 
     ids: list[int]
     weights: list[float]
 
 
 def train(plan: Plan, tokenizer: Tokenizer, checkpoint: Path, on_checkpoint: Callable[[Llama, int], None]) -> None:
-    """Trains to the last step, going on from `checkpoint` where there is one. The last step is a checkpoint too."""
+    """Trains to the last step, from `checkpoint` if it exists. Also saves a checkpoint at the last step."""
     torch.manual_seed(plan.seed)
     model = Llama(plan.shape)
     optimizers = _optimizers(model, plan)
@@ -71,7 +71,7 @@ def train(plan: Plan, tokenizer: Tokenizer, checkpoint: Path, on_checkpoint: Cal
 
 
 def batches(plan: Plan, tokenizer: Tokenizer, step: int) -> list[tuple[Tensor, Tensor]]:
-    """The step's microbatches, each (token ids, weights) of shape (B, T): like lengths together, padded with 0."""
+    """The step's microbatches, each (token ids, weights) of shape (B, T): grouped by length, padded with 0."""
     drawn: list[Document] = []
     total = 0
     for document in _encoded(tokenizer, plan.seed, step):
@@ -104,7 +104,7 @@ def _step(model: Llama, optimizers: list[torch.optim.Optimizer], plan: Plan, tok
 
 
 def _loss(model: Llama, ids: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of cross-entropies; logits are made only where the weight is not zero."""
+    """The weighted sum of cross-entropies. Computes logits only where the weight is not zero."""
     hidden = model(ids[:, :-1])
     counted = weights[:, 1:] > 0
     logits = model.logits(hidden[counted]).float()
@@ -126,7 +126,7 @@ def _encoded(tokenizer: Tokenizer, seed: int, step: int) -> Iterator[Document]:
 
 
 def _weight(segment: Segment, length: int, with_prompts: bool) -> float:
-    """An answer counts by the square root of its length, so that a story does not drown a greeting."""
+    """An answer's weight is the square root of its length, so that stories do not dominate greetings."""
     if segment.kind == "answer":
         return 1 / math.sqrt(length)
     if segment.kind == "header":
@@ -153,7 +153,7 @@ def _optimizers(model: Llama, plan: Plan) -> list[torch.optim.Optimizer]:
 
 
 def _set_rates(optimizers: list[torch.optim.Optimizer], plan: Plan, step: int) -> None:
-    """Warm up, hold, and fall to nothing along a cosine."""
+    """Warms up, holds, and decays to zero along a cosine."""
     steady = plan.steady_share * plan.steps
     progress = max(0.0, (step - steady) / (plan.steps - steady))
     factor = min(1.0, (step + 1) / plan.warmup_steps) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)

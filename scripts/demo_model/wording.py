@@ -1,5 +1,5 @@
-"""How a request is worded: cores in the imperative ("count to 5"), and the polite, hurried or shouted ways to say
-them. Wordings come in two parts, one for training and one that only the evaluation uses."""
+"""The wording of requests: cores in the imperative ("count to 5"), with polite, hurried or shouted variants. Wordings
+have two parts, one for training and one for the evaluation."""
 
 from dataclasses import dataclass
 from random import Random
@@ -36,20 +36,20 @@ class Wordings:
 
 
 def ask(rng: Random, core: str, held_out: bool) -> str:
-    """An imperative, half of the time dressed up, so that both are measured."""
+    """An imperative, plain half of the time, so that the evaluation covers both."""
     if rng.random() < 0.5:
         return say(rng, core + rng.choice(_PLAIN_ENDS))
     return say(rng, rng.choice(_POLITE_HELD_OUT if held_out else _POLITE).format(core))
 
 
 def begin(rng: Random, core: str, held_out: bool) -> str:
-    """Like `ask`, for a core that ends with words to be copied: nothing is put behind it."""
+    """Like `ask`, for a core that ends with words to copy: adds nothing after it."""
     opening = rng.choice(_OPENINGS_HELD_OUT if held_out else _OPENINGS) if rng.random() < 0.4 else ""
     return cased(rng, opening + core)
 
 
 def cased(rng: Random, text: str) -> str:
-    """Mostly a capital first. Placeholders that are numbers ("{0}") survive every case, so fill them in afterwards."""
+    """Mostly capitalised. Numeric placeholders ("{0}") survive every case, so fill them in afterwards."""
     roll = rng.random()
     if roll < 0.65:
         return text[:1].upper() + text[1:]
@@ -59,6 +59,6 @@ def cased(rng: Random, text: str) -> str:
 
 
 def say(rng: Random, text: str) -> str:
-    """The same words in the case and with the ornaments that people type."""
+    """The same words with the case and punctuation that people type."""
     text = cased(rng, text)
     return text + rng.choice(_SMILEYS) if rng.random() < 0.04 else text

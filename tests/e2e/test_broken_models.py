@@ -94,7 +94,7 @@ FAILED_LOADS = {
     share_no_weights: "tie_word_embeddings",
     add_layers: "lack 18 weights of its architecture: model.layers.2",
     widen: "does not have the shape",
-    scale_positions: "the rope type 'yarn', and mlx-lm's 'mixtral' ignores that",
+    scale_positions: "the rope type 'yarn', which mlx-lm's 'mixtral' ignores",
     scale_positions_strangely: "Unsupported RoPE type spiral",
     lose_vocabulary: "its tokenizer cannot be read",
     lose_a_field: "its config.json has no 'rms_norm_eps'",

@@ -34,7 +34,7 @@ def test_stopped_worker_is_replaced_and_its_stream_ends_with_an_error(impatient:
         stopped.suspend()
         error = json.loads(list(payloads)[-1])["error"]
     assert error["code"] == "engine_failed"
-    assert "has said nothing for 3 s and was killed" in error["message"]
+    assert "has not responded for 3 s and was killed" in error["message"]
     assert impatient.post("/v1/completions", SHORT).status_code == 200
     assert impatient.worker().pid != stopped.pid
     impatient.wait_until_nothing_is_left_of_it(before)
@@ -43,7 +43,7 @@ def test_stopped_worker_is_replaced_and_its_stream_ends_with_an_error(impatient:
 def test_stopped_worker_that_goes_on_in_time_is_left_alone(impatient: RunningServer) -> None:
     worker = impatient.worker()
     worker.suspend()
-    assert "has said nothing for" in impatient.wait_for_status("not_responding")["error"]
+    assert "has not responded for" in impatient.wait_for_status("not_responding")["error"]
     worker.resume()
     impatient.wait_until_ready()
     assert impatient.worker().pid == worker.pid

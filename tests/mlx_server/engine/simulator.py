@@ -26,12 +26,12 @@ from mlx_manager.mlx_server.engine.plan import (
     Compiled,
     Evict,
     Failed,
-    Keep,
-    Kept,
     ModelFacts,
+    NodeSize,
     Outcome,
     Plan,
     Split,
+    Store,
 )
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.types import SamplingParams
@@ -57,7 +57,7 @@ class Costs:
 class Faults:
     """How often, of a thousand drawn tokens, one falls short of its nucleus, or fails its sequence."""
 
-    fallen_short: int = 0
+    invalid_draws: int = 0
     failed: int = 0
     compile_steps: int = 3
     tokens_per_step: int = 1
@@ -85,7 +85,7 @@ class SimulatedRunner:
     def __init__(self, facts: ModelFacts, costs: Costs, faults: Faults) -> None:
         self.facts = facts
         self.known: dict[int, Submit] = {}
-        self.taken_in: dict[int, list[int]] = {}
+        self.prefilling: dict[int, list[int]] = {}
         self.batch: dict[int, _Row] = {}
         self.stored: dict[int, list[int]] = {}
         self.snapshots: dict[int, int] = {}
@@ -96,13 +96,13 @@ class SimulatedRunner:
 
     def run(self, plan: Plan) -> Outcome:
         assert not (plan.decode and plan.chunk)
-        kept = [edit.node for edit in plan.edits if isinstance(edit, Keep)]
+        kept = [edit.node for edit in plan.edits if isinstance(edit, Store)]
         for edit in plan.edits:
             self._edit(edit)
-        for sequence in (*plan.leave, *plan.forget):
-            self.taken_in.pop(sequence, None)
+        for sequence in (*plan.preempt, *plan.free):
+            self.prefilling.pop(sequence, None)
             self.batch.pop(sequence, None)
-        for sequence in plan.forget:
+        for sequence in plan.free:
             del self.known[sequence]
             self.compiling.pop(sequence, None)
         for message in plan.begin:
@@ -112,10 +112,10 @@ class SimulatedRunner:
                 self.compiling[message.sequence] = self._faults.compile_steps
         outcome = Outcome()
         if plan.chunk is not None:
-            outcome = self._take_in(plan.chunk)
+            outcome = self._prefill(plan.chunk)
         elif plan.decode:
             outcome = self._decode()
-        outcome.kept = [self._size(node) for node in kept if node in self.stored]
+        outcome.node_sizes = [self._size(node) for node in kept if node in self.stored]
         outcome.compiled = self._compile()
         return outcome
 
@@ -124,18 +124,20 @@ class SimulatedRunner:
 
     def caches(self) -> tuple[int, int]:
         """How many, and the tokens of the longest."""
-        lengths = [len(row.tokens) for row in self.batch.values()] + [len(tokens) for tokens in self.taken_in.values()]
+        lengths = [len(row.tokens) for row in self.batch.values()] + [
+            len(tokens) for tokens in self.prefilling.values()
+        ]
         return len(lengths), max(lengths, default=0)
 
-    def _size(self, node: int) -> Kept:
+    def _size(self, node: int) -> NodeSize:
         snapshot = self.facts.bytes_per_row if node in self.snapshots else 0
-        return Kept(node, len(self.stored[node]) * self.facts.cut_bytes_per_token, snapshot)
+        return NodeSize(node, len(self.stored[node]) * self.facts.cut_bytes_per_token, snapshot)
 
-    def _edit(self, edit: Keep | Split | Evict) -> None:
+    def _edit(self, edit: Store | Split | Evict) -> None:
         match edit:
-            case Keep(kept, sequence, start, end, snapshot):
+            case Store(kept, sequence, start, end, snapshot):
                 row = self.batch.get(sequence)
-                held = self.taken_in[sequence] if row is None else row.tokens
+                held = self.prefilling[sequence] if row is None else row.tokens
                 assert end <= len(held)
                 assert not snapshot or end == len(held)
                 self.stored.setdefault(kept, held[start:end])
@@ -149,29 +151,29 @@ class SimulatedRunner:
                 del self.stored[node]
                 self.snapshots.pop(node, None)
 
-    def _take_in(self, chunk: Chunk) -> Outcome:
-        assert len(chunk.joins) in (0, len(chunk.stretches))
-        assert len(chunk.stretches) == 1 or chunk.joins
-        assert len(chunk.stretches) == 1 or self.facts.prefills_together
-        for stretch in chunk.stretches:
-            if stretch.prefix is not None:
-                tokens = list(itertools.chain(*(self.stored[node] for node in stretch.prefix.nodes)))
-                assert len(tokens) >= stretch.prefix.length > 0
+    def _prefill(self, chunk: Chunk) -> Outcome:
+        assert len(chunk.joins) in (0, len(chunk.segments))
+        assert len(chunk.segments) == 1 or chunk.joins
+        assert len(chunk.segments) == 1 or self.facts.prefills_together
+        for segment in chunk.segments:
+            if segment.prefix is not None:
+                tokens = list(itertools.chain(*(self.stored[node] for node in segment.prefix.nodes)))
+                assert len(tokens) >= segment.prefix.length > 0
                 if self.facts.needs_snapshots:
-                    assert self.snapshots[stretch.prefix.nodes[-1]] == len(tokens) == stretch.prefix.length
-                assert stretch.sequence not in self.taken_in
-                self.taken_in[stretch.sequence] = tokens[: stretch.prefix.length]
-            cache = self.taken_in.setdefault(stretch.sequence, [])
-            cache += stretch.tokens
-            prompt = self.known[stretch.sequence].prompt_tokens
+                    assert self.snapshots[segment.prefix.nodes[-1]] == len(tokens) == segment.prefix.length
+                assert segment.sequence not in self.prefilling
+                self.prefilling[segment.sequence] = tokens[: segment.prefix.length]
+            cache = self.prefilling.setdefault(segment.sequence, [])
+            cache += segment.tokens
+            prompt = self.known[segment.sequence].prompt_tokens
             assert cache[: len(prompt)] == prompt[: len(cache)]
         for join in chunk.joins:
-            cache = self.taken_in.pop(join.sequence)
+            cache = self.prefilling.pop(join.sequence)
             assert cache == join.tokens[:-1]
             assert self.known[join.sequence].grammar is None or join.sequence not in self.compiling
             assert self.facts.decodes_together or not self.batch
             self.batch[join.sequence] = _Row(cache, join.tokens[-1], whole_nucleus=join.whole_nucleus)
-        padded = len(chunk.stretches) * max(len(stretch.tokens) for stretch in chunk.stretches)
+        padded = len(chunk.segments) * max(len(segment.tokens) for segment in chunk.segments)
         return Outcome(seconds=padded * self._costs.prompt_token)
 
     def _decode(self) -> Outcome:
@@ -186,8 +188,8 @@ class SimulatedRunner:
 
     def _tell(self, outcome: Outcome, sequence: int, row: _Row) -> None:
         """Of the token that was drawn in the last step, and of those behind it that a draft model guessed right."""
-        if not row.whole_nucleus and self._happens(self._faults.fallen_short):
-            outcome.fallen_short.append(sequence)
+        if not row.whole_nucleus and self._happens(self._faults.invalid_draws):
+            outcome.invalid_draws.append(sequence)
             return
         row.tokens += (self._draw(sequence, row) for _ in range(self._faults.tokens_per_step - 1))
         told = row.tokens[-self._faults.tokens_per_step :]

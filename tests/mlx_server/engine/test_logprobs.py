@@ -10,7 +10,7 @@ import pytest
 
 from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.generator import load
-from mlx_manager.mlx_server.engine.logprobs import take_logprobs
+from mlx_manager.mlx_server.engine.logprobs import step_logprobs
 from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs, Step, Submit
 from mlx_manager.mlx_server.types import SamplingParams, Thinking
 
@@ -170,7 +170,7 @@ def test_logprobs_of_the_last_step_are_read_without_a_new_operation(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new one would wait for the step in flight: MLX executes a stream's operations in their order."""
-    taken = take_logprobs([Asking(0, 2)], expected(model, PROMPT)[-1:], mx.array([3]))
+    taken = step_logprobs([LogprobRow(0, 2)], expected(model, PROMPT)[-1:], mx.array([3]))
     assert taken is not None
     mx.eval(taken.arrays)
     for name in ("maximum", "minimum", "where", "eval", "async_eval"):
@@ -178,6 +178,6 @@ def test_logprobs_of_the_last_step_are_read_without_a_new_operation(
     assert len(taken.read({0: 0}).top[0]) == 2
 
 
-class Asking(NamedTuple):
+class LogprobRow(NamedTuple):
     sequence: int
     logprobs: int | None

@@ -75,7 +75,7 @@ def assert_nothing_is_left(simulation: Simulation) -> None:
     runner = simulation.runner
     assert not runner.known
     assert not runner.batch
-    assert not runner.taken_in
+    assert not runner.prefilling
     assert not runner.compiling
     assert runner.stored_bytes() == simulation.scheduler.prefixes.nbytes
 
@@ -103,7 +103,7 @@ def test_scheduler_and_its_traffic_run_without_mlx() -> None:
 @pytest.mark.parametrize("memory_rows", [3, 10**6])
 def test_every_sequence_gives_its_own_tokens_whatever_the_traffic(kind: str, memory_rows: int) -> None:
     facts, arrivals = KINDS[kind], traffic(seed=1, requests=150, per_second=40)
-    faults = Faults(fallen_short=20)
+    faults = Faults(invalid_draws=20)
     simulation = Simulation(facts, room_for(facts, memory_rows, 2048), room_for(facts, 2, 2048), faults=faults)
     play(simulation, arrivals)
     for _, message in arrivals:
@@ -216,7 +216,7 @@ def test_long_prompts_that_do_not_fit_together_go_one_after_the_other(kind: str)
 def test_long_prompts_in_little_memory_all_get_their_turn(kind: str, seed: int) -> None:
     facts, arrivals = KINDS[kind], traffic(seed, requests=60, per_second=0.5, longest=6000)
     limit = room_for(facts, 2, 6400 + 512)
-    simulation = Simulation(facts, limit, limit // 2, MACHINES["slow"], Faults(fallen_short=20))
+    simulation = Simulation(facts, limit, limit // 2, MACHINES["slow"], Faults(invalid_draws=20))
     rng = random.Random(seed)
     for n in range(20):
         simulation.at(10.0 * n, Limits(int(limit * rng.uniform(0.5, 1)), 0, limit // 3))
@@ -235,7 +235,7 @@ def states() -> dict[str, Callable[[Simulation], bool]]:
         "before the first step": lambda s: True,
         "while its grammar is compiled": lambda s: 1 in s.runner.compiling,
         "while it waits": lambda s: 1 in s.runner.known and not s.runner.compiling,
-        "while it is taken in": lambda s: 1 in s.runner.taken_in,
+        "while it is taken in": lambda s: 1 in s.runner.prefilling,
         "when it has joined": lambda s: running(s) and s.runner.batch[1].is_new,
         "before its first token": lambda s: running(s) and not s.runner.batch[1].is_new and not s.lives[1].tokens,
         "while it is decoded": lambda s: len(s.lives[1].tokens) >= 5,
@@ -250,7 +250,7 @@ def test_cancel_in_every_state_leaves_nothing_behind_and_the_others_alone(kind: 
     facts = KINDS[kind]
     begins_again = "begin again" in state
     limit = room_for(facts, 3, 4096 + 256) if begins_again else AMPLE
-    simulation = Simulation(facts, limit, faults=Faults(fallen_short=50 if begins_again else 0))
+    simulation = Simulation(facts, limit, faults=Faults(invalid_draws=50 if begins_again else 0))
     simulation.at(0.0, ask(0, prompt(0, 400), 60))
     simulation.at(0.0, ask(1, prompt(1, 4000), 60, "a grammar" if "grammar" in state else None))
     simulation.at(0.0, ask(2, prompt(2, 30), 60))

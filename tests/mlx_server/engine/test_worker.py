@@ -106,7 +106,7 @@ async def test_frame_that_cannot_be_decoded_ends_the_worker_and_the_next_request
         ):
             await anext(sequences)
             model.engine._worker.writer.write(b"\x00\x00\x00\x03abc")
-            with pytest.raises(EngineFailed, match="cannot read"):
+            with pytest.raises(EngineFailed, match="Cannot decode"):
                 [tokens async for tokens in sequences]
         async with pool.lease("babbler") as model:
             assert len(await generate(model)) == 5

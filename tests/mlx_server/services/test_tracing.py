@@ -211,7 +211,7 @@ async def test_loads_evictions_and_deaths_are_spans(
         assert [answer.status_code for answer in answers] == [503, 200]
         engine = app.state.server.pool.loaded("babbler").engine
         engine._kill()
-        await engine.wait_until_gone()
+        await engine.wait_until_exited()
     loads = {attributes(span)["gen_ai.request.model"]: span for span in reversed(spans(exporter, "model_load"))}
     assert {name: span.status.status_code for name, span in loads.items()} == {
         "demo": StatusCode.UNSET, "babbler": StatusCode.UNSET, "empty": StatusCode.ERROR

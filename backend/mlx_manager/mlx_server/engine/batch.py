@@ -1,7 +1,7 @@
-"""The rows that are decoded together: one model call and one draw for all of them at each step.
+"""The decode batch: one model call and one draw for all rows at each step, on mlx-lm's models and caches.
 
-Built on mlx-lm's model and cache classes. The next step is launched before the tokens of the last one are read, so the
-device does not wait for Python. Runs in the worker, on the engine's thread.
+Launches the next step before it reads the tokens of the last one, so the device does not wait for Python. Runs in the
+worker, on the engine's thread.
 """
 
 from collections.abc import Collection
@@ -16,15 +16,15 @@ from mlx_lm.models.cache import TokenBuffer
 from mlx_manager.mlx_server.engine.batching import Batching
 from mlx_manager.mlx_server.engine.grammar import Constraint, Masks
 from mlx_manager.mlx_server.engine.kv_cache import Cache, RowCache
-from mlx_manager.mlx_server.engine.logprobs import TakenLogprobs, take_logprobs
+from mlx_manager.mlx_server.engine.logprobs import StepLogprobs, step_logprobs
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.plan import Failed, Join, Outcome
 from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard
 
 
 @dataclass(slots=True, eq=False)
-class Drawing:
-    """How a sequence is drawn, by what it asks for and what it has drawn: a row of the batch once it has joined."""
+class Row:
+    """The sampling state of a sequence, which becomes a row of the batch when it joins."""
 
     submitted: Submit
     guard: Guard
@@ -32,7 +32,7 @@ class Drawing:
     context: TokenBuffer | None = None
     whole_nucleus: bool = False
     lead: int = 0
-    """How many more tokens its cache holds than the batch has had steps."""
+    """Tokens in its cache minus steps of the batch."""
 
     @property
     def sequence(self) -> int:
@@ -44,19 +44,19 @@ class Drawing:
 
     @property
     def failure(self) -> str | None:
-        """Why the sequence cannot go on."""
+        """Why the sequence must be aborted."""
         if self.guard.failure is not None:
             return f"sampling failed: {self.guard.failure!r}"
         return self.constraint.failure if self.constraint is not None else None
 
 
 class DecodeBatch:
-    """Rows join with their tokens prefilled but for the last one, which is their first input."""
+    """Rows join with all tokens prefilled except the last one, which is their first input."""
 
     def __init__(self, model: nn.Module, vocabulary_size: int, batching: Batching) -> None:
         self._model = model
         self._batching = batching
-        self._rows: list[Drawing] = []
+        self._rows: list[Row] = []
         self._sequences: list[int] = []
         self._cache: Cache = []
         self._inputs = mx.zeros((0,), dtype=mx.uint32)
@@ -64,19 +64,19 @@ class DecodeBatch:
         self._joined = 0
         self._steps = 0
         self._sampler = BatchSampler([])
-        self._short: tuple[list[Drawing], mx.array] | None = None
+        self._short: tuple[list[Row], mx.array] | None = None
         self._masks = Masks(vocabulary_size)
-        self._taken: TakenLogprobs | None = None
+        self._logprobs: StepLogprobs | None = None
         self._guarded = False
-        self._constrained: list[Drawing] = []
-        self._watched: list[Drawing] = []
-        """Rows that may fail or end by what they draw."""
+        self._constrained: list[Row] = []
+        self._watched: list[Row] = []
+        """Rows that may fail or end by a draw."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def join(self, rows: list[Drawing], joins: list[Join], cache: Cache) -> None:
-        """Adds rows, whose `cache` holds all of their tokens but the last ones."""
+    def join(self, rows: list[Row], joins: list[Join], cache: Cache) -> None:
+        """Adds rows; `cache` holds all of their tokens except the last ones."""
         for row, join in zip(rows, joins, strict=True):
             row.context = TokenBuffer(join.tokens[:-1]) if row.guard else None
             row.whole_nucleus = join.whole_nucleus
@@ -94,7 +94,7 @@ class DecodeBatch:
         self._rows_changed()
 
     def step(self) -> Outcome:
-        """Launches the next step, and gives the last one's token for each row that took part in it."""
+        """Launches the next step, and returns the tokens of the step before it."""
         inputs = self._inputs
         raw = self._model(inputs[:, None], cache=self._cache)[:, -1, :]
         logits, contexts = self._process(raw, inputs)
@@ -103,28 +103,28 @@ class DecodeBatch:
         self._inputs = self._sampler(logits, self._drawn)
         self._drawn += np.uint64(1)
         self._steps += 1
-        taken, self._taken = self._taken, take_logprobs(self._rows, raw, self._inputs)
-        short = self._drawn_quickly()
+        logprobs, self._logprobs = self._logprobs, step_logprobs(self._rows, raw, self._inputs)
+        short = self._quick_draws()
         mx.async_eval(  # type: ignore[no-untyped-call]
-            self._inputs, contexts, self._taken.arrays if self._taken else (), short[1] if short else ()
+            self._inputs, contexts, self._logprobs.arrays if self._logprobs else (), short[1] if short else ()
         )
-        outcome = self._outcome(inputs, self._fallen_short(), taken)
+        outcome = self._outcome(inputs, self._invalid_draws(), logprobs)
         self._short = short
         return outcome
 
     def held(self, sequence: int) -> RowCache:
-        """The sequence's part of the cache."""
+        """The sequence's row of the cache."""
         if not self._batching.decodes:
             return RowCache(self._cache)
         place = self._sequences.index(sequence)
         return RowCache.of_batch(self._cache, place, self._rows[place].lead + self._steps)
 
     def wait(self) -> None:
-        """Until the step that was launched is done."""
+        """Waits until the launched step is done."""
         mx.eval(self._inputs)
 
     def remove(self, sequences: Collection[int]) -> None:
-        """Takes those of the sequences that are in the batch out of it."""
+        """Removes the sequences from the batch. Ignores those that are not in it."""
         keep = [i for i, sequence in enumerate(self._sequences) if sequence not in sequences]
         if len(keep) == len(self._rows):
             return
@@ -134,7 +134,7 @@ class DecodeBatch:
         self._rows_changed()
         if not keep:
             self._cache, self._inputs = [], mx.zeros((0,), dtype=mx.uint32)
-            self._taken, self._short = None, None
+            self._logprobs, self._short = None, None
             return
         index = mx.array(keep)
         self._inputs = self._inputs[index]
@@ -149,20 +149,20 @@ class DecodeBatch:
         self._constrained = [row for row in rows if row.constraint is not None]
         self._watched = [row for row in rows if row.guard or row.constraint is not None]
 
-    def _outcome(self, inputs: mx.array, fallen: list[Drawing], taken: TakenLogprobs | None) -> Outcome:
-        """The tokens of the last step, which `inputs` holds, but for those of the rows that have fallen short."""
+    def _outcome(self, inputs: mx.array, invalid: list[Row], logprobs: StepLogprobs | None) -> Outcome:
+        """The tokens of the last step, which `inputs` holds, without those of invalid draws."""
         old = len(self._rows) - self._joined
         self._joined = 0
         drawn: Any = inputs.tolist()
         sequences, tokens = self._sequences[:old], drawn[:old]
         outcome = Outcome(sequences, tokens)
-        if fallen:
-            outcome.fallen_short = [row.sequence for row in fallen]
-            kept = [i for i, sequence in enumerate(sequences) if sequence not in outcome.fallen_short]
+        if invalid:
+            outcome.invalid_draws = [row.sequence for row in invalid]
+            kept = [i for i, sequence in enumerate(sequences) if sequence not in outcome.invalid_draws]
             outcome.sequences = [sequences[i] for i in kept]
             outcome.tokens = [tokens[i] for i in kept]
-        if taken is not None:
-            outcome.logprobs = taken.read({sequence: i for i, sequence in enumerate(outcome.sequences)})
+        if logprobs is not None:
+            outcome.logprobs = logprobs.read({sequence: i for i, sequence in enumerate(outcome.sequences)})
         for row in self._watched:
             if row.failure is not None:
                 outcome.failed.append(Failed(row.sequence, row.failure))
@@ -170,41 +170,41 @@ class DecodeBatch:
                 outcome.ended.append(row.sequence)
         return outcome
 
-    def _drawn_quickly(self) -> tuple[list[Drawing], mx.array] | None:
-        """Rows whose draw has to be checked, and whether each fell short (R,)."""
+    def _quick_draws(self) -> tuple[list[Row], mx.array] | None:
+        """Rows with a quick top-p draw, and whether each draw was invalid (R,)."""
         if self._sampler.short is None:
             return None
         return [self._rows[i] for i in self._sampler.short_rows], self._sampler.short
 
-    def _fallen_short(self) -> list[Drawing]:
-        """Rows whose last draw was not valid. Waits for that draw."""
+    def _invalid_draws(self) -> list[Row]:
+        """Rows whose last draw was invalid. Waits for that draw."""
         if self._short is None:
             return []
         flags: Any = self._short[1].tolist()
-        fallen = {id(row) for row, fell_short in zip(self._short[0], flags, strict=True) if fell_short}
-        return [row for row in self._rows[: len(self._rows) - self._joined] if id(row) in fallen]
+        invalid = {id(row) for row, is_invalid in zip(self._short[0], flags, strict=True) if is_invalid}
+        return [row for row in self._rows[: len(self._rows) - self._joined] if id(row) in invalid]
 
     def _constrain(self, logits: mx.array, inputs: mx.array) -> mx.array:
-        """Masks the constrained rows, for which their last tokens are read while the device computes the logits."""
+        """Masks the constrained rows. Reads their last tokens while the device computes the logits."""
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         tokens: Any = inputs.tolist()
-        fallen = self._fallen_short()
+        invalid = self._invalid_draws()
         for row, token in zip(self._rows[: len(self._rows) - self._joined], tokens, strict=False):
-            if row.constraint is not None and row not in fallen:
+            if row.constraint is not None and row not in invalid:
                 row.constraint.consume(token)
-                row.constraint = None if row.constraint.is_void else row.constraint
+                row.constraint = None if row.constraint.is_unconstrained else row.constraint
         constrained = [(i, row.constraint) for i, row in enumerate(self._rows) if row.constraint is not None]
         if len(constrained) < len(self._constrained):
             self._constrained = [row for row in self._constrained if row.constraint is not None]
         if not constrained:
             return logits
         rows = mx.array([i for i, _ in constrained])
-        masked = mx.array(logits)  # the logprobs are of those without a mask
+        masked = mx.array(logits)  # a copy: logprobs use the unmasked logits
         masked[rows] = mx.where(self._masks([constraint for _, constraint in constrained]), logits[rows], -mx.inf)
         return masked
 
     def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """The rows' processors, on the rows that have any."""
+        """Applies the logits processors of the rows that have any."""
         contexts: list[mx.array] = []
         if not self._guarded:
             return logits, contexts

@@ -1,7 +1,7 @@
-"""What a model may do for several rows at once, found out at load: rows together must give the logits of rows alone.
+"""Tests at load whether a model can be batched: rows in a batch must have the same logits as rows alone.
 
-Some of mlx-lm's architectures ignore the lengths of a padded batch or do not take its mask, and some of its caches
-cannot be merged. Runs in the worker, on the engine's thread.
+Some of mlx-lm's architectures ignore the lengths or the mask of a padded batch, and some of its caches cannot be
+merged. Runs in the worker, on the engine's thread.
 """
 
 import copy
@@ -19,10 +19,10 @@ from mlx_manager.mlx_server.engine.kv_cache import Cache, merge
 
 STEPS = 2
 """Tokens that each row of the trial decodes."""
-LEAST_TOLERANCE = 0.02
-"""How far logits may be apart, as a part of their own spread; more where the model's own rounding is coarser."""
-LOUD = 0.3
-"""No rounding brings logits as far apart."""
+MIN_TOLERANCE = 0.02
+"""Largest accepted distance of logits, relative to their spread; larger if the model itself rounds more."""
+MAX_TOLERANCE = 0.3
+"""Larger distances are never caused by rounding."""
 ROUNDING_FACTOR = 4
 """A model at 16 bits rounds by 1 to 8 % of the spread when the shapes of its products change."""
 
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """`prefills` says whether prompts of different lengths may share a forward pass, `decodes` whether rows may."""
+    """`prefills`: prompts of different lengths may share a forward pass. `decodes`: rows may be decoded in a batch."""
 
     prefills: bool
     decodes: bool
 
 
 def prefill_together(model: nn.Module, cache: Cache, prompts: list[list[int]]) -> None:
-    """Takes the prompts in, one for each row of the cache, in one forward pass: padded on the right to the longest."""
+    """Prefills one prompt for each row of the cache in one forward pass, right-padded to the longest."""
     lengths = [len(tokens) for tokens in prompts]
     padding = [max(lengths) - length for length in lengths]
     if any(padding):
@@ -53,7 +53,7 @@ def prefill_together(model: nn.Module, cache: Cache, prompts: list[list[int]]) -
 
 
 def try_batching(model: nn.Module, vocabulary_size: int) -> Batching:
-    """Tries prefill and decode apart. An architecture that fails the one may pass the other."""
+    """Tests decode and prefill separately: an architecture may fail only one of them."""
     kinds = {type(layer).__name__ for layer in make_prompt_cache(model) if not hasattr(layer, "merge")}
     if kinds:
         fault: str | None = f"mlx-lm cannot merge its {', '.join(sorted(kinds))}"
@@ -65,13 +65,13 @@ def try_batching(model: nn.Module, vocabulary_size: int) -> Batching:
         return Batching(prefills=False, decodes=False)
     fault = trial.fault(trial.prefilled)
     if fault is not None:
-        logger.warning("This model takes in one prompt at a time: %s", fault)
+        logger.warning("This model prefills one prompt at a time: %s", fault)
     return Batching(prefills=fault is None, decodes=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of the trial that has run alone: its caches before and behind its prompt, and its `logits` (STEPS, V)."""
+    """A row of the trial, run alone: its caches before and after its prompt, and its `logits` (STEPS, V)."""
 
     beginning: Cache
     prompt: list[int]
@@ -81,9 +81,9 @@ class _Row:
 
 
 class _Trial:
-    """Three rows of different lengths. The first is the longest and gets no padding; its cache begins empty.
+    """Three rows of different lengths. The first is the longest, has no padding, and starts with an empty cache.
 
-    The others begin with a part of their prompts in the cache, as rows do of which the prefix cache knows a part.
+    The others start with part of their prompts in the cache, like rows with a cached prefix.
     """
 
     def __init__(self, model: nn.Module, vocabulary_size: int) -> None:
@@ -94,26 +94,26 @@ class _Trial:
         beginning, prompt, answer = parts[-1]
         again = self._run_alone([], beginning + prompt, answer)
         rounding = _distance(again.logits, self._rows[-1].logits)
-        self._tolerance = min(max(LEAST_TOLERANCE, ROUNDING_FACTOR * rounding), LOUD)
+        self._tolerance = min(max(MIN_TOLERANCE, ROUNDING_FACTOR * rounding), MAX_TOLERANCE)
 
     def fault(self, together: Callable[[], mx.array]) -> str | None:
-        """What is wrong with the logits (rows, STEPS, V) that `together` gives. None if nothing is."""
+        """Why the logits (rows, STEPS, V) from `together` are wrong. None if they are right."""
         try:
             logits = together()
-        except Exception as exc:  # whatever an architecture raises at shapes that it does not know
+        except Exception as exc:  # an architecture may raise anything for unexpected shapes
             return f"mlx-lm cannot batch it ({type(exc).__name__}: {exc})"
         distances = [_distance(ours, row.logits) for ours, row in zip(logits, self._rows, strict=True)]
-        if max(distances) <= LOUD and min(distances[1:]) <= self._tolerance:
+        if max(distances) <= MAX_TOLERANCE and min(distances[1:]) <= self._tolerance:
             return None
         apart = " ".join(f"{distance:.2f}" for distance in distances)
-        return f"with {type(self._model).__module__} a batch changes the logits of its rows by {apart} of their spread"
+        return f"batching changes the logits of {type(self._model).__module__} by {apart} of their spread"
 
     def decoded(self) -> mx.array:
-        """Of rows that were prefilled alone."""
+        """Logits of a batch of rows that were prefilled alone."""
         return self._decode(merge([copy.deepcopy(row.end) for row in self._rows]), [row.answer for row in self._rows])
 
     def prefilled(self) -> mx.array:
-        """Of rows that were prefilled together. Padding does no harm before they are decoded."""
+        """Logits of a batch of rows that were prefilled together. Errors of padding show only in decoding."""
         cache = merge([copy.deepcopy(row.beginning) for row in self._rows])
         prefill_together(self._model, cache, [row.prompt for row in self._rows])
         return self._decode(cache, [row.answer for row in self._rows])
@@ -128,7 +128,7 @@ class _Trial:
         return _Row(before, prompt, end, answer, self._decode(cache, [answer])[0])
 
     def _decode(self, cache: Cache, answers: list[list[int]]) -> mx.array:
-        """(rows, STEPS, V): the logits behind each token of the answers."""
+        """(rows, STEPS, V): the logits after each token of the answers."""
         steps = [self._model(mx.array(answers)[:, i : i + 1], cache=cache) for i in range(STEPS)]
         logits = mx.concatenate(steps, axis=1).astype(mx.float32)
         mx.eval(logits)
@@ -136,13 +136,13 @@ class _Trial:
 
 
 _TOKENS = ((0, 24), (12, 3), (5, 11))
-"""Of each row of the trial, in its cache to begin with and in the prompt that is taken in then."""
+"""For each row of the trial: tokens in its cache at first, and tokens of its prompt."""
 
 
 def _distance(ours: mx.array, alone: mx.array) -> float:
-    """Between logits (STEPS, V), at the worst step, as a part of the spread of those of the row alone.
+    """Distance of logits (STEPS, V) at the worst step, relative to the spread of the logits of the row alone.
 
-    An architecture may set logits to minus infinity. Logits that are not numbers are far away.
+    Ignores logits that the architecture sets to minus infinity. Infinite if other logits are not finite.
     """
     distances = []
     for row, expected in zip(np.array(ours), np.array(alone), strict=True):

@@ -1,4 +1,4 @@
-"""The API's side of a worker that generates: submits sequences, and hands their tokens out (`sequences.py`)."""
+"""The API's side of a worker that generates: submits sequences, and dispatches their tokens (`sequences.py`)."""
 
 import contextlib
 import itertools
@@ -33,7 +33,7 @@ class EngineClient(WorkerClient):
         super().__init__(model_id, worker, limits, supervision)
         self.facts = GeneratorFacts(0, 0, 0)
         self._capacity = Capacity(0, limits.memory_bytes)
-        """As the worker told it last, of the limits that it had then."""
+        """The last one from the worker, for the limits that it had then."""
         self._sequences: dict[int, Sequence] = {}
         self._numbers = itertools.count()
 
@@ -51,10 +51,10 @@ class EngineClient(WorkerClient):
 
     @contextlib.asynccontextmanager
     async def generate(self, submissions: list[Submit]) -> AsyncIterator[SequenceGroup]:
-        """Yields the sequences, all of them admitted; leaving the block before their end cancels them.
+        """Yields the sequences once all are admitted. Leaving the block cancels unfinished sequences.
 
-        The submissions get their sequence numbers here. Raises EngineFailed, as the group does, when the engine gives a
-        sequence up or the worker dies, and InvalidRequest for a grammar that does not fit the model.
+        Assigns the sequence numbers. Raises EngineFailed, as the group does, when the engine aborts a sequence or the
+        worker exits, and InvalidRequest for a grammar that the model cannot follow.
         """
         self._check_open()
         numbers = [next(self._numbers) for _ in submissions]
@@ -71,10 +71,10 @@ class EngineClient(WorkerClient):
 
     @property
     def largest_sequence_tokens(self) -> int:
-        """Prompt and answer that fit into the worker's memory.
+        """The longest sequence, prompt and answer, that fits into the worker's memory.
 
-        Until the worker tells its capacity under new limits, a smaller share counts for no more than it surely holds:
-        what is submitted meanwhile is checked against it.
+        After the limits shrink, a lower bound until the worker reports its new capacity, so that the checks of new
+        requests are safe.
         """
         less_bytes = max(0, self._capacity.memory_bytes - self.limits.memory_bytes)
         lost_tokens = -(-less_bytes // self.kv_bytes_per_token) if self.kv_bytes_per_token else 0
@@ -86,7 +86,7 @@ class EngineClient(WorkerClient):
             self._send(Cancel(number))
         self._sequences.clear()
 
-    def _learn(self, ready: Ready) -> None:
+    def _note_ready(self, ready: Ready) -> None:
         assert isinstance(ready.model, GeneratorFacts)
         self.facts = ready.model
         self._capacity = Capacity(self.facts.largest_sequence_tokens, self._capacity.memory_bytes)
@@ -104,7 +104,7 @@ class EngineClient(WorkerClient):
                     self._push_scores(message, message.logprobs)
                 for number, token in zip(message.sequences, message.tokens, strict=True):
                     sequence = sequences.get(number)
-                    if sequence is not None:  # a cancelled one may have been on its way
+                    if sequence is not None:  # else it was cancelled after the worker sent the message
                         sequence.push_token(token)
             case RequestFinished():
                 if message.sequence in sequences:
@@ -134,6 +134,6 @@ class EngineClient(WorkerClient):
 
 
 def _scores(columns: Logprobs) -> Iterator[tuple[int, Score]]:
-    """Each place of the columns with its score."""
+    """Pairs of place and score."""
     scores = map(Score, columns.chosen, columns.top_tokens, columns.top)
     return zip(columns.places, scores, strict=True)

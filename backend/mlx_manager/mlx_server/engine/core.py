@@ -1,7 +1,6 @@
-"""The engine core: sequences go in, the tokens of each step come out. An ordinary synchronous object.
+"""The engine core: takes sequences and returns the tokens of each step. A synchronous object.
 
-It runs in the worker, on one thread. The scheduler decides what a step does (`scheduler.py`), and the runner does it
-(`runner.py`). It knows no sockets, no text and no HTTP.
+Runs in the worker, on one thread. `scheduler.py` plans a step, `runner.py` executes it. Knows no sockets, text or HTTP.
 """
 
 import time
@@ -20,7 +19,7 @@ from mlx_manager.mlx_server.utils.memory import clear_cache
 
 
 class EngineCore:
-    """`submit`, `cancel` and `step` in any order, all on the thread that made it."""
+    """Call `submit`, `cancel` and `step` in any order, on the thread that constructed it."""
 
     def __init__(
         self,
@@ -32,7 +31,7 @@ class EngineCore:
         make_processors: MakeProcessors = make_processors,
         tokenizer_file: Path = Path("tokenizer.json"),
     ) -> None:
-        """`kv_bytes` are for KV caches of sequences and stored prefixes together, `prefix_bytes` for the latter."""
+        """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter."""
         self._runner = Runner(model, make_processors, tokenizer_file)
         self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
 
@@ -42,18 +41,18 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything. The cache of a sequence that has ended is given up in the step after it."""
+        """Whether a step would do anything. The step after a sequence's end frees its cache."""
         return self._scheduler.has_work
 
     @property
     def running(self) -> int:
-        """Sequences that decode."""
+        """Sequences in the batch."""
         return len(self._scheduler.running)
 
     @property
-    def busiest(self) -> int:
-        """The most sequences at once, in the busy time that goes on or in the last one."""
-        return self._scheduler.busiest
+    def peak_sequences(self) -> int:
+        """The most concurrent sequences in the current busy period, or in the last one."""
+        return self._scheduler.peak_sequences
 
     @property
     def vocabulary_size(self) -> int:
@@ -68,23 +67,23 @@ class EngineCore:
         return self._scheduler.prefixes
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
-        """New limits, from the next step on."""
+        """Sets limits from the next step on."""
         self._scheduler.limit(kv_bytes, prefix_bytes)
 
     def submit(self, message: Submit) -> None:
-        """Admits the sequence, or refuses it: the messages of the next `step` say which."""
+        """Admits or rejects the sequence; the messages of the next `step` say which."""
         self._scheduler.submit(message, time.perf_counter())
 
     def cancel(self, sequence: int) -> None:
         self._scheduler.cancel(sequence)
 
     def step(self) -> list[UpMessage]:
-        """One decode step of all running sequences, or one chunk of the prompts that wait when it is due."""
+        """Runs one decode step of all running sequences or, when one is due, one chunk of the waiting prompts."""
         plan = self._scheduler.plan(time.perf_counter())
         outcome = self._runner.run(plan)
         return self._scheduler.note(outcome)
 
     def release_memory(self) -> None:
-        """For an engine that has been idle for a while: gives what MLX and the allocator keep back to the system."""
+        """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""
         mx.synchronize()
         clear_cache()

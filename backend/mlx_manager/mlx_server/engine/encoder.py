@@ -1,4 +1,4 @@
-"""The engine of a worker that embeds or scores: takes texts in batches whose duration it keeps to a limit."""
+"""The engine of a worker that embeds or scores: runs batches of texts of limited duration. Knows no sockets."""
 
 import contextlib
 import os
@@ -28,8 +28,8 @@ from mlx_manager.mlx_server.engine.messages import (
 
 MIN_BATCH_TOKENS = 256
 MAX_BATCH_TOKENS = 16_384
-PADDED_WASTE = 2
-"""On a GPU a batch may be as many times wider than its shortest text: there a second batch costs more than padding."""
+MAX_WIDTH_RATIO = 2
+"""Largest ratio of a batch's width to its shortest text on a GPU, where a second batch costs more than padding."""
 SMOOTHING = 0.3
 NICENESS = 5
 """Of a worker that computes on the CPU: streams, which people read as they come, go before jobs of many texts."""
@@ -44,7 +44,7 @@ class Encoder:
             _give_way()
         self.model = load_embedding_model(folder, recipe, on_cpu=self._on_cpu)
         self.facts = EncoderFacts(int(recipe.config["vocab_size"]), self.model.dimensions)
-        self._queue = TextQueue(1 if self._on_cpu else PADDED_WASTE)
+        self._queue = TextQueue(1 if self._on_cpu else MAX_WIDTH_RATIO)
         self._batch_seconds = launch.options.inter_token_latency_ms / 1000
         self._tokens_per_second = MIN_BATCH_TOKENS / self._batch_seconds
         self._running = 0
@@ -54,8 +54,8 @@ class Encoder:
         return Stats(sequences=self._queue.texts, running=self._running if self.has_work else 0)
 
     @property
-    def gathers(self) -> int:
-        """None: a request often has many texts, and those that come while a batch runs share the next."""
+    def gather_count(self) -> int:
+        """Zero: a request often has many texts, and later requests share the next batch."""
         return 0
 
     @property
@@ -69,10 +69,10 @@ class Encoder:
             case Cancel(sequence):
                 self._queue.cancel(sequence)
             case _:
-                raise ValueError(f"A worker that embeds got a message of another kind: {type(message).__name__}")
+                raise ValueError(f"An encoder cannot handle the message {type(message).__name__}.")
 
     def step(self) -> list[UpMessage]:
-        """One batch. It takes about as long as a chunk of a prompt may, so that others soon have their turn."""
+        """Runs one batch, sized to take about as long as a prefill chunk, so that other requests wait only briefly."""
         began = time.perf_counter()
         budget = int(self._tokens_per_second * self._batch_seconds)
         batch = self._queue.next_batch(min(max(budget, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS))
@@ -82,10 +82,10 @@ class Encoder:
         texts = sorted(batch.texts, key=lambda text: text.request.number)
         try:
             vectors = self._encode(Batch(texts, batch.width))
-        except (RuntimeError, MemoryError, ValueError) as exc:  # of MLX, where memory does not suffice, say
+        except (RuntimeError, MemoryError, ValueError) as exc:  # MLX raises these, for example when it is out of memory
             return self._give_up(batch, f"{type(exc).__name__}: {exc}")
         if not np.isfinite(vectors).all():
-            return self._give_up(batch, "The model's numbers are not finite.")
+            return self._give_up(batch, "the model's output is not finite")
         self._note_rate(batch, time.perf_counter() - began)
         events: list[UpMessage] = []
         for request, group in groupby(range(len(texts)), lambda index: texts[index].request):
@@ -105,7 +105,7 @@ class Encoder:
 
     def _encode(self, batch: Batch) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
         lengths = [len(text.tokens) for text in batch.texts]
-        width = max(lengths) if self._on_cpu else batch.width  # a GPU's kernels are made for each length
+        width = max(lengths) if self._on_cpu else batch.width  # a GPU compiles kernels for each length
         rows = np.zeros((len(lengths), width), np.int32)
         for row, text in zip(rows, batch.texts, strict=True):
             row[: len(text.tokens)] = text.tokens

@@ -27,12 +27,12 @@ class EncoderClient(WorkerClient):
     def __init__(self, model_id: str, worker: Worker, limits: Limits, supervision: Supervision) -> None:
         super().__init__(model_id, worker, limits, supervision)
         self.facts = EncoderFacts(0, 0)
-        self._collections: dict[int, _Collection] = {}
+        self._requests: dict[int, _Request] = {}
         self._numbers = itertools.count()
 
     @property
     def pending(self) -> int:
-        return len(self._collections)
+        return len(self._requests)
 
     async def encode(
         self,
@@ -42,9 +42,9 @@ class EncoderClient(WorkerClient):
         second_at: list[int] | None = None,
         dimensions: int | None = None,
     ) -> bytes:
-        """The vectors or scores of texts in token ids, one behind the other, as float32; cancelled with the caller.
+        """The vectors or scores of texts in token ids, concatenated, as float32. Cancelled with its caller.
 
-        Raises EngineFailed when the worker dies or gives the request up.
+        Raises EngineFailed when the worker exits or aborts the request.
         """
         self._check_open()
         number, dimensions = next(self._numbers), dimensions if dimensions is not None else self.facts.dimensions
@@ -52,44 +52,44 @@ class EncoderClient(WorkerClient):
         for text in texts:
             tokens.extend(text)
         lengths = [len(text) for text in texts]
-        collection = self._collections[number] = _Collection(lengths, dimensions * FLOAT_BYTES, record)
+        request = self._requests[number] = _Request(lengths, dimensions * FLOAT_BYTES, record)
         try:
             self._send(Encode(number, lengths, tokens.tobytes(), second_at or [], dimensions))
-            return await collection.whole
+            return await request.vectors
         finally:
-            if self._collections.pop(number, None) is not None and self.alive:
+            if self._requests.pop(number, None) is not None and self.alive:
                 self._send(Cancel(number))
 
     def _fail_all(self, failure: ServerError) -> None:
-        for number, collection in self._collections.items():
-            collection.fail(failure)
+        for number, request in self._requests.items():
+            request.fail(failure)
             self._send(Cancel(number))
-        self._collections.clear()
+        self._requests.clear()
 
-    def _learn(self, ready: Ready) -> None:
+    def _note_ready(self, ready: Ready) -> None:
         assert isinstance(ready.model, EncoderFacts)
         self.facts = ready.model
 
     def _dispatch(self, message: UpMessage) -> None:
         match message:
             case Encoded():
-                collection = self._collections.get(message.sequence)
-                if collection is not None:  # a cancelled one may have been on its way
-                    self._tokens_since_stats += collection.collect(message)
-                    if collection.whole.done():
-                        del self._collections[message.sequence]
+                request = self._requests.get(message.sequence)
+                if request is not None:  # else it was cancelled after the worker sent the message
+                    self._tokens_since_stats += request.collect(message)
+                    if request.vectors.done():
+                        del self._requests[message.sequence]
             case RequestFailed():
-                if message.sequence in self._collections:
-                    self._collections.pop(message.sequence).fail(request_failure(message))
+                if message.sequence in self._requests:
+                    self._requests.pop(message.sequence).fail(request_failure(message))
             case _:
                 super()._dispatch(message)
 
 
-class _Collection:
-    """The vectors of one request, as they come in."""
+class _Request:
+    """Collects the vectors of one request."""
 
     def __init__(self, lengths: list[int], row_bytes: int, record: GenerationRecord) -> None:
-        self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.vectors: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._lengths = lengths
         self._row_bytes = row_bytes
         self._vectors = bytearray(row_bytes * len(lengths))
@@ -97,17 +97,17 @@ class _Collection:
         self._record = record
 
     def collect(self, message: Encoded) -> int:
-        """Gives the tokens that were encoded."""
+        """Returns the number of encoded tokens."""
         size, rows = self._row_bytes, memoryview(message.vectors)
         for row, place in enumerate(message.places):
             self._vectors[place * size : (place + 1) * size] = rows[row * size : (row + 1) * size]
         self._missing -= len(message.places)
         if message.queue_seconds:
             self._record.queue_seconds = message.queue_seconds
-        if not self._missing and not self.whole.done():
-            self.whole.set_result(bytes(self._vectors))
+        if not self._missing and not self.vectors.done():
+            self.vectors.set_result(bytes(self._vectors))
         return sum(self._lengths[place] for place in message.places)
 
     def fail(self, failure: ServerError) -> None:
-        if not self.whole.done():
-            self.whole.set_exception(failure)
+        if not self.vectors.done():
+            self.vectors.set_exception(failure)

@@ -1,4 +1,4 @@
-"""The engine of a worker that generates: mlx-lm's model, and the core that steps it."""
+"""The engine of a worker that generates: loads mlx-lm's model and steps its core. Knows no sockets and no text."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ with own_descriptor_limit():
 
 
 class Generator:
-    """Generates for `Submit` until the sequence ends or a `Cancel`."""
+    """Generates for each `Submit` until the sequence ends or a `Cancel` arrives."""
 
     def __init__(self, launch: Launch) -> None:
         folder, adapter = Path(launch.folder), Path(launch.adapter) if launch.adapter is not None else None
@@ -61,8 +61,8 @@ class Generator:
         )
 
     @property
-    def gathers(self) -> int:
-        return MAX_GROUP_ROWS if self._core.busiest > 1 else 0
+    def gather_count(self) -> int:
+        return MAX_GROUP_ROWS if self._core.peak_sequences > 1 else 0
 
     @property
     def has_work(self) -> bool:
@@ -75,7 +75,7 @@ class Generator:
             case Cancel(sequence):
                 self._core.cancel(sequence)
             case _:
-                raise ValueError(f"A worker that generates got a message of another kind: {type(message).__name__}")
+                raise ValueError(f"A generator cannot handle the message {type(message).__name__}.")
 
     def limit(self, limits: Limits) -> list[UpMessage]:
         self._core.limit(self._kv_bytes(limits), limits.prefix_cache_bytes)
@@ -88,12 +88,12 @@ class Generator:
         self._core.release_memory()
 
     def _kv_bytes(self, limits: Limits) -> int:
-        """For KV caches: what the weights leave of the worker's memory, less a tenth of it for a step's own arrays."""
+        """Memory for KV caches: 90 % of the memory beside the weights; a step's temporary arrays need the rest."""
         return max(0, int(0.9 * (limits.memory_bytes - self._weights_bytes)))
 
 
 def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> nn.Module:
-    """The model with its weights in memory; float32 where MLX computes on the CPU, which is slow at 16 bits."""
+    """The model with its weights in memory; float32 on the CPU, which is slow at 16 bits."""
     config = complete(load_config(folder))
     model, _ = load_model(
         folder, model_config=config, get_model_classes=model_classes, trust_remote_code=trust_remote_code

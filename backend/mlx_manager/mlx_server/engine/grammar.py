@@ -1,8 +1,7 @@
-"""Constrained rows: which tokens each may draw next, by the grammar of its answer and by its thinking.
+"""Constrained decoding: which tokens a row may draw next, by its grammar and its thinking budget.
 
-Grammars are compiled in threads of their own; everything else runs in the worker on the engine's thread. llguidance is
-imported, and its view of the vocabulary built, when the first grammar comes: for 128,000 tokens that takes 0.4 s and
-80 MB.
+Compiles grammars in separate threads; everything else runs in the worker on the engine's thread. The first grammar
+imports llguidance and builds its vocabulary: 0.4 s and 80 MB for 128,000 tokens. Knows no requests.
 """
 
 import queue
@@ -22,42 +21,42 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Bits = np.ndarray[Any, np.dtype[np.int32]]
-"""(rows, words): one bit for each token id, the lowest bit of the first word for token 0."""
+"""(rows, words): one bit for each token id; the lowest bit of the first word is token 0."""
 
 WORD_BITS = 32
 STACK_BYTES = 2**26
-"""llguidance compiles by recursion: eight times the stack of the process that has tried the grammar out before."""
+"""llguidance compiles recursively. Eight times the stack of the process that validates grammars."""
 MAX_LEXER_STATES = 50_000
-"""One to two kB each, for every row."""
+"""Per row; a state takes one to two kB."""
 MAX_CACHED_GRAMMARS = 32
 MAX_CACHED_CHARACTERS = 2**20
 
 
 class InvalidGrammar(Exception):
-    """The message is llguidance's."""
+    """The model cannot follow the grammar; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled(Generic[T]):
-    """What became of the grammar that `ticket` was started with."""
+class Compilation(Generic[T]):
+    """The result of the compilation that was started with `ticket`."""
 
     ticket: T
-    answer: "Answer | None"
+    grammar: "CompiledGrammar | None"
     failure: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A compiled grammar, for one row. llguidance ends it with `eos_tokens`, which need not be the row's own."""
+class CompiledGrammar:
+    """A compiled grammar for one row. llguidance ends it with `eos_tokens`, not with the row's stop tokens."""
 
     matcher: "LLMatcher"
     eos_tokens: tuple[int, ...]
 
 
 class GrammarCompiler(Generic[T]):
-    """`start` compilations, each in a thread that ends with it, and `take` what is done. Compiled grammars are cached.
+    """`start` compilations, each in its own thread, and `take` the finished ones. Caches compiled grammars.
 
-    A compilation takes 1 ms, or up to two seconds for the largest grammars that the API process lets pass.
+    A compilation takes 1 ms, or up to two seconds for the largest grammars that the API process accepts.
     """
 
     def __init__(self, tokenizer_file: Path, vocabulary_size: int) -> None:
@@ -67,7 +66,7 @@ class GrammarCompiler(Generic[T]):
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._running = 0
-        self._done: queue.SimpleQueue[Compiled[T]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Compilation[T]] = queue.SimpleQueue()
 
     def __len__(self) -> int:
         """Compilations started and not taken."""
@@ -81,9 +80,9 @@ class GrammarCompiler(Generic[T]):
         finally:
             threading.stack_size(before)
 
-    def take(self, wait_seconds: float) -> list[Compiled[T]]:
-        """All that are done; waits for the first of them if there is none."""
-        done: list[Compiled[T]] = []
+    def take(self, wait_seconds: float) -> list[Compilation[T]]:
+        """All finished compilations. Waits up to `wait_seconds` for the first one."""
+        done: list[Compilation[T]] = []
         try:
             if wait_seconds > 0 and self._running:
                 done.append(self._done.get(timeout=wait_seconds))
@@ -96,28 +95,31 @@ class GrammarCompiler(Generic[T]):
 
     def _run(self, ticket: T, grammar: str) -> None:
         try:
-            self._done.put(Compiled(ticket, self._answer(grammar), None))
+            self._done.put(Compilation(ticket, self._compile_cached(grammar), None))
         except Exception as exc:
-            self._done.put(Compiled(ticket, None, str(exc)))
+            self._done.put(Compilation(ticket, None, str(exc)))
 
-    def _answer(self, grammar: str) -> Answer:
-        """At the grammar's beginning, its first mask computed: that is the slowest, and fails where none can be."""
+    def _compile_cached(self, grammar: str) -> CompiledGrammar:
+        """A copy at the grammar's start, with the first mask computed: it is the slowest, and may fail."""
         with self._lock:
             tokenizer = self._tokenizer = self._tokenizer or self._load_tokenizer()
             cached = self._cache.get(grammar)
             if cached is not None:
                 self._cache.move_to_end(grammar)
-                return Answer(cached.deep_copy(), tuple(tokenizer.eos_tokens))
+                return CompiledGrammar(cached.deep_copy(), tuple(tokenizer.eos_tokens))
         matcher = _compile(tokenizer, grammar)
         with self._lock:
             self._remember(grammar, matcher)
-            return Answer(matcher.deep_copy(), tuple(tokenizer.eos_tokens))
+            return CompiledGrammar(matcher.deep_copy(), tuple(tokenizer.eos_tokens))
 
     def _load_tokenizer(self) -> "LLTokenizer":
         from llguidance import LLTokenizer
 
         if not self._tokenizer_file.exists():
-            raise InvalidGrammar("this model has no tokenizer.json, which constrained answers need")
+            raise InvalidGrammar(
+                "The model has no tokenizer.json, which grammar-constrained output requires. Use another model, or "
+                "send the request without a grammar."
+            )
         return LLTokenizer(str(self._tokenizer_file), n_vocab=self._vocabulary_size)
 
     def _remember(self, grammar: str, matcher: "LLMatcher") -> None:
@@ -134,35 +136,35 @@ def _compile(tokenizer: "LLTokenizer", grammar: str) -> "LLMatcher":
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
-        raise InvalidGrammar(f"the model cannot follow the grammar: {matcher.get_error().splitlines()[0]}")
+        reason = matcher.get_error().splitlines()[0].rstrip(".")
+        raise InvalidGrammar(f"The model cannot follow the grammar: {reason}. Simplify the grammar.")
     return matcher
 
 
 class Constraint:
-    """What one row may draw. `consume` each token that it drew; `Masks` says what may come next.
+    """The tokens that one row may draw. Call `consume` with each drawn token; `Masks` computes the next mask.
 
-    A thinking row first thinks, without a grammar, and with one not to the end of its turn: a stop token may not be
-    drawn there. A row whose grammar is complete may draw a stop token only, or token 0 in place of one if it has none.
-    All token ids lie within the vocabulary.
+    A thinking row ignores its grammar while it thinks; if it has one, it may not draw a stop token there. A row whose
+    grammar is complete may only draw a stop token, or token 0 if it has none. All token ids are in the vocabulary.
     """
 
-    def __init__(self, answer: Answer | None, stop_tokens: frozenset[int], thinking: Thinking | None) -> None:
-        self.matcher = answer.matcher if answer is not None else None
-        self._eos_tokens = answer.eos_tokens if answer is not None else ()
+    def __init__(self, grammar: CompiledGrammar | None, stop_tokens: frozenset[int], thinking: Thinking | None) -> None:
+        self.matcher = grammar.matcher if grammar is not None else None
+        self._eos_tokens = grammar.eos_tokens if grammar is not None else ()
         self.stop_tokens = stop_tokens
         self.failure: str | None = None
         self.has_ended = False
         self._thinking = thinking
-        self._thoughts: list[int] = []
+        self._thinking_tokens: list[int] = []
         self._may_open = thinking is not None and thinking.open_token is not None
         self._is_thinking = thinking is not None and not self._may_open
         self._is_complete = False
-        self._never_again = thinking.again_token if thinking is not None else None
+        self._forbidden_token = thinking.again_token if thinking is not None else None
 
     @property
-    def is_void(self) -> bool:
-        """Without a grammar, a row that has thought may draw what it likes, unless it may not think again."""
-        return self.matcher is None and not self._is_thinking and not self._may_open and self._never_again is None
+    def is_unconstrained(self) -> bool:
+        """Whether the row is unconstrained from now on: it has no grammar, and no rule about its thinking is left."""
+        return self.matcher is None and not self._is_thinking and not self._may_open and self._forbidden_token is None
 
     @property
     def needs_matcher(self) -> bool:
@@ -180,16 +182,16 @@ class Constraint:
                 self._is_thinking = True
                 return
         if self._is_thinking:
-            self._think(token)
+            self._consume_thinking(token)
         elif token in self.stop_tokens or self._is_complete:
             self.has_ended = True
         elif self.matcher is not None and not self._is_over and not self.matcher.consume_token(token):
-            self.failure = f"token {token} is not in its grammar: {self.matcher.get_error()}"
+            self.failure = f"token {token} is not allowed by the grammar: {self.matcher.get_error()}"
 
     def finish_mask(self, bits: Bits) -> None:
-        """Makes what the matcher wrote into `bits` (words,), if it was asked, the whole truth."""
+        """Completes the mask in `bits` (words,), which the matcher has filled if `needs_matcher`."""
         if self._is_thinking:
-            self._mask_thoughts(bits)
+            self._mask_thinking(bits)
         elif self.needs_matcher:
             self._mask_answer(bits)
         else:
@@ -198,20 +200,20 @@ class Constraint:
             assert self._thinking is not None
             assert self._thinking.open_token is not None
             _allow(bits, self._thinking.open_token)
-        elif self._never_again is not None and not self._is_thinking:
-            _forbid(bits, self._never_again)
+        elif self._forbidden_token is not None and not self._is_thinking:
+            _forbid(bits, self._forbidden_token)
 
-    def _think(self, token: int) -> None:
+    def _consume_thinking(self, token: int) -> None:
         assert self._thinking is not None
-        self._thoughts.append(token)
+        self._thinking_tokens.append(token)
         close = self._thinking.close_tokens
-        if tuple(self._thoughts[-len(close) :]) == close:
+        if tuple(self._thinking_tokens[-len(close) :]) == close:
             self._is_thinking = False
 
-    def _mask_thoughts(self, bits: Bits) -> None:
+    def _mask_thinking(self, bits: Bits) -> None:
         assert self._thinking is not None
         close, budget = self._thinking.close_tokens, self._thinking.budget
-        beyond = -1 if budget is None else len(self._thoughts) - budget
+        beyond = -1 if budget is None else len(self._thinking_tokens) - budget
         if beyond >= 0:
             bits[:] = 0
             _allow(bits, close[beyond % len(close)])
@@ -228,7 +230,7 @@ class Constraint:
             bits[:] = -1
             return
         accepting = self.matcher.is_accepting()
-        for token in self._eos_tokens if accepting else ():  # llguidance ends with the tokenizer's, we with the row's
+        for token in self._eos_tokens if accepting else ():  # the row ends with its own stop tokens instead
             _forbid(bits, token)
         if self.matcher.is_stopped() or (accepting and not bits.any()):
             self._is_complete = True
@@ -238,12 +240,12 @@ class Constraint:
             for token in self.stop_tokens:
                 _allow(bits, token)
         if not bits.any():
-            self.failure = "the model has no token that its grammar could go on with"
+            self.failure = "no token of the model can continue its grammar"
             bits[:] = -1
 
 
 class Masks:
-    """The masks of all constrained rows of a step, computed together."""
+    """Computes the masks of all constrained rows of a step together."""
 
     def __init__(self, vocabulary_size: int) -> None:
         self._vocabulary_size = vocabulary_size

@@ -1,4 +1,4 @@
-"""mlx-lm's caches as the engine sees them: what a row of one holds, and what memory they take.
+"""Operations on mlx-lm's caches: merge rows, copy a part of a row, and measure memory. Knows no sequences.
 
 Runs in the worker, on the engine's thread.
 """
@@ -12,16 +12,16 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 Cache = list[Any]
-"""mlx-lm's caches of all layers, for one row or for a batch of rows."""
+"""mlx-lm's caches of all layers, for one row or a batch."""
 KeysAndValues = tuple[mx.array, mx.array]
 """Of one layer, each (1, H, T, D)."""
 
 GROWTH_TOKENS: int = KVCache.step
-"""Caches grow by as many tokens at once."""
+"""Caches grow in steps of this many tokens."""
 
 
 class RowsKVCache(BatchKVCache):  # type: ignore[misc]
-    """mlx-lm's batch of rows, without a mask where there is nothing to mask: a row alone decodes 5 % faster."""
+    """mlx-lm's BatchKVCache, without the mask that a single row does not need: it decodes 5 % faster."""
 
     def make_mask(self, N: int, return_array: bool = False, **options: Any) -> mx.array | None:
         if N == 1 and self.left_padding.shape[0] == 1 and not return_array and not options.get("window_size"):
@@ -31,7 +31,7 @@ class RowsKVCache(BatchKVCache):  # type: ignore[misc]
 
 
 def merge(rows: list[Cache]) -> Cache:
-    """Caches of one row each, as the cache of a batch."""
+    """Merges caches of one row each into the cache of a batch."""
     return [
         (RowsKVCache if type(layers[0]) is KVCache else layers[0]).merge(list(layers))
         for layers in zip(*rows, strict=True)
@@ -40,7 +40,7 @@ def merge(rows: list[Cache]) -> Cache:
 
 @dataclass(frozen=True, slots=True)
 class RowCache:
-    """One row of a batch's cache, or a cache that has one row. `padding` tokens lie before the row's own."""
+    """One row of a batch's cache, or a cache with one row. `padding` tokens precede the row's own."""
 
     layers: Cache
     row: int = 0
@@ -49,7 +49,7 @@ class RowCache:
 
     @classmethod
     def of_batch(cls, layers: Cache, row: int, length: int) -> "RowCache":
-        """The row has `length` tokens, the last of them at the end of the batch's."""
+        """The row has `length` tokens, which end where the batch ends."""
         end = next((layer._idx for layer in layers if isinstance(layer, BatchKVCache)), length)
         return cls(layers, row, end - length, is_batch=True)
 
@@ -59,7 +59,7 @@ class RowCache:
 
     def snapshot(self, layer: Any) -> Any:
         single = layer.extract(self.row) if self.is_batch else copy.deepcopy(layer)
-        if type(single).state.fset is None:  # an architecture's own cache, which does not take a state
+        if type(single).state.fset is None:  # an architecture's own cache whose state cannot be set
             for name, part in vars(single).items():
                 setattr(single, name, _owned(part))
         else:
@@ -68,7 +68,7 @@ class RowCache:
 
 
 def owned_copy(part: mx.array) -> mx.array:
-    """Not a view: that would keep alive whatever it is a part of."""
+    """A copy, because a view would keep the whole array alive."""
     return mx.contiguous(part)
 
 
@@ -77,17 +77,17 @@ def _owned(part: Any) -> Any:
 
 
 def bytes_per_token(cache: Cache) -> int:
-    """Of the layers that grow, from a model's cache that has seen one token."""
+    """Bytes per token in the layers that grow, measured on a model's cache with one token."""
     return sum(map(_token_bytes, cache))
 
 
 def bytes_per_row(cache: Cache) -> int:
-    """Of the layers that do not grow, from a model's cache that has seen one token."""
+    """Bytes per row in the layers of fixed size, measured on a model's cache with one token."""
     return sum(map(_row_bytes, cache))
 
 
 def cut_bytes_per_token(cache: Cache) -> int:
-    """Of the layers that can be cut at any token, from a model's cache that has seen one token."""
+    """Bytes per token in the layers that can be cut at any token, measured on a model's cache with one token."""
     return sum(_token_bytes(layer) for layer in cache if type(layer) is KVCache)
 
 
@@ -99,7 +99,7 @@ def _token_bytes(layer: Any) -> int:
             return int(layer.nbytes // layer.keys.shape[2])
         case ArraysCache() | RotatingKVCache() | ChunkedKVCache():
             return 0
-        case _:  # an architecture's own: it has seen one token, and may grow by as much with each
+        case _:  # an architecture's own cache, assumed to grow by its size after one token
             return int(layer.nbytes)
 
 

@@ -1,4 +1,4 @@
-"""Starts worker processes: their command line, their environment, and the socket that joins them to the API process."""
+"""Starts worker processes: command line, environment, and the socket to the API process. Knows no models."""
 
 import asyncio
 import os
@@ -30,10 +30,10 @@ class Worker:
 
 
 async def launch_worker(launch: Launch) -> Worker:
-    """Starts a worker in a session of its own, so that Ctrl-C in a terminal reaches the API process alone.
+    """Starts a worker in its own session, so that Ctrl-C in a terminal reaches only the API process.
 
-    The worker's end of the socket is its stdin: uvloop starts such a process with posix_spawn on macOS, and would fork
-    one that inherits any other descriptor. Raises ModelLoadFailed where MLX has no backend.
+    The worker's end of the socket is its stdin: on macOS uvloop then uses posix_spawn, and would fork for any other
+    inherited descriptor. Raises ModelLoadFailed if MLX has no backend.
     """
     fault = why_mlx_cannot_run()
     if fault is not None:
@@ -59,12 +59,12 @@ async def launch_worker(launch: Launch) -> Worker:
 
 
 def worker_command() -> list[str]:
-    """How a worker is started; the socket that it gets as its stdin says everything else."""
+    """The command of a worker; everything else is sent over the socket on its stdin."""
     return [sys.executable, "-m", "mlx_manager.mlx_server.engine.worker"]
 
 
 def worker_environment() -> dict[str, str]:
-    """Ours, plus the way to this package, and OpenBLAS in place of the slow BLAS that MLX's Linux CPU build brings."""
+    """Our environment, this package on PYTHONPATH, and OpenBLAS in place of the slow BLAS of MLX's Linux CPU build."""
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
     _prepend(environment, "PYTHONPATH", str(Path(mlx_manager.__file__).parent.parent))
     openblas = _find_openblas()

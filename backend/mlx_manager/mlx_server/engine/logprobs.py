@@ -1,6 +1,6 @@
-"""Log-probabilities of tokens, by the model's own distribution: its logits before penalties, bias and temperature.
+"""Log-probabilities of tokens by the model's own distribution: logits before penalties, bias and temperature.
 
-Taken in one operation for all the rows that ask, and for no others. Runs in the worker, on the engine's thread.
+Computed in one operation for all rows that request them. Runs in the worker, on the engine's thread.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ import mlx.core as mx
 import msgspec
 
 from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs
-from mlx_manager.mlx_server.engine.sampling import likeliest
+from mlx_manager.mlx_server.engine.sampling import top_logits
 
 LOWEST = -9999.0
-"""Stands for minus infinity, which JSON cannot spell; api.openai.com uses it, too."""
+"""Replaces minus infinity, which JSON cannot represent; api.openai.com uses the same value."""
 
 
-class Asking(Protocol):
+class LogprobRow(Protocol):
     @property
     def sequence(self) -> int: ...
 
@@ -26,51 +26,51 @@ class Asking(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TakenLogprobs:
-    """What a step took for the sequences of `rows`, to be read with the tokens that it drew for them."""
+class StepLogprobs:
+    """Logprobs of a step for the sequences of `rows`. Read them together with the step's tokens."""
 
-    rows: list[Asking]
+    rows: list[LogprobRow]
     arrays: tuple[mx.array, ...]
-    """The chosen tokens' logprobs (R,) and, where any is asked for, the likeliest tokens (R, K) and theirs (R, K)."""
+    """Logprobs of the chosen tokens (R,) and, if requested, the most likely tokens (R, K) and theirs (R, K)."""
 
     def read(self, places: dict[int, int]) -> Logprobs:
-        """The columns of the sequences that have a place."""
+        """The logprobs of the sequences in `places`, which maps them to indices of the message."""
         columns = _columns(range(len(self.rows)), [row.logprobs or 0 for row in self.rows], self.arrays)
         kept = [i for i, row in enumerate(self.rows) if row.sequence in places]
         return msgspec.structs.replace(columns.at(kept), places=[places[self.rows[i].sequence] for i in kept])
 
 
-def take_logprobs(rows: Sequence[Asking], logits: mx.array, tokens: mx.array) -> TakenLogprobs | None:
-    """Of the token ids (B,) drawn for `rows`, from their logits (B, V); None when no row asks."""
-    asking = [i for i, row in enumerate(rows) if row.logprobs is not None]
-    if not asking:
+def step_logprobs(rows: Sequence[LogprobRow], logits: mx.array, tokens: mx.array) -> StepLogprobs | None:
+    """Logprobs of the token ids (B,) drawn for `rows`, from the logits (B, V). None if no row requests any."""
+    requesting = [i for i, row in enumerate(rows) if row.logprobs is not None]
+    if not requesting:
         return None
-    if len(asking) < len(rows):
-        logits, tokens = logits[mx.array(asking)], tokens[mx.array(asking)]
-    count = max(rows[i].logprobs or 0 for i in asking)
-    return TakenLogprobs([rows[i] for i in asking], _take(logits, tokens, count))
+    if len(requesting) < len(rows):
+        logits, tokens = logits[mx.array(requesting)], tokens[mx.array(requesting)]
+    count = max(rows[i].logprobs or 0 for i in requesting)
+    return StepLogprobs([rows[i] for i in requesting], _compute(logits, tokens, count))
 
 
-def score_prompt(row: Asking, begin: int, targets: list[int], logits: mx.array) -> PromptLogprobs:
-    """Of the T prompt tokens behind place `begin`, from the logits (T, V) that the model gave from there on."""
+def score_prompt(row: LogprobRow, begin: int, targets: list[int], logits: mx.array) -> PromptLogprobs:
+    """Logprobs of the T prompt tokens after position `begin`, from the logits (T, V) from `begin` on."""
     places = range(begin + 1, begin + 1 + len(targets))
     count = row.logprobs or 0
-    taken = _take(logits, mx.array(targets), count)
-    return PromptLogprobs(row.sequence, _columns(places, [count] * len(places), taken))
+    arrays = _compute(logits, mx.array(targets), count)
+    return PromptLogprobs(row.sequence, _columns(places, [count] * len(places), arrays))
 
 
-def _take(logits: mx.array, tokens: mx.array, count: int) -> tuple[mx.array, ...]:
+def _compute(logits: mx.array, tokens: mx.array, count: int) -> tuple[mx.array, ...]:
     logits = logits.astype(mx.float32)
     total = mx.logsumexp(logits, axis=-1, keepdims=True)
     chosen = mx.maximum(mx.take_along_axis(logits, tokens[:, None], axis=-1) - total, LOWEST)[:, 0]
     if count == 0:
         return (chosen,)
-    top_tokens, top = likeliest(logits, min(count, logits.shape[-1]))
+    top_tokens, top = top_logits(logits, min(count, logits.shape[-1]))
     return chosen, top_tokens, mx.maximum(top - total, LOWEST)
 
 
 def _columns(places: range, counts: list[int], arrays: tuple[mx.array, ...]) -> Logprobs:
-    """Reads the arrays as they are: a new operation on them would wait for the step that is in flight."""
+    """Reads the arrays unchanged: a new operation on them would wait for the step in flight."""
     chosen: Any = arrays[0].tolist()
     if len(arrays) == 1:
         return Logprobs(list(places), chosen, [[] for _ in places], [[] for _ in places])

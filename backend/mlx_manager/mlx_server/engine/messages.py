@@ -1,8 +1,8 @@
-"""What the API process and a worker say to each other: msgpack frames over a stream socket, no pickle.
+"""The messages between the API process and a worker: msgpack frames over a stream socket, without pickle.
 
-A frame is a 4-byte big-endian length and that many bytes of msgpack: one message going down, a list of messages (all
-that one engine step has to say) going up. The first frame down is a `Launch`; the worker answers with `Device`, then
-`Ready` or `LoadFailed`. A sequence is one generation, or the texts of one Encode; its number is the client's to choose.
+A frame is a 4-byte big-endian length and that many bytes of msgpack: one message down (to the worker), or the list of
+an engine step's messages up. The first frame down is a `Launch`; the worker answers with `Device`, then `Ready` or
+`LoadFailed`. A sequence is one generation, or the texts of one Encode; the client chooses its number.
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.types import FinishReason, SamplingParams, Thinking
 
 LENGTH_BYTES = 4
 MAX_BATCH_ROWS = 64
-"""The most sequences that a worker decodes at once; those beyond them wait."""
+"""The most sequences that a worker decodes at once; further ones are queued."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -22,9 +22,9 @@ class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Limits(_Message, frozen=True):
-    """The worker's share of the machine from now on; `prefix_cache_bytes` are a part of `memory_bytes`.
+    """New memory limits of the worker; `memory_bytes` includes `prefix_cache_bytes`.
 
-    A `Capacity` answers it. Sequences that do not fit any more begin again later, but for one that runs alone.
+    The worker answers with a `Capacity`. It preempts sequences that no longer fit, unless only one is left.
     """
 
     memory_bytes: int
@@ -34,17 +34,17 @@ class Limits(_Message, frozen=True):
 
 
 class WorkerOptions(_Message, frozen=True):
-    """What the settings say to every worker of the server."""
+    """Settings of the server that apply to every worker."""
 
     inter_token_latency_ms: int = 100
     wire_memory: bool = False
-    """Whether the model stays wired in a Mac's memory."""
+    """Whether to keep the model in wired memory on macOS."""
 
 
 class Launch(_Message, frozen=True):
-    """The first message: what the worker loads, and with which share of the machine. `folder` holds the model's files.
+    """The first message: the model to load from `folder`, and the worker's limits.
 
-    `adapter` is the folder of a LoRA adapter. Code that the model's folder brings runs with `trust_remote_code` alone.
+    `adapter` is the folder of a LoRA adapter. Only with `trust_remote_code` may the worker run code from `folder`.
     """
 
     kind: ModelKind
@@ -58,7 +58,7 @@ class Launch(_Message, frozen=True):
 class Submit(_Message, frozen=True):
     """Generate from `prompt_tokens` until one of `stop_tokens` or `max_tokens`. Token ids lie within the vocabulary.
 
-    `grammar` is one of llguidance's, serialised, that the answer follows; it was found valid before it is sent.
+    `grammar` is a serialised llguidance grammar that constrains the answer; the API has validated it.
     """
 
     sequence: int
@@ -69,16 +69,16 @@ class Submit(_Message, frozen=True):
     grammar: str | None = None
     thinking: Thinking | None = None
     logprobs: int | None = None
-    """How many of the likeliest tokens to tell of at every step; None for no logprobs."""
+    """How many of the most likely tokens to report at every step; None for no logprobs."""
     prompt_logprobs: bool = False
-    """Whether to tell them of the prompt, too."""
+    """Whether to report logprobs of the prompt as well."""
 
 
 class Encode(_Message, frozen=True):
-    """Make a vector or a score of each text; `tokens` are the texts' ids, one text behind the other, as int32.
+    """Compute a vector or a score for each text; `tokens` holds the token ids of all texts, concatenated, as int32.
 
-    The second text of a pair begins at its place of `second_at`, which is empty where there are no pairs. The vectors
-    have `dimensions`: longer ones are cut and normalised again.
+    `second_at` holds the position at which the second text of each pair begins; it is empty for single texts. Vectors
+    longer than `dimensions` are truncated and normalised again.
     """
 
     sequence: int
@@ -89,7 +89,7 @@ class Encode(_Message, frozen=True):
 
 
 class Cancel(_Message, frozen=True):
-    """Stop the sequence wherever it is; nothing more is said of it. Unknown and finished ones are ignored."""
+    """Cancel the sequence; the worker sends no more messages about it. Ignored for unknown and finished sequences."""
 
     sequence: int
 
@@ -99,10 +99,10 @@ class Shutdown(_Message, frozen=True):
 
 
 class Device(_Message, frozen=True):
-    """What the worker computes on. It is sent before the model is loaded: on a GPU the budget of all models follows it.
+    """The worker's device. Sent before the model is loaded, because on a GPU it sets the memory budget of all models.
 
-    `memory_bytes` is what a CUDA device has, or what Metal recommends to take at most; None for a CPU. `generation` is
-    the chip's, such as "applegpu_g15s" or "sm_90", where MLX knows it.
+    `memory_bytes` is the memory of a CUDA device or Metal's recommended maximum; None for a CPU. `generation` is the
+    chip's, such as "applegpu_g15s" or "sm_90", if MLX reports it.
     """
 
     backend: Literal["cpu", "metal", "cuda"]
@@ -112,9 +112,9 @@ class Device(_Message, frozen=True):
 
 
 class GeneratorFacts(_Message, frozen=True):
-    """Of a model that generates. `vocabulary_size` is the number of rows of its logits.
+    """Facts of a model that generates. `vocabulary_size` is the width of its logits.
 
-    A sequence of `largest_sequence_tokens`, prompt and answer, fits into the worker's memory when it runs alone.
+    `largest_sequence_tokens` is the longest sequence, prompt and answer, that fits into memory when it runs alone.
     """
 
     vocabulary_size: int
@@ -123,7 +123,7 @@ class GeneratorFacts(_Message, frozen=True):
 
 
 class EncoderFacts(_Message, frozen=True):
-    """Of a model that embeds or scores. `dimensions` is the length of its vectors, 1 for scores."""
+    """Facts of a model that embeds or scores. `dimensions` is the length of its vectors, 1 for scores."""
 
     vocabulary_size: int
     dimensions: int
@@ -134,7 +134,7 @@ ModelFacts = GeneratorFacts | EncoderFacts
 
 
 class Ready(_Message, frozen=True):
-    """The model is loaded and warm. `dtype` is the one that it computes in, such as "bfloat16"."""
+    """The model is loaded and warmed up. It computes in `dtype`, such as "bfloat16"."""
 
     active_bytes: int
     dtype: str
@@ -142,7 +142,7 @@ class Ready(_Message, frozen=True):
 
 
 class Capacity(_Message, frozen=True):
-    """The longest sequence, prompt and answer, that fits into `memory_bytes`, the last Limits', when it runs alone."""
+    """The longest sequence, prompt and answer, that fits alone into `memory_bytes`, as set by the last Limits."""
 
     largest_sequence_tokens: int
     memory_bytes: int
@@ -155,9 +155,9 @@ class Admitted(_Message, frozen=True):
 
 
 class Prefilled(_Message, frozen=True):
-    """The prompt is in the KV cache; `cached_tokens` of it came from the prefix cache.
+    """The prompt is in the KV cache; `cached_tokens` of its tokens came from the prefix cache.
 
-    It waited for `queue_seconds` before the first chunk of it was taken in.
+    It was queued for `queue_seconds` before its prefill started.
     """
 
     sequence: int
@@ -166,10 +166,10 @@ class Prefilled(_Message, frozen=True):
 
 
 class Logprobs(_Message, frozen=True):
-    """Log-probabilities by the model's own distribution, before temperature, penalties and bias.
+    """Log-probabilities of the model's own distribution, before temperature, penalties and bias.
 
-    `chosen[i]` is that of the token at place `places[i]` of what the message is about; `top_tokens[i]` and `top[i]` are
-    the likeliest tokens there, the likeliest first.
+    `chosen[i]` is the logprob of the token at index `places[i]` of the message or prompt; `top_tokens[i]` and `top[i]`
+    are the most likely tokens at that index and their logprobs, in descending order.
     """
 
     places: list[int]
@@ -178,7 +178,7 @@ class Logprobs(_Message, frozen=True):
     top: list[list[float]]
 
     def at(self, kept: list[int]) -> "Logprobs":
-        """Of the tokens at the indices `kept` alone."""
+        """Only the columns with the indices `kept`."""
         return Logprobs(
             [self.places[i] for i in kept],
             [self.chosen[i] for i in kept],
@@ -188,7 +188,7 @@ class Logprobs(_Message, frozen=True):
 
 
 class Step(_Message, frozen=True):
-    """The tokens of one decode step: `tokens[i]` belongs to `sequences[i]`. `logprobs` are of those that asked."""
+    """The tokens of one decode step: `tokens[i]` belongs to `sequences[i]`. `logprobs` covers those that request it."""
 
     sequences: list[int]
     tokens: list[int]
@@ -196,16 +196,16 @@ class Step(_Message, frozen=True):
 
 
 class PromptLogprobs(_Message, frozen=True):
-    """The next stretch of a prompt's logprobs, in places of the prompt. Before the sequence's first Step."""
+    """Logprobs of the next part of a prompt, indexed by prompt position. Sent before the sequence's first Step."""
 
     sequence: int
     logprobs: Logprobs
 
 
 class Encoded(_Message, frozen=True):
-    """The results for the texts at `places` of an Encode, one behind the other, as float32.
+    """The results for the texts at indices `places` of an Encode, concatenated, as float32.
 
-    The first of a sequence says how long it waited for its first batch.
+    `queue_seconds`, of a sequence's first message, is the wait for its first batch.
     """
 
     sequence: int
@@ -215,14 +215,14 @@ class Encoded(_Message, frozen=True):
 
 
 class RequestFinished(_Message, frozen=True):
-    """After the Step with the sequence's last token, which is a stop token when the reason is "stop"."""
+    """Sent after the Step with the sequence's last token, which is a stop token if the reason is "stop"."""
 
     sequence: int
     reason: FinishReason
 
 
 class RequestFailed(_Message, frozen=True):
-    """`invalid` says that the fault is the request's, or that it is too large: then it was never admitted."""
+    """`invalid` means that the request is wrong or too large; it was then never admitted."""
 
     sequence: int
     message: str
@@ -230,15 +230,15 @@ class RequestFailed(_Message, frozen=True):
 
 
 class LoadFailed(_Message, frozen=True):
-    """The worker cannot load the model, and ends. `failure` is the exception's name and message."""
+    """The worker cannot load the model, and exits. `failure` is the exception's name and message."""
 
     failure: str
 
 
 class Heartbeat(_Message, frozen=True):
-    """Sent every second, however long a step takes: the seconds that the present one has lasted, 0 between steps.
+    """Sent every second, also during long steps: the seconds since the current step began, 0 between steps.
 
-    `active_bytes` are what MLX holds: while the model is loaded, how much of it is there.
+    `active_bytes` is the memory that MLX holds, which shows the progress of loading.
     """
 
     step_seconds: float
@@ -246,7 +246,7 @@ class Heartbeat(_Message, frozen=True):
 
 
 class Stats(_Message, frozen=True):
-    """MLX's memory in bytes, how many sequences the worker works on and decodes, and its prefix cache."""
+    """MLX's memory in bytes, counts of all and of running sequences, and the prefix cache."""
 
     active_bytes: int = 0
     peak_bytes: int = 0

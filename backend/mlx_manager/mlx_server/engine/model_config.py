@@ -1,7 +1,7 @@
-"""config.json in the form that mlx-lm's modules read, whichever version of transformers wrote it.
+"""Converts config.json of any version of transformers to the form that mlx-lm's modules read. Runs in the worker.
 
-transformers 5 keeps the rotary embedding's settings in `rope_parameters` and renames some fields; most modules of
-mlx-lm read the older names, and a few read the newer one alone. Runs in the worker.
+transformers 5 puts the settings of the rotary embedding into `rope_parameters` and renames some fields; most modules of
+mlx-lm read the older names, and a few read only the newer ones.
 """
 
 import copy
@@ -18,17 +18,17 @@ _THETA = ("rope_theta", "rotary_emb_base")
 _LOCAL_THETA = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta")
 _PARTIAL = ("partial_rotary_factor", "rotary_pct")
 _NO_SCALING = ("default", "mrope")
-"""`mrope` differs from `default` for images only."""
+"""`mrope` differs from `default` only for images."""
 _RENAMED_TYPES = {"su": "longrope"}
 _RENAMED_LAYERS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
 
 
 class UnusableConfig(Exception):
-    """Says what mlx-lm's module for the model cannot do."""
+    """mlx-lm's module would compute wrong answers with this config. The message says why and what to do."""
 
 
 def complete(config: Config) -> Config:
-    """The config with each setting under all the names that modules of mlx-lm know it by, at every level of it."""
+    """The config with each setting under all names that mlx-lm's modules read, at every level."""
     nested = {
         key: complete(value) for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)
     }
@@ -40,7 +40,7 @@ def complete(config: Config) -> Config:
 
 
 def model_classes(config: Config) -> tuple[type[nn.Module], Any]:
-    """mlx-lm's classes for the model. Raises UnusableConfig where they ignore a setting of the rotary embedding."""
+    """mlx-lm's classes for the model. Raises UnusableConfig if they ignore a setting of the rotary embedding."""
     model_class, args_class = _get_classes(config)
 
     def rope_of(changed: Config) -> list[object] | None:
@@ -52,14 +52,14 @@ def model_classes(config: Config) -> tuple[type[nn.Module], Any]:
     for setting, without in _without_each_setting(config):
         if (rope := rope_of(config)) is not None and rope == rope_of(without):
             raise UnusableConfig(
-                f"its config.json sets {setting}, and mlx-lm's {config['model_type']!r} ignores that, so that answers "
-                "would be wrong. Update mlx-lm, or use another model."
+                f"its config.json sets {setting}, which mlx-lm's {config['model_type']!r} ignores. Its answers would "
+                "be wrong. Update mlx-lm, or use another model."
             )
     return model_class, args_class
 
 
 def _transformers_names(model_type: object) -> dict[str, str]:
-    """Other names of fields, each with the one that transformers 5 writes."""
+    """Older names of fields, mapped to the names that transformers 5 writes."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     name = str(model_type)
@@ -67,7 +67,7 @@ def _transformers_names(model_type: object) -> dict[str, str]:
 
 
 def _with_layers(config: Config) -> Config:
-    """With how often a layer sees everything, which older configs have in place of each layer's type."""
+    """Adds the interval of full-attention layers, which older configs have instead of `layer_types`."""
     types: object = config.get("layer_types")
     if not isinstance(types, list):
         return config
@@ -98,7 +98,7 @@ def _with_rope(config: Config) -> Config:
 
 
 def _with_rope_parameters(config: Config) -> Config:
-    """For a config of the older form, read by a module that knows the newer one alone."""
+    """Adds `rope_parameters` to a config of the older form, for modules that read only the newer one."""
     config = _with_scaling(config)
     theta = next((config[name] for name in _THETA if name in config), None)
     if theta is None:
@@ -112,7 +112,7 @@ def _with_rope_parameters(config: Config) -> Config:
 
 
 def _whole(parameters: Config) -> Config:
-    """Those of the layers that see everything, where each type of layer has its own."""
+    """The parameters of the full-attention layers, if each layer type has its own."""
     layers = {key: value for key, value in parameters.items() if isinstance(value, dict)}
     whole: Config = layers.get("full_attention", next(iter(layers.values()), parameters))
     return whole
@@ -130,7 +130,7 @@ def _with_rotary_dim(config: Config) -> Config:
 
 
 def _with_scaling(config: Config) -> Config:
-    """`rope_scaling` as every module reads it: absent for none, and with the type under both of its names."""
+    """Normalises `rope_scaling`: None without scaling, else with the type under both names."""
     scaling = config.get("rope_scaling")
     if not isinstance(scaling, dict):
         return config
@@ -146,8 +146,8 @@ def _with_scaling(config: Config) -> Config:
 
 
 def _without_each_setting(config: Config) -> Iterator[tuple[str, Config]]:
-    """Settings that change what the model computes, and the config without each: what scales the positions, and a base
-    of their own for the layers with a sliding window."""
+    """Settings that change the model's output, each with the config without it: position scaling, and a separate base
+    for the sliding-window layers."""
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, dict):
             yield from ((setting, config | {key: without}) for setting, without in _without_each_setting(value))
@@ -174,7 +174,7 @@ def _scales_by_one(scaling: Config) -> bool:
 
 
 def _rope_state(model: nn.Module) -> Iterator[object]:
-    """What modules that are no weights are made of: the numbers, and the arrays that are not loaded."""
+    """The state of all modules besides their weights: plain attributes, and arrays that are not loaded."""
     for path, module in model.named_modules():
         yield path, type(module).__name__
         yield [(name, value) for name, value in vars(module).items() if isinstance(value, int | float | str)]

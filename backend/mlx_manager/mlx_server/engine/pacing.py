@@ -1,22 +1,22 @@
-"""How long prompts may hold up the running streams: chunks sized from what prompt tokens were measured to cost.
+"""Limits how long prefill delays running streams: sizes chunks by the measured cost of prompt tokens.
 
-Knows seconds and counts of tokens alone.
+Knows only seconds and token counts.
 """
 
 SMALLEST_CHUNK = 32
 LARGEST_CHUNK = 2048
 FIRST_CHUNK = 256
-"""Before anything was measured."""
+"""Chunk size before the first measurement."""
 ALONE_SECONDS = 0.5
-"""How long a chunk may take when nobody is being decoded: a cancel, and a shorter prompt, wait for its end."""
+"""Target duration of a chunk while nothing is decoded. Cancels and shorter prompts wait for its end."""
 DECODE_SHARE = 0.35
-"""Of the time while prompts are taken in, the part that belongs to the running streams."""
+"""Share of the time that decoding gets while prompts are prefilled."""
 MEASURABLE_TOKENS = 24
-"""Fewer tokens cost mostly what any forward pass does."""
+"""The time of smaller chunks is mostly the fixed cost of a forward pass."""
 
 
 class Pace:
-    """Told of every decode step and prompt chunk, says when the next chunk is due and how many tokens it may have."""
+    """Decides when the next chunk is due and its size, from the durations of all decode steps and chunks."""
 
     def __init__(self, target_seconds: float) -> None:
         self._target_seconds = target_seconds
@@ -27,7 +27,7 @@ class Pace:
         self._owed_seconds = max(0.0, self._owed_seconds - seconds)
 
     def prefilled(self, tokens: int, seconds: float, while_decoding: bool) -> None:
-        """A chunk of `tokens`, padding included, took `seconds`."""
+        """Records that a chunk of `tokens`, padding included, took `seconds`."""
         if tokens >= MEASURABLE_TOKENS:
             measured = seconds / tokens
             known = self._seconds_per_token
@@ -35,7 +35,7 @@ class Pace:
         self._owed_seconds = self._owed_seconds + self._decode_time_for(seconds) if while_decoding else 0.0
 
     def chunk_is_due(self) -> bool:
-        """One chunk's debt may be left open, so that a burst of short prompts is taken in at once."""
+        """Allows the debt of one chunk, so that a burst of short prompts is prefilled without delay."""
         return self._owed_seconds <= self._decode_time_for(self._target_seconds)
 
     def chunk_tokens(self, while_decoding: bool) -> int:

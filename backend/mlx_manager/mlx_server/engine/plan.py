@@ -1,7 +1,7 @@
 """Messages between the scheduler and the runner: a `Plan` for one step, and its `Outcome`.
 
-A plan names sequences and stored prefixes by number and holds token ids, so it can be sent to every process that holds
-a part of the model. Knows no arrays.
+A plan refers to sequences and stored prefixes by number and holds token ids, so it can be sent to every process that
+holds a part of the model. Knows no arrays.
 """
 
 import msgspec
@@ -10,38 +10,38 @@ from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs, Sub
 
 
 class ModelFacts(msgspec.Struct, frozen=True, array_like=True):
-    """The runner's facts about its model, known when it is loaded.
+    """Facts about the loaded model, from the runner.
 
-    `prefills_together` says whether prompts of different lengths may share a forward pass, `decodes_together` whether
-    rows may.
+    `prefills_together`: prompts of different lengths may share a forward pass. `decodes_together`: rows may be decoded
+    in one batch.
     """
 
     vocabulary_size: int
     prefills_together: bool
     decodes_together: bool
     bytes_per_token: int
-    """Of one row's cache, in the layers that grow."""
+    """Of one row's cache, in the layers that grow with the sequence."""
     bytes_per_row: int
-    """Of one row's cache, in the layers that do not grow."""
+    """Of one row's cache, in the layers of fixed size."""
     growth_tokens: int
-    """Caches grow by as many tokens at once."""
+    """Caches grow in steps of this many tokens."""
     cut_bytes_per_token: int
     """Of one row's cache, in the layers that can be cut at any token."""
     needs_snapshots: bool
-    """Whether the cache has layers that cannot be cut: a prefix can be taken up only where they were copied."""
+    """Whether the cache has layers that cannot be cut: a prefix is usable only where these were copied."""
     tokens_per_step: int = 1
-    """The most that a step gives a sequence."""
+    """The most tokens that a step gives a sequence."""
 
 
 class _Edit(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pass
 
 
-class Keep(_Edit, frozen=True):
+class Store(_Edit, frozen=True):
     """Store a copy of the sequence's cache as `node`.
 
-    In the layers that can be cut: of the tokens from `start` to `end`. With `snapshot`: of the other layers, too, whose
-    state is that behind token `end`.
+    The copy has the tokens from `start` to `end` of the layers that can be cut. With `snapshot` it also has the state
+    of the other layers after token `end`.
     """
 
     node: int
@@ -52,7 +52,7 @@ class Keep(_Edit, frozen=True):
 
 
 class Split(_Edit, frozen=True):
-    """Put the first `at` tokens of `node` into a new node, `upper`, and leave it the rest."""
+    """Move the first `at` tokens of `node` into a new node, `upper`."""
 
     node: int
     upper: int
@@ -63,20 +63,20 @@ class Evict(_Edit, frozen=True):
     node: int
 
 
-Edit = Keep | Split | Evict
+Edit = Store | Split | Evict
 
 
 class Prefix(msgspec.Struct, frozen=True, array_like=True):
-    """The first `length` tokens of a prompt, which lie in `nodes` one after the other, of the last perhaps a part."""
+    """The first `length` tokens of a prompt, stored in `nodes` in order; the last node may be used in part."""
 
     nodes: list[int]
     length: int
 
 
-class Stretch(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens of one prompt that go through the model, perhaps none.
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one prompt to prefill; the list may be empty.
 
-    They go behind `prefix` in a cache of its own, or behind what the sequence has taken in before.
+    They follow `prefix` in a new cache, or the tokens that the sequence has prefilled before.
     """
 
     sequence: int
@@ -85,9 +85,9 @@ class Stretch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Join(msgspec.Struct, frozen=True, array_like=True):
-    """A sequence that is decoded from now on. Its cache holds `tokens` but for the last, its first input.
+    """A sequence joins the batch. Its cache holds `tokens` except the last one, its first input.
 
-    `generated` counts those that it has drawn. With `whole_nucleus` it draws from the sorted vocabulary.
+    `generated` counts its generated tokens. With `whole_nucleus` it draws from the sorted vocabulary.
     """
 
     sequence: int
@@ -97,41 +97,41 @@ class Join(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Scored(msgspec.Struct, frozen=True, array_like=True):
-    """The logprobs of `targets` are asked for: those behind each token of a stretch that begins at place `start`."""
+    """Logprobs are requested of `targets`: the tokens after each token of a segment that begins at `start`."""
 
     start: int
     targets: list[int]
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
-    """Stretches of prompts that share a forward pass. Several of them are the last ones of their prompts, and join."""
+    """Segments of prompts that share a forward pass. Several segments always complete their prompts, which join."""
 
-    stretches: list[Stretch]
+    segments: list[Segment]
     joins: list[Join] = []
     scored: Scored | None = None
-    """For a stretch that goes alone."""
+    """Only for a single segment."""
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
-    """One step, in the order of the fields."""
+    """One step. The runner executes the fields in their order."""
 
     edits: list[Edit] = []
-    """Of the stored prefixes."""
-    leave: list[int] = []
-    """Sequences whose caches are given up, and which begin again later."""
-    forget: list[int] = []
-    """Sequences that have ended."""
+    """Changes to the stored prefixes."""
+    preempt: list[int] = []
+    """Preempted sequences: they lose their caches, and are prefilled again later."""
+    free: list[int] = []
+    """Finished sequences."""
     begin: list[Submit] = []
-    """Sequences to be known from now on; their grammars are compiled."""
+    """New sequences; the runner starts to compile their grammars."""
     chunk: Chunk | None = None
     decode: bool = False
-    """Whether all sequences that have joined are decoded once."""
+    """Whether to run one decode step of the batch."""
     wait: bool = False
-    """Whether to wait for a grammar, because there is nothing else to do."""
+    """Whether to wait for a grammar to be compiled, because there is no other work."""
 
 
-class Kept(msgspec.Struct, frozen=True, array_like=True):
-    """What a stored node takes, in the layers that can be cut and in the others."""
+class NodeSize(msgspec.Struct, frozen=True, array_like=True):
+    """Measured size of a stored node, in the layers that can be cut and in the others."""
 
     node: int
     cut_bytes: int
@@ -139,7 +139,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Compiled(msgspec.Struct, frozen=True, array_like=True):
-    """The sequence's grammar is ready, or cannot be followed: then `failure` says why."""
+    """The sequence's grammar is compiled, or `failure` says why it cannot be."""
 
     sequence: int
     failure: str | None
@@ -151,20 +151,20 @@ class Failed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcome(msgspec.Struct, array_like=True):
-    """What running a plan gave. `tokens[i]` was drawn for `sequences[i]`, which may have several, in their order."""
+    """The result of running a plan. `tokens[i]` belongs to `sequences[i]`; a sequence may have several, in order."""
 
     sequences: list[int] = []
     tokens: list[int] = []
     logprobs: Logprobs | None = None
-    fallen_short: list[int] = []
-    """Sequences without a token: theirs was not drawn from the whole nucleus. It is in their caches all the same."""
+    invalid_draws: list[int] = []
+    """Sequences whose top-p draw was invalid. The drawn token is dropped, but is in their caches."""
     ended: list[int] = []
-    """Sequences whose grammar ends with the last token that was drawn for them."""
+    """Sequences whose grammar is complete after their last token."""
     failed: list[Failed] = []
     prompt_logprobs: PromptLogprobs | None = None
-    kept: list[Kept] = []
+    node_sizes: list[NodeSize] = []
     compiled: list[Compiled] = []
     seconds: float = 0.0
-    """That the chunk or the decode step took."""
+    """Duration of the chunk or the decode step."""
     drain_seconds: float = 0.0
-    """That the chunk waited for the decode step before it."""
+    """How long the chunk waited for the decode step before it."""

@@ -1,8 +1,8 @@
-"""The arrays of stored prefixes: KV caches of past prompts and answers, by the numbers of the scheduler's tree.
+"""The arrays of stored prefixes: KV caches of past prompts and answers, by node number. Makes no decisions.
 
-A node holds the keys and values of its own tokens in the layers that can be cut, and copies of the other layers as they
-were after its last token. Stored arrays are copies whose evaluation has been started, so they keep no batch alive.
-`prefix_tree.py` decides what is kept, split and evicted. Runs in the worker, on the engine's thread.
+A node holds the keys and values of its own tokens in the layers that can be cut, and copies of the other layers after
+its last token. Stored arrays are copies in evaluation, so they keep no batch alive. `prefix_tree.py` decides what to
+keep, split and evict. Runs in the worker, on the engine's thread.
 """
 
 import copy
@@ -15,12 +15,12 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
 from mlx_manager.mlx_server.engine.kv_cache import Cache, KeysAndValues, RowCache, owned_copy
-from mlx_manager.mlx_server.engine.plan import Keep, Kept, Prefix, Split
+from mlx_manager.mlx_server.engine.plan import NodeSize, Prefix, Split, Store
 
 
 @dataclass(slots=True, eq=False)
 class _Stored:
-    """`kv` has the layers that can be cut, `snapshots` the others by their place, if they were taken here."""
+    """`kv` has the layers that can be cut, `snapshots` the others by layer index, if they were stored here."""
 
     kv: list[KeysAndValues]
     snapshots: dict[int, Any] | None = None
@@ -31,7 +31,7 @@ class _Stored:
 
 
 class PrefixCache:
-    """`keep`, `split`, `evict` and `load` nodes."""
+    """Keeps, splits, evicts and loads nodes."""
 
     def __init__(self, empty: Cache) -> None:
         self._empty = empty
@@ -40,10 +40,10 @@ class PrefixCache:
 
     @property
     def needs_snapshots(self) -> bool:
-        """Whether a prefix can be taken up only where it was stored, and not anywhere in it."""
+        """Whether a prefix is usable only up to the end of a node with a snapshot."""
         return not all(self._can_cut)
 
-    def keep(self, edit: Keep, source: RowCache) -> None:
+    def store(self, edit: Store, source: RowCache) -> None:
         node = self._nodes.get(edit.node)
         if node is None:
             kv_layers = [layer for layer, can_cut in zip(source.layers, self._can_cut, strict=True) if can_cut]
@@ -67,12 +67,12 @@ class PrefixCache:
     def evict(self, node: int) -> None:
         del self._nodes[node]
 
-    def sizes(self, nodes: Sequence[int]) -> list[Kept]:
-        """Of those of the nodes that are still stored."""
+    def sizes(self, nodes: Sequence[int]) -> list[NodeSize]:
+        """Sizes of the nodes that are still stored."""
         return [_size(number, self._nodes[number]) for number in nodes if number in self._nodes]
 
     def load(self, prefix: Prefix | None) -> Cache:
-        """A cache of one row that holds the prefix, and is the caller's own."""
+        """A new cache of one row that holds the prefix."""
         if prefix is None:
             return copy.deepcopy(self._empty)
         path = [self._nodes[number] for number in prefix.nodes]
@@ -94,9 +94,9 @@ class PrefixCache:
         return cache
 
 
-def _size(number: int, node: _Stored) -> Kept:
+def _size(number: int, node: _Stored) -> NodeSize:
     snapshots: list[int] = [snapshot.nbytes for snapshot in (node.snapshots or {}).values()]
-    return Kept(number, sum(keys.nbytes + values.nbytes for keys, values in node.kv), sum(snapshots))
+    return NodeSize(number, sum(keys.nbytes + values.nbytes for keys, values in node.kv), sum(snapshots))
 
 
 def _start_copies(node: _Stored) -> None:

@@ -1,9 +1,8 @@
-"""Which prefixes are stored: a radix tree over token ids, with the bytes that each node takes and when it was used.
+"""The index of stored prefixes: a radix tree over token ids with the size and last use of each node. Knows no arrays.
 
-A node stands for its own tokens only, so what two conversations share is held once. Where a model has layers whose
-cache cannot be cut at any token (recurrent and sliding-window ones), a prefix can be taken up only at the end of a node
-with a snapshot of them. The runner holds the arrays (`prefix_cache.py`). The tree records every change as an edit, and
-the next plan carries the edits to it.
+A node has only its own tokens, so a shared prefix is stored once. Some layers cannot be cut at any token (recurrent and
+sliding-window ones); with those, a prefix is usable only at the end of a node with a snapshot of them. The tree records
+every change as an edit, and the next plan carries the edits to the runner, which holds the arrays (`prefix_cache.py`).
 """
 
 from collections import OrderedDict
@@ -13,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mlx_manager.mlx_server.engine.plan import Edit, Evict, Keep, Kept, ModelFacts, Prefix, Split
+from mlx_manager.mlx_server.engine.plan import Edit, Evict, ModelFacts, NodeSize, Prefix, Split, Store
 
 Tokens = np.ndarray[Any, np.dtype[np.int32]]
 
-WORTH_LOADING_TOKENS = 16
-"""Fewer are computed faster than they are looked up."""
+MIN_MATCH_TOKENS = 16
+"""Shorter prefixes are computed faster than they are loaded."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,8 +28,8 @@ class Node:
     cut_bytes: int = 0
     snapshot_bytes: int = 0
     has_snapshot: bool = False
-    is_kept: bool = False
-    """Whether an edit has told the runner to store it."""
+    is_stored: bool = False
+    """Whether an edit has stored it in the runner."""
     children: "dict[int, Node]" = field(default_factory=dict)
 
     @property
@@ -40,7 +39,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The first `length` tokens of a prompt are in the nodes of `path`, of the last of them perhaps a part."""
+    """`path` holds the first `length` tokens of a prompt; its last node may match in part."""
 
     length: int
     path: tuple[Node, ...]
@@ -54,28 +53,28 @@ NO_MATCH = Match(0, ())
 
 
 class PrefixTree:
-    """`match` and `store`, within `limit_bytes`. The least recently used ends of branches go first."""
+    """Matches and stores prefixes within `limit_bytes`. Evicts the least recently used leaves first."""
 
     def __init__(self, facts: ModelFacts, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.room_bytes = limit_bytes
-        """What the running sequences leave of the memory."""
+        """Memory that running sequences leave free."""
         self.nbytes = 0
         self.hits = 0
         self.cached_tokens = 0
         self.evictions = 0
         self.version = 0
-        """Changes whenever a prompt may match another prefix than before."""
+        """Changes whenever the match of a prompt may change."""
         self.needs_snapshots = facts.needs_snapshots
         self._facts = facts
         self._edits: list[Edit] = []
         self._nodes = 0
         self._root = self._new_node(token_array([]), None)
         self._by_use: OrderedDict[int, Node] = OrderedDict()
-        """The longest unused first. A node is used when one below it is, and after it: so the first is a leaf."""
+        """Least recently used first. Using a node also uses its ancestors, after it: so the first is a leaf."""
 
     def take_edits(self) -> list[Edit]:
-        """The changes since the last call, for the runner, in their order."""
+        """The changes since the last call, in order, for the runner."""
         edits, self._edits = self._edits, []
         return edits
 
@@ -84,7 +83,7 @@ class PrefixTree:
         return bool(self._edits)
 
     def match(self, prompt: Sequence[int] | Tokens) -> Match:
-        """The longest prefix of all tokens but the last: a prompt's last token is decoded, whatever is known of it."""
+        """The longest stored prefix of the prompt, excluding its last token, which is always decoded."""
         tokens = token_array(prompt)
         node, length, path = self._root, 0, []
         usable = NO_MATCH
@@ -99,17 +98,17 @@ class PrefixTree:
             if shared < len(child.tokens):
                 break
             node = child
-        return usable if usable.length >= WORTH_LOADING_TOKENS else NO_MATCH
+        return usable if usable.length >= MIN_MATCH_TOKENS else NO_MATCH
 
     def use(self, match: Match) -> None:
-        """Counts the match, with which a prompt begins, and marks its nodes as used."""
+        """Counts a hit, and marks its nodes as used."""
         if match.length:
             self.hits += 1
             self.cached_tokens += match.length
             self._use(match.path)
 
     def store(self, prefix: Sequence[int] | Tokens, sequence: int) -> None:
-        """Keeps the cache of the tokens, all of which the sequence's holds, and not one more where it cannot be cut."""
+        """Stores the cache of `prefix`, from a sequence whose cache holds it (exactly it, if layers cannot be cut)."""
         tokens, most = token_array(prefix), min(self.limit_bytes, self.room_bytes)
         if most <= 0 or not len(tokens):
             return
@@ -129,30 +128,30 @@ class PrefixTree:
             node.snapshot_bytes = self._estimated_snapshot_bytes(len(tokens))
             self.nbytes += node.snapshot_bytes
         self._use(tuple(path))
-        self.shrink(most)  # before the copies are made: what goes makes room for them
+        self.shrink(most)  # before the copies are made, to free memory for them
         if (is_new or snapshot) and node.number in self._by_use:
             self.version += 1
-            node.is_kept = True
-            self._edits.append(Keep(node.number, sequence, length, len(tokens), snapshot))
+            node.is_stored = True
+            self._edits.append(Store(node.number, sequence, length, len(tokens), snapshot))
 
     def shrink(self, nbytes: int) -> None:
-        """Gives up what was not used for longest until no more than `nbytes` are held."""
+        """Evicts the least recently used nodes until at most `nbytes` are held."""
         while self.nbytes > max(nbytes, 0):
             number, node = self._by_use.popitem(last=False)
             assert node.parent is not None
             del node.parent.children[int(node.tokens[0])]
             self.nbytes -= node.nbytes
             self.version += 1
-            if node.is_kept:
+            if node.is_stored:
                 self.evictions += 1
                 self._edits.append(Evict(number))
 
-    def correct(self, kept: Kept) -> None:
-        """Sets the size that the runner has measured. Before a snapshot is made, its size is an estimate."""
-        node = self._by_use.get(kept.node)
+    def correct(self, size: NodeSize) -> None:
+        """Sets the size that the runner measured; until then, the size of a snapshot is an estimate."""
+        node = self._by_use.get(size.node)
         if node is not None:
-            self.nbytes += kept.cut_bytes + kept.snapshot_bytes - node.nbytes
-            node.cut_bytes, node.snapshot_bytes = kept.cut_bytes, kept.snapshot_bytes
+            self.nbytes += size.cut_bytes + size.snapshot_bytes - node.nbytes
+            node.cut_bytes, node.snapshot_bytes = size.cut_bytes, size.snapshot_bytes
             self.shrink(min(self.limit_bytes, self.room_bytes))
 
     def _estimated_snapshot_bytes(self, length: int) -> int:
@@ -170,7 +169,7 @@ class PrefixTree:
         self._by_use[leaf.number] = leaf
 
     def _walk_and_split(self, tokens: Tokens) -> tuple[list[Node], int]:
-        """The nodes that hold the first `length` tokens, the last of them cut where the tokens leave it."""
+        """The nodes that hold the first `length` tokens. Splits the last node where the tokens diverge."""
         node, length, path = self._root, 0, []
         while length < len(tokens) and (child := node.children.get(int(tokens[length]))) is not None:
             shared = common_length(child.tokens, tokens[length : length + len(child.tokens)])
@@ -182,11 +181,11 @@ class PrefixTree:
         return path, length
 
     def _split(self, node: Node, at: int) -> Node:
-        """Puts a new node with the first `at` tokens above the node, which keeps the rest."""
+        """Moves the first `at` tokens of the node into a new parent."""
         assert node.parent is not None
         upper = self._new_node(node.tokens[:at], node.parent)
         upper.cut_bytes = node.cut_bytes // len(node.tokens) * at
-        upper.is_kept = True
+        upper.is_stored = True
         node.parent.children[int(upper.tokens[0])] = upper
         node.parent, node.tokens = upper, node.tokens[at:]
         node.cut_bytes -= upper.cut_bytes
@@ -206,7 +205,7 @@ def token_array(tokens: Sequence[int] | Tokens) -> Tokens:
 
 
 def common_length(one: Tokens, other: Tokens) -> int:
-    """How many tokens both begin with."""
+    """Length of the common prefix."""
     shorter = min(len(one), len(other))
     differs = one[:shorter] != other[:shorter]
     return int(differs.argmax()) if differs.any() else shorter

@@ -1,9 +1,9 @@
-"""The prompts that wait to be decoded, and whose turn it is. Chunks are taken in between decode steps.
+"""The queue of prompts to prefill, and the choice of the next chunk. Chunks run between decode steps.
 
-A prompt begins with what is stored of it. Chunks go to the prompt with the fewest tokens left, with as many others as
-fit into its chunk, so a short prompt waits for the chunk in progress and no longer. The prompt that came first is
-overtaken by a bounded number of tokens before it gets as many itself. A prompt that begins like one that is being taken
-in waits until the common part is known, and starts from there. Decides from counts alone, without MLX.
+A prompt starts after its stored prefix. The prompt with the fewest tokens left goes first, with all others that fit
+into its chunk, so a short prompt waits for one chunk at most. MAX_OVERTAKING_TOKENS of later prompts may overtake the
+oldest prompt; then it gets as many itself. A prompt that shares a prefix with one in prefill waits for that prefix.
+Decides by token counts. Knows no arrays and does not import MLX.
 """
 
 from collections import deque
@@ -15,35 +15,35 @@ from mlx_manager.mlx_server.engine.prefix_tree import NO_MATCH, Match, PrefixTre
 
 MAX_GROUP_ROWS = 16
 SCORED_CHUNK_TOKENS = 128
-"""Of a prompt whose logprobs are asked for: the logits of a whole chunk are in memory at once."""
-SEEN_PROMPTS = 64
-"""So many of the first that wait are looked at."""
-WORTH_WAITING_TOKENS = 32
-"""A prompt waits for one that begins alike when it saves it as many tokens."""
-OVERTAKING_TOKENS = 1024
-"""So many tokens of later prompts go before one that came first; then it gets as many itself."""
+"""Largest chunk of a prompt with prompt logprobs: the logits of the whole chunk are in memory at once."""
+MAX_CANDIDATES = 64
+"""Only this many of the oldest prompts are candidates for the next chunk."""
+MIN_SHARED_TOKENS = 32
+"""A prompt waits for a prefix that it shares with another one only if that saves this many tokens."""
+MAX_OVERTAKING_TOKENS = 1024
+"""Tokens of later prompts that may overtake the oldest prompt; then the oldest gets as many itself."""
 KEPT_BOUNDARIES = 3
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One generation. `tokens` are the prompt's and those that were handed out.
+    """One generation. `tokens` holds the prompt's tokens and the generated ones.
 
-    `cached_tokens` is how many of the prompt were stored, None before that is known, and `queue_seconds` how long it
-    waited for its turn.
+    `cached_tokens` counts the prompt tokens found in the prefix cache (None until prefill starts), and `queue_seconds`
+    is the wait until prefill started.
     """
 
     number: int
     tokens: list[int]
     prompt_tokens: int
-    most_tokens: int
-    """Of prompt and answer."""
+    max_total_tokens: int
+    """Limit of prompt and generated tokens together."""
     stop_tokens: frozenset[int]
     scores_prompt: bool = False
     cached_tokens: int | None = None
     queue_seconds: float = 0.0
     needs_whole_nucleus: bool = False
-    """Whether the likeliest tokens have fallen short of its top-p before: it draws from the sorted vocabulary."""
+    """Whether an earlier top-p draw was invalid: the sequence now draws from the sorted vocabulary."""
 
     @property
     def generated(self) -> int:
@@ -52,11 +52,11 @@ class Sequence:
 
 @dataclass(slots=True, eq=False)
 class Prompt:
-    """A sequence's tokens on their way in: the first `done` of them are in its cache once it has begun."""
+    """A sequence in prefill. Once it has begun, its cache holds the first `done` tokens."""
 
     sequence: Sequence
     boundaries: list[int]
-    """Ends of its messages. A cache that cannot be cut is stored there."""
+    """Ends of chat messages in the prompt, at which a cache that cannot be cut is stored."""
     added_at: float
     match: Match = NO_MATCH
     matched_version: int = -1
@@ -64,15 +64,15 @@ class Prompt:
     done: int = 0
     is_awaited: bool = False
     stored: int = 0
-    """So many of its tokens were stored on its way, for prompts that begin alike."""
+    """Length of the prefix that was stored during prefill, for prompts that share it."""
     compared: Tokens = field(init=False)
-    """Its tokens: prompts that wait are compared with each other, and with what is stored."""
+    """The tokens as an array, to compare with other prompts and with stored prefixes."""
     head: bytes = field(init=False)
-    """Of the first of them: prompts with other ones have too little in common to wait for each other."""
+    """The first tokens as bytes: prompts whose heads differ share too little to wait for each other."""
 
     def __post_init__(self) -> None:
         self.compared = token_array(self.sequence.tokens)
-        self.head = self.compared[:WORTH_WAITING_TOKENS].tobytes()
+        self.head = self.compared[:MIN_SHARED_TOKENS].tobytes()
 
     @property
     def length(self) -> int:
@@ -80,7 +80,7 @@ class Prompt:
 
     @property
     def is_scored(self) -> bool:
-        """Whether its logprobs are wanted, which are not stored. Nothing predicts a first token."""
+        """Whether prompt logprobs are requested, which a stored prefix lacks. The first token has none."""
         return self.sequence.scores_prompt and self.length > 1
 
     @property
@@ -89,7 +89,7 @@ class Prompt:
 
     @property
     def left(self) -> int:
-        """Its last token is not taken in: it is its sequence's first input."""
+        """Tokens left to prefill. The last token is excluded: it is the first input of the decode step."""
         return self.length - 1 - self.known
 
     @property
@@ -98,18 +98,18 @@ class Prompt:
 
     @property
     def goes_alone(self) -> bool:
-        """Whether it shares no forward pass: it is scored, or its cache is stored before its end."""
+        """Whether it needs a forward pass of its own: it is scored, or its cache is stored before its end."""
         return self.is_scored or self.next_boundary is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What is taken in next: of each prompt the tokens up to its `ends`. Several prompts are taken in to their ends."""
+class Selection:
+    """The next chunk: the tokens of each prompt up to its entry in `ends`. Several prompts always run to completion."""
 
     prompts: list[Prompt]
     ends: list[int]
     alone: bool
-    """Whether it is a stretch of a prompt that is long, or has to go alone for another reason."""
+    """Whether the chunk is a segment of a single prompt, which is long or needs a forward pass of its own."""
 
     @property
     def completes(self) -> bool:
@@ -120,16 +120,16 @@ class Turn:
         return len(self.prompts) * max(end - prompt.known for prompt, end in zip(self.prompts, self.ends, strict=True))
 
 
-MayHold = Callable[[list[Prompt]], bool]
-"""Whether the caches of so many more prompts fit into the memory."""
+FitsMemory = Callable[[list[Prompt]], bool]
+"""Whether the caches of these additional prompts fit into memory."""
 
 
 class PromptQueue:
-    """`add` and `remove` prompts, `choose` whose turn it is, and `took` when that chunk has run."""
+    """`add` and `remove` prompts, `choose` the next chunk, and report with `advance` that it has run."""
 
     def __init__(self, prefixes: PrefixTree, together: bool) -> None:
         self.begun: list[Prompt] = []
-        """Those that have a cache."""
+        """Prompts that have a cache."""
         self._prefixes = prefixes
         self._together = together
         self._waiting: deque[Prompt] = deque()
@@ -140,19 +140,19 @@ class PromptQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def may_choose(self, may_hold: MayHold) -> bool:
-        """Whether there is a prompt that does not wait for memory. Cheap: asked before every step."""
-        return bool(self._waiting) and any(may_hold([prompt]) for prompt in (self._waiting[0], *self.begun))
+    def may_choose(self, fits_memory: FitsMemory) -> bool:
+        """Whether any prompt fits into memory. Cheap: the scheduler asks before every step."""
+        return bool(self._waiting) and any(fits_memory([prompt]) for prompt in (self._waiting[0], *self.begun))
 
     def add(self, sequence: Sequence, now: float) -> None:
         self._waiting.append(Prompt(sequence, self._boundaries(sequence), now))
 
-    def add_first(self, sequence: Sequence, now: float) -> None:
-        """For a sequence that was running, and has to begin again."""
+    def requeue(self, sequence: Sequence, now: float) -> None:
+        """Adds a preempted sequence at the head of the queue."""
         self._waiting.appendleft(Prompt(sequence, [], now))
 
     def remove(self, sequence: Sequence) -> Prompt | None:
-        """The prompt of the sequence, if it waits."""
+        """Removes the sequence's prompt and returns it, if it is queued."""
         prompt = next((prompt for prompt in self._waiting if prompt.sequence is sequence), None)
         if prompt is not None:
             self._waiting.remove(prompt)
@@ -160,28 +160,28 @@ class PromptQueue:
                 self.begun.remove(prompt)
         return prompt
 
-    def give_up(self, prompt: Prompt) -> None:
-        """It loses its cache, keeps its place, and begins again later."""
+    def preempt(self, prompt: Prompt) -> None:
+        """Preempts a prompt: it loses its cache and keeps its place in the queue."""
         self.begun.remove(prompt)
         prompt.has_begun = False
         prompt.done = 0
         prompt.matched_version = -1
 
-    def choose(self, chunk_tokens: int, may_hold: MayHold) -> Turn | None:
-        """Whose turn it is. None when there is no memory."""
+    def choose(self, chunk_tokens: int, fits_memory: FitsMemory) -> Selection | None:
+        """The next chunk. None when no prompt fits into memory."""
         candidates = self._candidates()
-        if not may_hold(candidates[:1]):  # only prompts that hold memory overtake one that waits for it
-            candidates = [prompt for prompt in candidates if prompt.has_begun and may_hold([prompt])]
+        if not fits_memory(candidates[:1]):  # only prompts that already hold memory overtake one that waits for memory
+            candidates = [prompt for prompt in candidates if prompt.has_begun and fits_memory([prompt])]
         if not candidates:
             return None
-        by_turn = self._by_turn(candidates, may_hold)
-        if by_turn.goes_alone or by_turn.left > chunk_tokens or not self._together:
-            return self._stretch(by_turn, chunk_tokens)
-        group = self._gather(by_turn, candidates, chunk_tokens, may_hold)
-        return Turn(group, [prompt.length - 1 for prompt in group], alone=False)
+        picked = self._pick(candidates, fits_memory)
+        if picked.goes_alone or picked.left > chunk_tokens or not self._together:
+            return self._segment(picked, chunk_tokens)
+        group = self._gather(picked, candidates, chunk_tokens, fits_memory)
+        return Selection(group, [prompt.length - 1 for prompt in group], alone=False)
 
     def begin(self, prompt: Prompt, now: float) -> None:
-        """The prompt's first tokens are taken in, behind what is stored of it."""
+        """Starts the prefill of the prompt, after its stored prefix."""
         self._prefixes.use(prompt.match)
         prompt.done = prompt.match.length
         prompt.has_begun = True
@@ -190,18 +190,18 @@ class PromptQueue:
             prompt.sequence.cached_tokens = prompt.match.length
             prompt.sequence.queue_seconds = now - prompt.added_at
 
-    def took(self, turn: Turn) -> None:
-        """The turn's tokens were taken in. Prompts that are done wait no more."""
-        self._count(turn)
-        for prompt, end in zip(turn.prompts, turn.ends, strict=True):
+    def advance(self, selection: Selection) -> None:
+        """Records that the chunk has run. Completed prompts leave the queue."""
+        self._count(selection)
+        for prompt, end in zip(selection.prompts, selection.ends, strict=True):
             prompt.done = end
-            if turn.completes:
+            if selection.completes:
                 self._waiting.remove(prompt)
                 self.begun.remove(prompt)
 
     def _candidates(self) -> list[Prompt]:
-        """Prompts that do not wait for another one that begins alike."""
-        seen = list(islice(self._waiting, SEEN_PROMPTS))
+        """Prompts that do not wait for a shared prefix."""
+        seen = list(islice(self._waiting, MAX_CANDIDATES))
         begun = [prompt for prompt in seen if prompt.has_begun]
         for prompt in seen:
             self._look_up(prompt)
@@ -214,13 +214,13 @@ class PromptQueue:
             if other.head != prompt.head:
                 continue
             shared = min(_shared_tokens(prompt, other), prompt.length - 1)
-            if shared - prompt.match.length >= WORTH_WAITING_TOKENS and not self._is_known(prompt, other, shared):
+            if shared - prompt.match.length >= MIN_SHARED_TOKENS and not self._is_known(prompt, other, shared):
                 other.is_awaited = True
                 return True
         return False
 
     def _is_known(self, prompt: Prompt, other: Prompt, shared: int) -> bool:
-        """Stores what both prompts begin with, if the other has been taken in so far."""
+        """Stores the shared prefix of both prompts, once `other` has been prefilled that far."""
         if self._prefixes.needs_snapshots or not other.has_begun or other.done < shared:
             return False
         if other.stored < shared:
@@ -234,32 +234,34 @@ class PromptQueue:
             prompt.match = self._prefixes.match(prompt.compared)
             prompt.matched_version = self._prefixes.version
 
-    def _by_turn(self, candidates: list[Prompt], may_hold: MayHold) -> Prompt:
+    def _pick(self, candidates: list[Prompt], fits_memory: FitsMemory) -> Prompt:
         oldest, shortest = candidates[0], min(candidates, key=lambda prompt: prompt.left)
         if oldest is not self._oldest:
             self._oldest, self._overtaken_tokens, self._catches_up = oldest, 0, False
-        return oldest if self._catches_up or not may_hold([shortest]) else shortest
+        return oldest if self._catches_up or not fits_memory([shortest]) else shortest
 
-    def _count(self, turn: Turn) -> None:
-        """Adds up the tokens of later prompts that go before those of the oldest."""
-        if self._oldest in turn.prompts:
-            self._overtaken_tokens = max(0, self._overtaken_tokens - turn.padded_tokens)
+    def _count(self, selection: Selection) -> None:
+        """Counts the tokens of later prompts that overtake the oldest one."""
+        if self._oldest in selection.prompts:
+            self._overtaken_tokens = max(0, self._overtaken_tokens - selection.padded_tokens)
         else:
-            self._overtaken_tokens += turn.padded_tokens
-        if self._overtaken_tokens >= OVERTAKING_TOKENS:
+            self._overtaken_tokens += selection.padded_tokens
+        if self._overtaken_tokens >= MAX_OVERTAKING_TOKENS:
             self._catches_up = True
         elif self._overtaken_tokens == 0:
             self._catches_up = False
 
-    def _stretch(self, prompt: Prompt, chunk_tokens: int) -> Turn:
-        """A part of one prompt, up to the next place at which its cache is stored."""
+    def _segment(self, prompt: Prompt, chunk_tokens: int) -> Selection:
+        """A segment of one prompt, up to the next boundary at which its cache is stored."""
         if prompt.is_scored:
             chunk_tokens = min(chunk_tokens, SCORED_CHUNK_TOKENS)
         end = min(prompt.known + chunk_tokens, prompt.next_boundary or prompt.length - 1)
-        return Turn([prompt], [end], alone=True)
+        return Selection([prompt], [end], alone=True)
 
-    def _gather(self, first: Prompt, candidates: list[Prompt], chunk_tokens: int, may_hold: MayHold) -> list[Prompt]:
-        """`first` and others whose rests fit into one chunk, padded to the longest of them."""
+    def _gather(
+        self, first: Prompt, candidates: list[Prompt], chunk_tokens: int, fits_memory: FitsMemory
+    ) -> list[Prompt]:
+        """`first` and other prompts whose remaining tokens, padded to the longest, fit into one chunk."""
         group = [first]
         longest = first.left
         for prompt in candidates:
@@ -268,13 +270,13 @@ class PromptQueue:
             if prompt is first or prompt.goes_alone or self._should_await(prompt, group):
                 continue
             padded = max(longest, prompt.left) * (len(group) + 1)
-            if padded <= chunk_tokens and may_hold([*group, prompt]):
+            if padded <= chunk_tokens and fits_memory([*group, prompt]):
                 group.append(prompt)
                 longest = max(longest, prompt.left)
         return group
 
     def _boundaries(self, sequence: Sequence) -> list[int]:
-        """Behind the first and the last few stop tokens of its prompt, which end the messages of a chat."""
+        """Positions after the first and the last few stop tokens of the prompt, which end chat messages."""
         if not self._prefixes.needs_snapshots or self._prefixes.limit_bytes <= 0:
             return []
         stop_tokens = sequence.stop_tokens
@@ -283,7 +285,7 @@ class PromptQueue:
 
 
 def _shared_tokens(one: Prompt, other: Prompt) -> int:
-    """How many tokens both begin with. What both have found in the same stored node is not compared again."""
+    """Length of the shared prefix. Tokens that both prompts match in the same stored node are not compared again."""
     same = bool(one.match.path) and one.match.path[-1:] == other.match.path[-1:]
     known = min(one.match.length, other.match.length) if same else 0
     return known + common_length(one.compared[known:], other.compared[known:])

@@ -1,7 +1,7 @@
-"""Drawing tokens from logits, for all rows of a batch at once. Runs in the worker, on the engine's thread.
+"""Samples tokens from logits, for all rows of a batch at once. Runs in the worker, on the engine's thread.
 
-Knows rows of numbers, and no requests. The order is that of vLLM and transformers: repetition penalty, frequency and
-presence penalties, logit bias (`make_processors`, for the rows that have any), then temperature, top-k, top-p, min-p.
+Order, as in vLLM and transformers: repetition penalty, frequency and presence penalties, logit bias (`make_processors`,
+for the rows that have any), then temperature, top-k, top-p, min-p. Knows no requests.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,53 +13,53 @@ import numpy as np
 from mlx_manager.mlx_server.types import SamplingParams
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
-"""Maps a sequence's tokens so far (T,), its prompt first, and its logits (1, V) to logits (1, V)."""
+"""Maps the tokens of prompt and output so far (T,) and the logits (1, V) to logits (1, V)."""
 MakeProcessors = Callable[[SamplingParams, int], list[LogitsProcessor]]
 Integers = np.ndarray[Any, np.dtype[np.uint64]]
 
 MIN_TEMPERATURE = 1e-5
-"""Below it a division overflows float32, and a draw is greedy but for ties."""
+"""Smaller temperatures overflow float32 and are treated as greedy."""
 MIN_TOP_P = 1e-6
 MAX_NUCLEUS = 1024
-"""The nucleus of top-p is looked for among this many of the likeliest tokens first: a partition finds them sooner than
-a sort of the whole vocabulary."""
+"""Quick top-p draws look for the nucleus among this many of the most likely tokens, which needs no sort of the whole
+vocabulary."""
 
 BLOCK_TOKENS = 16
 
 _Draw = Callable[[mx.array, mx.array], tuple[mx.array, mx.array | None]]
-"""Maps logits (R, V) and one uniform number for each row (R, 1) to token ids (R,), and to whether each row's tokens
-fell short (R,), where they may."""
+"""Maps logits (R, V) and one uniform number for each row (R, 1) to token ids (R,) and, for quick draws, to whether each
+row's draw is invalid (R,)."""
 
 
 class BatchSampler:
-    """Draws a token for every row, each with parameters and a random stream of its own.
+    """Draws a token for every row, each with its own parameters and random stream.
 
-    A draw inverts the cumulative distribution at one random number, which is a function of the row's seed and of how
-    many tokens it has drawn: so the same seed gives the same tokens in whatever batch the row runs.
+    A draw inverts the cumulative distribution at one random number, a function of the row's seed and its count of drawn
+    tokens. So a seed gives the same tokens in every batch.
 
-    Top-p without top-k sorts the whole vocabulary, but for the rows that are `quick`: those draw among the likeliest
-    tokens, and `short` tells afterwards for which of them these do not hold the nucleus. Such a draw is not valid.
+    Top-p without top-k sorts the whole vocabulary, except for `quick` rows: these draw among the MAX_NUCLEUS most
+    likely tokens. After the draw, `short` marks the rows whose nucleus is larger; their draws are invalid.
     """
 
     def __init__(self, rows: list[SamplingParams], quick: Sequence[bool] = ()) -> None:
         self.short: mx.array | None = None
-        """(R,) of the last draw, for the rows `short_rows`."""
+        """(R,) for the last draw, of the rows `short_rows`."""
         self.short_rows: list[int] = []
         self._streams = _mix(np.array([params.seed % 2**64 for params in rows], dtype=np.uint64))
         kinds: dict[Callable[[list[SamplingParams]], _Draw], list[int]] = {}
         for i, params in enumerate(rows):
             kinds.setdefault(_kind(params, bool(quick) and quick[i]), []).append(i)
-        self.short_rows = kinds.get(_among_the_likeliest, [])
+        self.short_rows = kinds.get(_draw_from_top, [])
         self._is_greedy = list(kinds) == [_greedy]
         self._draws = [(make([rows[i] for i in indices]), mx.array(indices)) for make, indices in kinds.items()]
         order = [i for indices in kinds.values() for i in indices]
         self._place = mx.array(np.argsort(order)) if order else None
 
     def __call__(self, logits: mx.array, drawn: Integers) -> mx.array:
-        """Token ids (B,) from logits (B, V); `drawn` (B,) counts the tokens that each row has drawn before."""
+        """Token ids (B,) from logits (B, V); `drawn` (B,) counts the tokens that each row has drawn so far."""
         if self._is_greedy:
             return mx.argmax(logits, axis=-1)
-        logits = logits.astype(mx.float32)  # half precision is too coarse to add a vocabulary up in
+        logits = logits.astype(mx.float32)  # half precision is too coarse for sums over a vocabulary
         uniform = mx.array(_uniform(self._streams, drawn))[:, None]
         if len(self._draws) == 1:
             tokens, self.short = self._draws[0][0](logits, uniform)
@@ -73,15 +73,15 @@ def _kind(params: SamplingParams, quick: bool) -> Callable[[list[SamplingParams]
     if params.temperature < MIN_TEMPERATURE:
         return _greedy
     if params.top_k > 0 or (params.top_p < 1 and quick):
-        return _among_the_likeliest
-    return _among_all if params.top_p >= 1 else _among_the_sorted
+        return _draw_from_top
+    return _draw_from_all if params.top_p >= 1 else _draw_from_sorted
 
 
 def _greedy(rows: list[SamplingParams]) -> _Draw:
     return lambda logits, uniform: (mx.argmax(logits, axis=-1), None)
 
 
-def _among_all(rows: list[SamplingParams]) -> _Draw:
+def _draw_from_all(rows: list[SamplingParams]) -> _Draw:
     temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
     has_min_p = any(row.min_p > 0 for row in rows)
 
@@ -94,8 +94,8 @@ def _among_all(rows: list[SamplingParams]) -> _Draw:
     return draw
 
 
-def _among_the_sorted(rows: list[SamplingParams]) -> _Draw:
-    """Top-p, then min-p, on all tokens in the order of their likelihood."""
+def _draw_from_sorted(rows: list[SamplingParams]) -> _Draw:
+    """Top-p, then min-p, on all tokens sorted by probability."""
     temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
     top_p = _column(max(row.top_p, MIN_TOP_P) for row in rows)
 
@@ -110,8 +110,8 @@ def _among_the_sorted(rows: list[SamplingParams]) -> _Draw:
     return draw
 
 
-def _among_the_likeliest(rows: list[SamplingParams]) -> _Draw:
-    """Top-k, then top-p of what it leaves, then min-p, on the likeliest tokens in their order."""
+def _draw_from_top(rows: list[SamplingParams]) -> _Draw:
+    """Top-k, then top-p of the remaining tokens, then min-p, on the most likely tokens in order."""
     temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
     top_p = _column(max(row.top_p, MIN_TOP_P) for row in rows)
     top_k = _column(row.top_k or MAX_NUCLEUS for row in rows)
@@ -121,14 +121,14 @@ def _among_the_likeliest(rows: list[SamplingParams]) -> _Draw:
 
     def draw(logits: mx.array, uniform: mx.array) -> tuple[mx.array, mx.array | None]:
         scaled = logits / temperature
-        tokens, values = likeliest(scaled, min(candidates, logits.shape[-1]))
+        tokens, values = top_logits(scaled, min(candidates, logits.shape[-1]))
         weights = mx.exp(values - values[:, :1])
         weights = mx.where(mx.arange(weights.shape[-1]) < top_k, weights, 0)
         held = whole = weights.sum(axis=-1, keepdims=True)
         short = None
         if not all_have_top_k:
             whole = mx.where(has_top_k, whole, _weights(scaled).sum(axis=-1, keepdims=True))
-            if logits.shape[-1] > MAX_NUCLEUS:  # no token beyond them matters where min-p leaves out the last of them
+            if logits.shape[-1] > MAX_NUCLEUS:  # valid if min-p excludes the last candidate
                 last = weights[:, MAX_NUCLEUS - 1 : MAX_NUCLEUS]
                 short = (~has_top_k & (held < top_p * whole) & (last >= min_p))[:, 0]
         mass_above = mx.cumsum(weights, axis=-1) - weights
@@ -138,11 +138,11 @@ def _among_the_likeliest(rows: list[SamplingParams]) -> _Draw:
     return draw
 
 
-def likeliest(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
-    """The ids (R, count) of the largest logits, the largest first, and those logits."""
+def top_logits(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The ids (R, count) of the largest logits in descending order, and these logits."""
     tokens = None
     if count * BLOCK_TOKENS * 4 <= logits.shape[-1]:
-        tokens = _blocks_of_the_likeliest(logits, count)
+        tokens = _top_blocks(logits, count)
         logits = mx.take_along_axis(logits, tokens, axis=-1)
     places = mx.argpartition(-logits, kth=count - 1, axis=-1)[:, :count]
     values = mx.take_along_axis(logits, places, axis=-1)
@@ -152,10 +152,10 @@ def likeliest(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
     return (places if tokens is None else mx.take_along_axis(tokens, places, axis=-1)), ordered
 
 
-def _blocks_of_the_likeliest(logits: mx.array, count: int) -> mx.array:
-    """Ids (R, count * BLOCK_TOKENS) among which the `count` largest logits are: the blocks with the largest maxima.
+def _top_blocks(logits: mx.array, count: int) -> mx.array:
+    """Ids (R, count * BLOCK_TOKENS + rest) that contain the `count` largest logits: the blocks with the largest maxima.
 
-    A logit that is larger than all but `count` is the maximum of its block, or lies in a block with a larger one.
+    At most `count` blocks contain one of these logits, and no other block has a larger maximum.
     """
     blocks = logits.shape[-1] // BLOCK_TOKENS
     rest = logits.shape[-1] - blocks * BLOCK_TOKENS
@@ -167,14 +167,14 @@ def _blocks_of_the_likeliest(logits: mx.array, count: int) -> mx.array:
 
 
 def _weights(logits: mx.array) -> mx.array:
-    """Probabilities relative to the largest, which is 1."""
+    """Probabilities relative to the largest one, which becomes 1."""
     return mx.exp(logits - logits.max(axis=-1, keepdims=True))
 
 
 def _invert(weights: mx.array, uniform: mx.array) -> mx.array:
-    """The position (R,) at which the cumulative weights (R, N) pass `uniform` (R, 1) of their sum.
+    """The position (R,) at which the cumulative weights (R, N) exceed the fraction `uniform` (R, 1) of their sum.
 
-    It has a weight: rounding may let the sums of a parallel scan rise where there is none, or never pass.
+    The result always has a positive weight, although the sums of a parallel scan may rise elsewhere by rounding.
     """
     cumulative = mx.cumsum(weights, axis=-1)
     has_passed = cumulative > uniform * cumulative[:, -1:]
@@ -186,7 +186,7 @@ def _column(values: Iterable[float]) -> mx.array:
 
 
 def _uniform(streams: Integers, drawn: Integers) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """Numbers in [0, 1) of 23 bits, so that none is rounded up to 1: SplitMix64 at the place `drawn` of each stream."""
+    """Numbers in [0, 1) of 23 bits, which cannot round up to 1: SplitMix64 at position `drawn` of each stream."""
     bits = _mix(streams + (drawn + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
     return ((bits >> np.uint64(41)) * 2.0**-23).astype(np.float32)
 
@@ -199,9 +199,9 @@ def _mix(values: Integers) -> Integers:
 
 
 class Guard:
-    """A row's processors made safe: an exception in one would take the whole batch with it.
+    """Runs a row's processors and catches their exceptions, which would otherwise fail the whole batch.
 
-    The first exception is kept in `failure`, and the row goes on without it until the engine removes it.
+    Keeps the first exception in `failure`; the engine then removes the row.
     """
 
     def __init__(self, processors: list[LogitsProcessor]) -> None:
@@ -221,7 +221,7 @@ class Guard:
 
 
 def make_processors(params: SamplingParams, prompt_length: int) -> list[LogitsProcessor]:
-    """What changes one row's logits before they are drawn from; empty for most."""
+    """The logits processors that a row needs before the draw; most rows need none."""
     processors: list[LogitsProcessor] = []
     if params.repetition_penalty != 1:
         processors.append(_repetition_penalty(params.repetition_penalty))
@@ -230,12 +230,12 @@ def make_processors(params: SamplingParams, prompt_length: int) -> list[LogitsPr
     if params.logit_bias:
         processors.append(_logit_bias(params.logit_bias))
     if params.min_tokens > 0 and params.end_tokens:
-        processors.append(_no_end_before(params.min_tokens, params.end_tokens, prompt_length))
+        processors.append(_min_tokens(params.min_tokens, params.end_tokens, prompt_length))
     return processors
 
 
 def _repetition_penalty(penalty: float) -> LogitsProcessor:
-    """Of every token in prompt or output: positive logits divided, negative ones multiplied (arXiv:1909.05858)."""
+    """Divides positive logits of tokens in prompt or output, and multiplies negative ones (arXiv:1909.05858)."""
 
     def process(tokens: mx.array, logits: mx.array) -> mx.array:
         seen = mx.zeros(logits.shape[-1], dtype=mx.bool_)
@@ -246,7 +246,7 @@ def _repetition_penalty(penalty: float) -> LogitsProcessor:
 
 
 def _output_penalties(frequency: float, presence: float, prompt_length: int) -> LogitsProcessor:
-    """OpenAI's: subtracts `frequency` for each time that a token is in the output, and `presence` if it is there."""
+    """OpenAI's penalties: subtracts `frequency` per occurrence of a token in the output, and `presence` once."""
 
     def process(tokens: mx.array, logits: mx.array) -> mx.array:
         counts = mx.zeros(logits.shape[-1]).at[tokens[prompt_length:]].add(1.0)
@@ -264,7 +264,7 @@ def _logit_bias(bias: dict[int, float]) -> LogitsProcessor:
     return process
 
 
-def _no_end_before(min_tokens: int, end_tokens: list[int], prompt_length: int) -> LogitsProcessor:
+def _min_tokens(min_tokens: int, end_tokens: list[int], prompt_length: int) -> LogitsProcessor:
     ends = mx.array(end_tokens)
 
     def process(tokens: mx.array, logits: mx.array) -> mx.array:

@@ -1,9 +1,8 @@
-"""What the engine does next: `plan` a step, have the runner run it, and `note` what came of it.
+"""The engine's scheduler: `plan` makes the next step, the runner runs it, and `note` records its outcome.
 
-Owns every decision: which prompts are taken in and by how much (`prompt_queue.py`, `pacing.py`), what memory they may
-take (`kv_memory.py`), which prefixes are kept (`prefix_tree.py`), who joins and leaves the batch and why a sequence
-ends. Its inputs are messages, times and the outcomes of runs, and the same inputs give the same plans. Knows no arrays
-and does not import MLX.
+Owns every decision: chunked prefill (`prompt_queue.py`, `pacing.py`), KV memory (`kv_memory.py`), stored prefixes
+(`prefix_tree.py`), which sequences join and leave the batch, and finish reasons. Deterministic: the same messages,
+times and outcomes give the same plans. Knows no arrays and does not import MLX.
 """
 
 from collections.abc import Collection
@@ -21,9 +20,18 @@ from mlx_manager.mlx_server.engine.messages import (
     UpMessage,
 )
 from mlx_manager.mlx_server.engine.pacing import Pace
-from mlx_manager.mlx_server.engine.plan import Chunk, Compiled, Join, ModelFacts, Outcome, Plan, Scored, Stretch
+from mlx_manager.mlx_server.engine.plan import (
+    Chunk,
+    Compiled,
+    Join,
+    ModelFacts,
+    Outcome,
+    Plan,
+    Scored,
+    Segment,
+)
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
-from mlx_manager.mlx_server.engine.prompt_queue import Prompt, PromptQueue, Sequence, Turn
+from mlx_manager.mlx_server.engine.prompt_queue import Prompt, PromptQueue, Selection, Sequence
 from mlx_manager.mlx_server.types import FinishReason, Thinking
 
 NOTHING = Plan()
@@ -32,15 +40,15 @@ WAIT = Plan(wait=True)
 
 
 class Scheduler:
-    """`submit` and `cancel` at any time between a `note` and the next `plan`."""
+    """Call `submit` and `cancel` at any time between a `note` and the next `plan`."""
 
     def __init__(self, facts: ModelFacts, kv_bytes: int, prefix_bytes: int, inter_token_seconds: float) -> None:
         self.memory = KvMemory.of(facts, kv_bytes)
         self.prefixes = PrefixTree(facts, min(prefix_bytes, kv_bytes))
         self.running: list[Sequence] = []
-        """Those that are decoded, in the order in which they joined."""
-        self.busiest = 0
-        """The most sequences at once, in the busy time that goes on or in the last one."""
+        """Sequences that are decoded, in the order in which they joined."""
+        self.peak_sequences = 0
+        """The most concurrent sequences in the current busy period, or in the last one."""
         self._facts = facts
         self._max_rows = MAX_BATCH_ROWS if facts.decodes_together else 1
         self._queue = PromptQueue(self.prefixes, facts.prefills_together)
@@ -48,17 +56,17 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, Sequence] = {}
         self._pending: list[UpMessage] = []
-        self._leave: list[int] = []
-        self._forget: list[int] = []
+        self._preempted: list[int] = []
+        self._freed: list[int] = []
         self._begin: list[Submit] = []
-        self._turn: Turn | None = None
+        self._selection: Selection | None = None
         self._has_decoded = True
         self._longest = 0
         """Tokens of the longest running sequence."""
         self._joined: list[Sequence] = []
-        """Running sequences that have not been decoded yet: their last tokens are not in their caches."""
+        """Running sequences without a decode step so far: their caches lack their last tokens."""
         self._first_tokens_are_due = False
-        """Whether sequences have been decoded once: each step gives the tokens of the last."""
+        """Whether the next step returns first tokens: each step returns the tokens of the step before it."""
         self._decodes = False
         self._now = 0.0
 
@@ -68,17 +76,17 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything to plan."""
-        return bool(self._sequences or self._pending or self._forget or self.prefixes.has_edits)
+        """Whether the next plan would have any content."""
+        return bool(self._sequences or self._pending or self._freed or self.prefixes.has_edits)
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
-        """New limits. Stored prefixes go at once, sequences that do not fit at the next step."""
+        """Sets new limits: evicts stored prefixes now, and preempts sequences that do not fit at the next step."""
         self.memory = replace(self.memory, limit_bytes=kv_bytes)
         self.prefixes.limit_bytes = min(prefix_bytes, kv_bytes)
         self.prefixes.shrink(self.prefixes.limit_bytes)
 
     def submit(self, message: Submit, now: float) -> None:
-        """Admits the sequence, or refuses it: the next step's messages say which."""
+        """Admits or rejects the sequence; the next step's messages say which."""
         self._now = now
         refusal = self._refusal(message)
         if refusal is not None:
@@ -88,11 +96,11 @@ class Scheduler:
             number=message.sequence,
             tokens=list(message.prompt_tokens),
             prompt_tokens=len(message.prompt_tokens),
-            most_tokens=len(message.prompt_tokens) + message.max_tokens,
+            max_total_tokens=len(message.prompt_tokens) + message.max_tokens,
             stop_tokens=frozenset(message.stop_tokens),
             scores_prompt=message.prompt_logprobs,
         )
-        self.busiest = max(self.busiest, len(self._sequences) + 1) if self._sequences else 1
+        self.peak_sequences = max(self.peak_sequences, len(self._sequences) + 1) if self._sequences else 1
         self._sequences[sequence.number] = sequence
         self._begin.append(message)
         if message.grammar is not None:
@@ -106,59 +114,59 @@ class Scheduler:
             self._drop([sequence])
 
     def plan(self, now: float) -> Plan:
-        """One decode step of all running sequences, or one chunk of waiting prompts when a chunk is due.
+        """Plans one decode step of all running sequences or, when one is due, one chunk of the waiting prompts.
 
-        With messages pending, the plan has neither, so that they are sent first.
+        While messages are pending, the plan has neither, so the worker sends them first.
         """
         self._now = now
         self._decodes = False
         self._make_room()
         if not self._pending:
-            self._turn = self._next_turn()
-            self._has_decoded = self._turn is None
-            self._decodes = self._turn is None and bool(self.running)
-        chunk = self._chunk(self._turn) if self._turn is not None else None
-        if chunk is not None or self._leave or self._forget or self._begin or self.prefixes.has_edits:
+            self._selection = self._select_prompts()
+            self._has_decoded = self._selection is None
+            self._decodes = self._selection is None and bool(self.running)
+        chunk = self._chunk(self._selection) if self._selection is not None else None
+        if chunk is not None or self._preempted or self._freed or self._begin or self.prefixes.has_edits:
             return self._with_changes(chunk)
         if self._decodes:
             return DECODE
         return WAIT if self._compiling and not self._pending else NOTHING
 
     def note(self, outcome: Outcome) -> list[UpMessage]:
-        """Takes in the outcome of the last plan, and gives the messages for the API."""
+        """Records the outcome of the last plan and returns the messages for the API."""
         messages, self._pending = self._pending, []
-        for kept in outcome.kept:
-            self.prefixes.correct(kept)
+        for size in outcome.node_sizes:
+            self.prefixes.correct(size)
         for compiled in outcome.compiled:
             messages.append(self._note_compiled(compiled))
-        if self._turn is not None:
-            messages += self._note_chunk(self._turn, outcome)
-            self._turn = None
+        if self._selection is not None:
+            messages += self._note_chunk(self._selection, outcome)
+            self._selection = None
         elif self._decodes:
             messages += self._note_tokens(outcome)
         return messages
 
     def _with_changes(self, chunk: Chunk | None) -> Plan:
-        plan = Plan(self.prefixes.take_edits(), self._leave, self._forget, self._begin, chunk, self._decodes)
-        self._leave, self._forget, self._begin = [], [], []
+        plan = Plan(self.prefixes.take_edits(), self._preempted, self._freed, self._begin, chunk, self._decodes)
+        self._preempted, self._freed, self._begin = [], [], []
         return plan
 
     def _admit(self, sequence: Sequence) -> Admitted:
         self._queue.add(sequence, self._now)
         return Admitted(sequence.number)
 
-    def _next_turn(self) -> Turn | None:
-        """The next chunk, if one is due. Memory is checked first: where it is full, the step is an ordinary decode."""
-        if not self._queue or not self._chunk_is_due() or not self._queue.may_choose(self._may_hold):
+    def _select_prompts(self) -> Selection | None:
+        """The next chunk, if one is due and fits into memory; otherwise the step decodes."""
+        if not self._queue or not self._chunk_is_due() or not self._queue.may_choose(self._fits_memory):
             return None
         while True:
             version = self.prefixes.version
-            turn = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._may_hold)
-            if turn is None or (len(turn.prompts) == 1 and self._first_tokens_come_next()):
+            selection = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._fits_memory)
+            if selection is None or (len(selection.prompts) == 1 and self._first_tokens_come_next()):
                 return None
-            self._fit_prefixes(*self._rows_with(turn.prompts))
+            self._fit_prefixes(*self._rows_with(selection.prompts))
             if self.prefixes.version == version:
-                return turn
+                return selection
 
     def _first_tokens_come_next(self) -> bool:
         """Within two decode steps. A long prompt waits for them; a burst of short ones joins."""
@@ -167,20 +175,20 @@ class Scheduler:
     def _chunk_is_due(self) -> bool:
         return not self.running or (self._has_decoded and self._pace.chunk_is_due())
 
-    def _chunk(self, turn: Turn) -> Chunk:
-        stretches, joins, scored = [], [], None
-        for prompt, end in zip(turn.prompts, turn.ends, strict=True):
+    def _chunk(self, selection: Selection) -> Chunk:
+        segments, joins, scored = [], [], None
+        for prompt, end in zip(selection.prompts, selection.ends, strict=True):
             sequence, prefix = prompt.sequence, None
             if not prompt.has_begun:
                 prefix = prompt.match.prefix if prompt.match.length else None
                 self._queue.begin(prompt, self._now)
             start = prompt.done
-            stretches.append(Stretch(sequence.number, sequence.tokens[start:end], prefix))
+            segments.append(Segment(sequence.number, sequence.tokens[start:end], prefix))
             if prompt.is_scored and start < end:
                 scored = Scored(start, sequence.tokens[start + 1 : end + 1])
-            if turn.completes:
+            if selection.completes:
                 joins.append(Join(sequence.number, sequence.tokens, sequence.generated, sequence.needs_whole_nucleus))
-        return Chunk(stretches, joins, scored)
+        return Chunk(segments, joins, scored)
 
     def _note_compiled(self, compiled: Compiled) -> UpMessage:
         sequence = self._compiling.pop(compiled.sequence)
@@ -189,30 +197,30 @@ class Scheduler:
         self._drop([sequence])
         return RequestFailed(sequence.number, compiled.failure, invalid=True)
 
-    def _note_chunk(self, turn: Turn, outcome: Outcome) -> list[UpMessage]:
+    def _note_chunk(self, selection: Selection, outcome: Outcome) -> list[UpMessage]:
         while_decoding = bool(self.running)
         if while_decoding:
             self._pace.decoded(outcome.drain_seconds)
-        self._pace.prefilled(turn.padded_tokens, outcome.seconds, while_decoding)
-        self._queue.took(turn)
+        self._pace.prefilled(selection.padded_tokens, outcome.seconds, while_decoding)
+        self._queue.advance(selection)
         messages: list[UpMessage] = []
         if outcome.prompt_logprobs is not None:
             messages.append(outcome.prompt_logprobs)
-        for prompt, end in zip(turn.prompts, turn.ends, strict=True):
+        for prompt, end in zip(selection.prompts, selection.ends, strict=True):
             sequence = prompt.sequence
-            if self._is_worth_storing(turn, prompt, end):
+            if self._is_worth_storing(selection, prompt, end):
                 self.prefixes.store(prompt.compared[:end], sequence.number)
-            if not turn.completes:
+            if not selection.completes:
                 continue
-            sequence.scores_prompt = False  # sent once, also for a sequence that begins again later
+            sequence.scores_prompt = False  # prompt logprobs are sent once, even if the sequence is preempted later
             self._join(sequence)
             if not sequence.generated:
                 messages.append(Prefilled(sequence.number, sequence.cached_tokens or 0, sequence.queue_seconds))
         return messages
 
-    def _is_worth_storing(self, turn: Turn, prompt: Prompt, end: int) -> bool:
-        if turn.alone:
-            return turn.completes or end in prompt.boundaries
+    def _is_worth_storing(self, selection: Selection, prompt: Prompt, end: int) -> bool:
+        if selection.alone:
+            return selection.completes or end in prompt.boundaries
         return prompt.is_awaited or self.prefixes.needs_snapshots
 
     def _join(self, sequence: Sequence) -> None:
@@ -224,8 +232,8 @@ class Scheduler:
         self._pace.decoded(outcome.seconds)
         self._first_tokens_are_due = bool(self._joined)
         self._joined = []
-        finished, surplus = self._hand_out(outcome)
-        self._redraw(outcome.fallen_short)
+        finished, surplus = self._append_tokens(outcome)
+        self._redraw(outcome.invalid_draws)
         failed = [failure for failure in outcome.failed if failure.sequence not in finished]
         if finished or failed:
             beyond = {outcome.sequences[place] for place in surplus}
@@ -237,8 +245,8 @@ class Scheduler:
         messages += [RequestFailed(failure.sequence, failure.message) for failure in failed]
         return messages
 
-    def _hand_out(self, outcome: Outcome) -> tuple[dict[int, FinishReason], list[int]]:
-        """Adds the tokens to their sequences: which of these end, and the places of tokens behind their ends."""
+    def _append_tokens(self, outcome: Outcome) -> tuple[dict[int, FinishReason], list[int]]:
+        """Appends the tokens to their sequences. Returns finish reasons, and the indices of tokens after a finish."""
         finished: dict[int, FinishReason] = {}
         surplus: list[int] = []
         sequences, longest = self._sequences, self._longest
@@ -254,34 +262,34 @@ class Scheduler:
                 longest = length
             if token in sequence.stop_tokens:
                 finished[number] = "stop"
-            elif length >= sequence.most_tokens:
+            elif length >= sequence.max_total_tokens:
                 finished[number] = "length"
         self._longest = longest
         cut = {outcome.sequences[place] for place in surplus}
         finished.update(dict.fromkeys((number for number in outcome.ended if number not in cut), "stop"))
         return finished, surplus
 
-    def _redraw(self, fallen_short: list[int]) -> None:
-        """Sequences that drew among too few tokens begin again from the tokens that they have, and then draw among all.
+    def _redraw(self, invalid_draws: list[int]) -> None:
+        """Preempts sequences whose quick top-p draw was invalid. They resume with draws from the sorted vocabulary.
 
-        The next step, launched before the draw could be read, has overwritten the logits of the draw.
+        The logits of the invalid draw are gone: the next step was launched before the draw could be read.
         """
-        for number in fallen_short:
+        for number in invalid_draws:
             sequence = self._sequences[number]
             sequence.needs_whole_nucleus = True
             if not self.prefixes.needs_snapshots:
                 self.prefixes.store(sequence.tokens, number)
-            self._begin_again(sequence)
+            self._preempt(sequence)
 
-    def _may_hold(self, prompts: list[Prompt]) -> bool:
-        """Whether the caches of the prompts fit. One cache alone does: `submit` has checked it."""
+    def _fits_memory(self, prompts: list[Prompt]) -> bool:
+        """Whether the caches of the prompts fit. A single cache always fits: `submit` checks it."""
         rows, longest = self._rows_with(prompts)
         if rows == 1:
             return True
         return len(self.running) + len(prompts) <= self._max_rows and self.memory.fits(rows, longest)
 
     def _rows_with(self, prompts: list[Prompt]) -> tuple[int, int]:
-        """The number of caches, those of the prompts included, and the tokens of the longest at the next step."""
+        """The number of caches with those of `prompts`, and the length of the longest at the next step, in tokens."""
         rows, longest = len(self.running), self._longest + self._facts.tokens_per_step if self.running else 0
         if not prompts and not self._queue.begun:
             return rows, longest
@@ -289,27 +297,27 @@ class Scheduler:
         return rows + len(waiting), max(longest, *(prompt.length for prompt in waiting))
 
     def _make_room(self) -> None:
-        """For one more token of every row: prefixes are evicted, then the last sequences to come begin again later."""
+        """Frees memory for one more token of every row: preempts the newest sequences, and evicts prefixes."""
         rows, longest = self._rows_with([])
         while rows > 1 and not self.memory.fits(rows, longest):
             begun = self._queue.begun
             if begun and (self.running or len(begun) > 1):
-                self._leave.append(begun[-1].sequence.number)
-                self._queue.give_up(begun[-1])
+                self._preempted.append(begun[-1].sequence.number)
+                self._queue.preempt(begun[-1])
             else:
-                self._begin_again(self.running[-1])
+                self._preempt(self.running[-1])
             rows, longest = self._rows_with([])
         self._fit_prefixes(rows, longest)
 
     def _fit_prefixes(self, rows: int, longest: int) -> None:
-        """Into what so many rows leave of the memory."""
+        """Shrinks the stored prefixes to the memory that `rows` rows leave free."""
         self.prefixes.room_bytes = self.memory.limit_bytes - self.memory.needed(rows, longest)
         self.prefixes.shrink(self.prefixes.room_bytes)
 
-    def _begin_again(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         self._stop_decoding(sequence)
-        self._leave.append(sequence.number)
-        self._queue.add_first(sequence, self._now)
+        self._preempted.append(sequence.number)
+        self._queue.requeue(sequence, self._now)
 
     def _stop_decoding(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -318,18 +326,18 @@ class Scheduler:
         self._longest = max((len(other.tokens) for other in self.running), default=0)
 
     def _drop(self, sequences: list[Sequence], beyond: Collection[int] = ()) -> None:
-        """Forgets the sequences, and stores what their caches hold. Those of `beyond` hold more than their tokens."""
+        """Removes the sequences, and stores their caches as prefixes. Caches of `beyond` hold more than the tokens."""
         held = [(self._take_out(sequence), sequence.number) for sequence in sequences]
         self._fit_prefixes(*self._rows_with([]))
         for tokens, number in held:
             del self._sequences[number]
             if number not in beyond or not self.prefixes.needs_snapshots:
                 self.prefixes.store(tokens, number)
-            unsaid = [message for message in self._begin if message.sequence == number]
-            if unsaid:
-                self._begin.remove(unsaid[-1])
+            not_sent = [message for message in self._begin if message.sequence == number]
+            if not_sent:
+                self._begin.remove(not_sent[-1])
             else:
-                self._forget.append(number)
+                self._freed.append(number)
 
     def _take_out(self, sequence: Sequence) -> list[int]:
         """The tokens that the sequence's cache holds."""
@@ -348,24 +356,24 @@ class Scheduler:
         if message.thinking is not None and not self._knows(message.thinking):
             return RequestFailed(
                 message.sequence,
-                "the tokens that mark the model's thinking lie outside of its vocabulary of "
-                f"{self._facts.vocabulary_size}",
+                f"the model's thinking tokens are outside its vocabulary of {self._facts.vocabulary_size} tokens",
             )
         return None
 
     def _fault(self, message: Submit) -> str | None:
-        """Why the sequence must not reach MLX, where an index beyond the vocabulary is not checked again."""
+        """Why the sequence must not reach MLX, which does not check token ids."""
         prompt, largest, vocabulary = (
             message.prompt_tokens,
             self.memory.largest_sequence_tokens,
             self._facts.vocabulary_size,
         )
         if not prompt:
-            return "The prompt has no tokens."
+            return "The prompt has no tokens. Send at least one."
         if max(prompt) >= vocabulary or min(prompt) < 0:
-            return f"The prompt has token ids outside of the model's vocabulary of {vocabulary}."
+            wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+            return f"The prompt has token id {wrong}. Send ids from 0 to {vocabulary - 1}, the model's vocabulary."
         if message.max_tokens < 1:
-            return f"max_tokens is {message.max_tokens}. It must be 1 or more."
+            return f"max_tokens is {message.max_tokens}. Send 1 or more."
         if len(prompt) + message.max_tokens > largest:
             return (
                 f"The request needs {len(prompt) + message.max_tokens} tokens (prompt {len(prompt)} + completion "
@@ -381,7 +389,7 @@ class Scheduler:
 
 
 def _step(outcome: Outcome, surplus: list[int]) -> Step:
-    """Without the tokens at the places of `surplus`."""
+    """The outcome's tokens as a message, without those at the indices in `surplus`."""
     if not surplus:
         return Step(outcome.sequences, outcome.tokens, outcome.logprobs)
     kept = [place for place in range(len(outcome.sequences)) if place not in surplus]

@@ -1,6 +1,6 @@
-"""What has come of the sequences that a request has in the engine, for their consumer to take. Runs on the event loop.
+"""The results of a request's sequences, buffered for their consumer. Runs on the event loop.
 
-Tokens pile up at the sequence they belong to, and a consumer that lags takes them all at once.
+Each sequence buffers its tokens, and a slow consumer takes them all at once. Knows no text and no sockets.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from mlx_manager.mlx_server.types import FinishReason
 
 
 class Score(NamedTuple):
-    """A token's logprob, and the likeliest tokens at its place with theirs."""
+    """A token's logprob, and the most likely tokens at its position with their logprobs."""
 
     logprob: float
     top_tokens: list[int]
@@ -24,11 +24,11 @@ class Score(NamedTuple):
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """Tokens of one sequence that came since the last look; `finish_reason` is set on its last ones.
+    """New tokens of one sequence; `finish_reason` is set with the last ones.
 
-    `scores` has one for each token where logprobs were asked for. `prompt_scores`, of the prompt's tokens from its
-    second on, come with the first tokens. A Struct, for it is made for each token and takes a sixth of a dataclass's
-    time.
+    `scores` has one entry for each token if logprobs were requested. `prompt_scores` cover the prompt from its second
+    token on, and come with the first tokens. A Struct, because one is made for each token: a dataclass takes six times
+    as long.
     """
 
     token_ids: list[int]
@@ -41,13 +41,13 @@ _NO_SCORES: list[Score] = []
 
 
 class Sequence:
-    """One generation in the engine. Its group's consumer is woken when something of it has come."""
+    """One generation in the engine. New results wake the consumer of its group."""
 
     __slots__ = (
         "_failure",
         "_finish_reason",
         "_group",
-        "_has_news",
+        "_is_ready",
         "_prompt_scores",
         "_scores",
         "_tokens",
@@ -61,19 +61,19 @@ class Sequence:
     def __init__(self, group: "SequenceGroup", index: int) -> None:
         self.index = index
         self.admitted_at: float | None = None
-        """To the engine's queue; this time and the next are those of `time.perf_counter`."""
+        """When the engine queued it, by `time.perf_counter`, as is `prefilled_at`."""
         self.prefilled_at: float | None = None
         self.queue_seconds = 0.0
-        """From the first of them until the prompt's turn came."""
+        """From `admitted_at` until prefill started."""
         self.cached_tokens = 0
-        """Of the prompt, that the engine had in its prefix cache; known when it is prefilled."""
+        """Prompt tokens found in the prefix cache; known after prefill."""
         self._tokens: list[int] = []
         self._scores: list[Score] = []
         self._prompt_scores: list[Score] = []
         self._finish_reason: FinishReason | None = None
         self._failure: ServerError | None = None
         self._group = group
-        self._has_news = False
+        self._is_ready = False
 
     def admit(self) -> None:
         self.admitted_at = time.perf_counter()
@@ -85,8 +85,8 @@ class Sequence:
 
     def push_token(self, token: int) -> None:
         self._tokens.append(token)
-        if not self._has_news:
-            self._announce()
+        if not self._is_ready:
+            self._notify()
 
     def push_score(self, score: Score) -> None:
         self._scores.append(score)
@@ -96,15 +96,15 @@ class Sequence:
 
     def finish(self, reason: FinishReason) -> None:
         self._finish_reason = reason
-        self._announce()
+        self._notify()
 
     def fail(self, failure: ServerError) -> None:
         self._failure = failure
-        self._announce()
+        self._notify()
 
     def take(self) -> Tokens:
-        """What came since the last look. Raises what the sequence failed with when there is nothing else left."""
-        self._has_news = False
+        """Returns the new results. Raises the sequence's failure once all results before it were taken."""
+        self._is_ready = False
         scores = prompt_scores = _NO_SCORES
         if self._failure is not None:
             self._fail_behind_tokens(self._failure)
@@ -121,18 +121,18 @@ class Sequence:
     def _fail_behind_tokens(self, failure: ServerError) -> None:
         if not self._tokens and self._finish_reason is None:
             raise failure
-        self._announce()
+        self._notify()
 
-    def _announce(self) -> None:
-        if not self._has_news:
-            self._has_news = True
-            self._group.announce(self)
+    def _notify(self) -> None:
+        if not self._is_ready:
+            self._is_ready = True
+            self._group.notify(self)
 
 
 class SequenceGroup:
-    """Sequences that were submitted together: an async iterator of (index, Tokens), in turns as the tokens come.
+    """Sequences that were submitted together: an async iterator of (index, Tokens) in order of arrival.
 
-    One task waits for them.
+    Only one task may iterate.
     """
 
     def __init__(self, count: int, cancel: Callable[[int], None]) -> None:
@@ -140,7 +140,7 @@ class SequenceGroup:
         self._cancel = cancel
         self._members = [Sequence(self, index) for index in range(count)]
         self._running = set(range(count))
-        self._with_news: deque[Sequence] = deque()
+        self._ready: deque[Sequence] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -148,7 +148,7 @@ class SequenceGroup:
         return self._members
 
     async def wait_until_admitted(self) -> None:
-        """Raises what the engine refused one of the sequences with."""
+        """Raises the failure of a sequence that the engine rejects."""
         while True:
             for member in self._members:
                 member.check()
@@ -161,10 +161,10 @@ class SequenceGroup:
         return self
 
     async def __anext__(self) -> tuple[int, Tokens]:
-        """Raises what a sequence failed with."""
+        """Raises the failure of a sequence."""
         while self._running:
-            while self._with_news:
-                member = self._with_news.popleft()
+            while self._ready:
+                member = self._ready.popleft()
                 if member.index in self._running:
                     tokens = member.take()
                     if tokens.finish_reason is not None:
@@ -175,13 +175,13 @@ class SequenceGroup:
         raise StopAsyncIteration
 
     def cancel(self, index: int) -> None:
-        """Stops one of the sequences; nothing more comes of it."""
+        """Cancels one of the sequences. The iterator returns no more of its tokens."""
         if index in self._running:
             self._running.remove(index)
             self._cancel(index)
 
-    def announce(self, member: Sequence) -> None:
-        self._with_news.append(member)
+    def notify(self, member: Sequence) -> None:
+        self._ready.append(member)
         self.wake()
 
     def wake(self) -> None:

@@ -1,8 +1,8 @@
-"""The worker process: loads one model, and steps its engine on the messages that come over the socket.
+"""The worker process: loads one model and steps its engine, driven by messages from a socket. Knows no HTTP or chat.
 
-The main thread owns MLX. A reader thread takes messages in, and ends the process when the API is gone. A third sends a
-heartbeat every second, which tells a long step from a process that is stopped. Knows no HTTP, no JSON, no chat. Run as
-`python -m mlx_manager.mlx_server.engine.worker` with the socket as its stdin; the first message says what it loads.
+The main thread owns MLX. A reader thread receives messages, and exits the process when the API closes the socket. A
+third sends a heartbeat every second, which distinguishes a long step from a stopped process. Run as
+`python -m mlx_manager.mlx_server.engine.worker` with the socket as stdin; the first message is a Launch.
 """
 
 import contextlib
@@ -43,39 +43,39 @@ from mlx_manager.mlx_server.utils.memory import trim_allocator
 HEARTBEAT_SECONDS = 1.0
 GATHER_SECONDS = 0.002
 RELEASE_SECONDS = 60.0
-"""An engine that has been idle for so long gives the buffers back that MLX keeps for reuse."""
+"""Idle time after which the engine releases the buffers that MLX keeps for reuse."""
 TRIM_SECONDS = 1.0
-"""And after so long what only the allocator holds on to, which grows under mixed loads."""
+"""Idle time after which the worker trims the memory allocator, whose unused memory grows under mixed loads."""
 
 
 class Engine(Protocol):
-    """What the worker steps: one model of some kind. All of it runs on the main thread."""
+    """One model of any kind, stepped by the worker. All methods run on the main thread."""
 
     @property
     def model(self) -> nn.Module: ...
 
     @property
     def facts(self) -> ModelFacts:
-        """What `Ready` tells of the model."""
+        """Sent in `Ready`."""
 
     @property
     def stats(self) -> Stats:
-        """Its figures, without MLX's memory."""
+        """Sent every second; the worker adds MLX's memory."""
 
     @property
-    def gathers(self) -> int:
-        """As many messages an idle engine waits a moment for, where requests come together; else 0."""
+    def gather_count(self) -> int:
+        """How many messages an idle engine briefly waits for, when concurrent requests are likely; otherwise 0."""
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything. The engine is stepped without a pause while it has."""
+        """Whether a step would do anything. The worker steps an engine that has work without pauses."""
 
     def take(self, message: DownMessage) -> None: ...
 
     def step(self) -> list[UpMessage]: ...
 
     def limit(self, limits: Limits) -> list[UpMessage]:
-        """Another share of the machine from now on. MLX's own limits are set already."""
+        """Applies new memory limits. The worker has set MLX's own limits before."""
 
     def release_memory(self) -> None: ...
 
@@ -97,12 +97,12 @@ ENGINES: dict[ModelKind, Callable[[Launch], Engine]] = {
     "embed": _encoder,
     "rerank": _encoder,
 }
-"""Loads the model. Each kind imports its libraries when it is launched."""
+"""Constructors that load the model. Each imports the libraries of its kind when it is called."""
 
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the API decides when a worker ends
+        signal.signal(number, signal.SIG_IGN)  # the API process ends its workers
     connection = _take_stdin()
     inbox: queue.SimpleQueue[DownMessage] = queue.SimpleQueue()
     threading.Thread(target=_read_messages, args=(connection, inbox), daemon=True).start()
@@ -115,7 +115,7 @@ def main() -> None:
     uplink.send([_device()])
     try:
         engine = ENGINES[launch.kind](launch)
-    except Exception as exc:  # a model's files may make mlx-lm raise anything
+    except Exception as exc:  # mlx-lm may raise anything for a model's files
         uplink.send([LoadFailed(f"{type(exc).__name__}: {exc}")])
         raise
     uplink.send([Ready(mx.get_active_memory(), _dtype(engine.model), engine.facts)])
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def _take_stdin() -> socket.socket:
-    """The socket that is the process's stdin. Whatever reads stdin afterwards finds it empty."""
+    """The socket on the process's stdin, which becomes empty for later readers."""
     connection = socket.socket(fileno=os.dup(sys.stdin.fileno()))
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())
@@ -131,7 +131,7 @@ def _take_stdin() -> socket.socket:
 
 
 class Uplink:
-    """Sends messages to the API, from two threads: the stepping one, and the heartbeat's."""
+    """Sends messages to the API, from two threads: the main thread and the heartbeat thread."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -149,7 +149,7 @@ class Uplink:
         self._step_began = None
 
     def send_heartbeats(self) -> None:
-        """Runs on the heartbeat's thread until the API is gone, and with it the process."""
+        """Runs on the heartbeat thread until the API closes the socket."""
         with contextlib.suppress(OSError):
             while True:
                 began = self._step_began
@@ -159,7 +159,7 @@ class Uplink:
 
 
 def _prepare_device(launch: Launch) -> None:
-    """On the CPU, MLX would compile fused kernels with the system's C++ compiler while the first request waits."""
+    """Disables compilation on the CPU: MLX would run the C++ compiler during the first request. Sets memory limits."""
     if mx.default_device().type == mx.DeviceType.cpu:
         mx.disable_compile()
     _set_limits(launch.limits)
@@ -179,13 +179,13 @@ def _device() -> Device:
 
 
 def _set_limits(limits: Limits) -> None:
-    """Bounds what MLX takes and keeps: MLX's limits are this process's alone."""
+    """Bounds the memory that MLX allocates and keeps for reuse, in this process only."""
     mx.set_memory_limit(limits.memory_bytes)
     mx.set_cache_limit(limits.buffer_bytes)
 
 
 def _dtype(model: nn.Module) -> str:
-    """The one that most of the floats have; quantised weights are integers, and their scales floats."""
+    """The most common floating dtype. Quantised weights are integers, and their scales floats."""
     sizes: dict[mx.Dtype, int] = {}
     for _, weight in tree_flatten(model.parameters()):
         if mx.issubdtype(weight.dtype, mx.floating):
@@ -194,11 +194,11 @@ def _dtype(model: nn.Module) -> str:
 
 
 def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink) -> None:
-    """Steps the engine until a Shutdown. Messages are read between steps: a cancel waits for one step at most."""
+    """Steps the engine until a Shutdown. Reads messages between steps, so a cancel waits for one step at most."""
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
     busy_at, is_trimmed = time.monotonic(), False
     while True:
-        messages = _take_messages(inbox, engine.gathers, idle=not engine.has_work)
+        messages = _take_messages(inbox, engine.gather_count, idle=not engine.has_work)
         uplink.step_begins()
         if messages or engine.has_work:
             busy_at, is_trimmed = time.monotonic(), False
@@ -226,16 +226,16 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
         uplink.step_ended()
 
 
-def _take_messages(inbox: "queue.SimpleQueue[DownMessage]", gathers: int, *, idle: bool) -> list[DownMessage]:
-    """All messages that wait. An idle engine waits for one, until its next stats are due.
+def _take_messages(inbox: "queue.SimpleQueue[DownMessage]", gather_count: int, *, idle: bool) -> list[DownMessage]:
+    """All queued messages. An idle engine waits for the first one, until its next stats are due.
 
-    Behind that one it waits a moment for `gathers` messages, so that requests that come together begin together.
+    Then it briefly waits for `gather_count` messages, so that concurrent requests start together.
     """
     messages: list[DownMessage] = []
     try:
         if idle:
             messages.append(inbox.get(timeout=HEARTBEAT_SECONDS))
-        while idle and len(messages) < gathers:
+        while idle and len(messages) < gather_count:
             messages.append(inbox.get(timeout=GATHER_SECONDS))
         while True:
             messages.append(inbox.get_nowait())
@@ -253,9 +253,9 @@ def _with_memory(stats: Stats) -> Stats:
 
 
 def _read_messages(connection: socket.socket, inbox: "queue.SimpleQueue[DownMessage]") -> None:
-    """Runs on the reader thread until the API closes the socket or dies, and ends the process then.
+    """Runs on the reader thread until the API closes the socket, and then exits the process.
 
-    A frame that cannot be decoded ends it, too: no message would be read after it.
+    A frame that cannot be decoded also exits the process, because no later message could be read.
     """
     stream = connection.makefile("rb")
     status = 1
@@ -264,7 +264,7 @@ def _read_messages(connection: socket.socket, inbox: "queue.SimpleQueue[DownMess
             inbox.put(decode_down(stream.read(int.from_bytes(length, "big"))))
         status = 0
     except msgspec.MsgspecError as exc:
-        print(f"The API process sent a message that this worker cannot read: {exc}", file=sys.stderr, flush=True)
+        print(f"Cannot decode a message from the API process: {exc}", file=sys.stderr, flush=True)
     finally:
         os._exit(status)
 

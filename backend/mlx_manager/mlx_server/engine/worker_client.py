@@ -1,6 +1,6 @@
-"""The API's side of a worker process of any kind: its launch, its heartbeat, its figures, and its death.
+"""The API's side of a worker process of any kind: launch, heartbeats, statistics and exit.
 
-Runs on the event loop. One task reads the socket and never waits for a consumer.
+Runs on the event loop. One task reads the socket and never waits for a consumer. Knows no generation and no embedding.
 """
 
 import asyncio
@@ -41,18 +41,19 @@ SHUTDOWN_SECONDS = 5.0
 STDERR_TAIL_LINES = 20
 STDERR_TAIL_SECONDS = 1.0
 STDERR_BYTES = 2**16
+_RETRY = "Send the request again: the server starts a new worker."
 
 
 class LoadRaised(Exception):
-    """What a worker raised when it loaded its model: the exception's name and message."""
+    """The worker raised an exception while it loaded its model; the message has the exception's name and text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supervision:
-    """The callbacks of a worker's client, which it calls on the loop, and the limits of its watchdog.
+    """The callbacks of a worker's client, called on the event loop, and the limits of its watchdog.
 
-    `on_death` is called once, when a worker that was loaded ends unasked; `on_progress` every second, with the bytes of
-    the model that are in memory; `on_device` before the model is loaded: a ServerError that it raises ends the load.
+    The client calls `on_death` once, when a loaded worker exits unexpectedly; `on_progress` every second, with the
+    bytes of the model in memory; `on_device` before the model is loaded: its ServerError aborts the load.
     """
 
     watchdog: WatchdogLimits
@@ -62,18 +63,18 @@ class Supervision:
 
 
 class WorkerClient(ABC):
-    """A worker process with its model loaded. A worker that does not respond any more is killed.
+    """A worker process with its model loaded. The client kills a worker that stops responding.
 
-    The client of a kind of worker adds what is asked of it, and handles its own messages in `_dispatch`.
+    A subclass for each kind of worker adds the requests, and handles their messages in `_dispatch`.
     """
 
     def __init__(self, model_id: str, worker: Worker, limits: Limits, supervision: Supervision) -> None:
         self.model_id = model_id
-        self.exit_reason = f"The worker process of model {model_id!r} has just died."
-        """How the worker ended, and the last line of its stderr, once they are known."""
+        self.exit_reason = f"The worker process of model {model_id!r} has exited."
+        """How the worker exited, and the last line of its stderr, once both are known."""
         self.stats = Stats()
         self.tokens_per_second = 0.0
-        """Between the last two Stats."""
+        """Measured between the last two Stats."""
         self.limits = limits
         self.device: Device | None = None
         self.dtype = ""
@@ -84,13 +85,13 @@ class WorkerClient(ABC):
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
         self._closing = False
-        self._gone = False
+        self._exited = False
         self._abandoned: ServerError | None = None
         self._kill_reason: str | None = None
         self._load_failure: str | None = None
         self._watchdog = Watchdog(supervision.watchdog)
-        detached = contextvars.Context()  # these outlive the request that has the model loaded, and are no part of it
-        self._watching = asyncio.create_task(self._kill_when_it_does_not_answer(), context=detached)
+        detached = contextvars.Context()  # the tasks outlive the request that loads the model
+        self._watching = asyncio.create_task(self._kill_when_unresponsive(), context=detached)
         self._reading = asyncio.create_task(self._read_until_death(), context=detached)
 
     @classmethod
@@ -109,12 +110,12 @@ class WorkerClient(ABC):
 
     @property
     def alive(self) -> bool:
-        return not self._gone and not self._closing
+        return not self._exited and not self._closing
 
     @property
     def fault(self) -> str | None:
-        """Why the worker does not answer at this moment; None when it does."""
-        if self._gone:
+        """Why the worker is not responding; None while it responds."""
+        if self._exited:
             return self.exit_reason
         fault = self._watchdog.fault
         return f"The worker process of model {self.model_id!r} {fault}." if fault is not None else None
@@ -124,13 +125,13 @@ class WorkerClient(ABC):
         return self._worker.process.pid
 
     def limit(self, limits: Limits) -> None:
-        """Changes the worker's share of the machine."""
+        """Changes the worker's memory limits."""
         if limits != self.limits:
             self.limits = limits
             self._send(limits)
 
     async def close(self) -> None:
-        """Ends the worker: kills one that is loading; tells another to end, and kills it when it does not in time."""
+        """Ends the worker: kills it while it is loading, else sends Shutdown and kills it after a timeout."""
         if not self._loaded.done() or self._loaded.cancelled() or self._loaded.exception() is not None:
             self._kill()
         elif self.alive:
@@ -144,31 +145,31 @@ class WorkerClient(ABC):
             await self._reading
 
     def abandon(self, failure: ServerError) -> None:
-        """Fails all that is asked of the worker and all to come, for a server that can wait no longer."""
+        """Fails all pending and future requests to the worker."""
         self._abandoned = failure
         self._fail_all(failure)
 
-    async def wait_until_gone(self) -> None:
-        """Waits until a worker that is ending is gone and `on_death` has been called."""
+    async def wait_until_exited(self) -> None:
+        """Waits until the worker has exited and `on_death` has been called."""
         await asyncio.shield(self._reading)
 
     @property
     @abstractmethod
     def pending(self) -> int:
-        """What is asked of the worker and not answered yet."""
+        """Requests to the worker that have not finished."""
 
     @abstractmethod
     def _fail_all(self, failure: ServerError) -> None:
-        """Ends all that is pending; a worker that is alive is told to stop with it."""
+        """Fails all pending requests, and cancels them in a worker that is alive."""
 
     @abstractmethod
-    def _learn(self, ready: Ready) -> None:
-        """The model is loaded."""
+    def _note_ready(self, ready: Ready) -> None:
+        """Records the facts of the loaded model."""
 
     def _dispatch(self, message: UpMessage) -> None:
         match message:
             case Heartbeat():
-                self._watchdog.heard_heartbeat(message.step_seconds)
+                self._watchdog.note_heartbeat(message.step_seconds)
                 if not self._loaded.done():
                     self._supervision.on_progress(message.active_bytes)
             case Stats():
@@ -179,46 +180,46 @@ class WorkerClient(ABC):
             case Ready():
                 self.dtype = message.dtype
                 self.stats = Stats(active_bytes=message.active_bytes, peak_bytes=message.active_bytes)
-                self._learn(message)
+                self._note_ready(message)
                 if not self._loaded.done():  # else the launch was cancelled
                     self._loaded.set_result(None)
             case LoadFailed(failure):
                 self._load_failure = failure
             case _:
-                raise TypeError(f"a worker of another kind sends {type(message).__name__}")
+                raise TypeError(f"unexpected message of this kind of worker: {type(message).__name__}")
 
     def _check_open(self) -> None:
-        """Raises the reason why nothing can be asked of the worker any more."""
+        """Raises if the worker accepts no more requests."""
         if self._abandoned is not None:
             raise self._abandoned
-        if self._gone:
-            raise EngineFailed(self.exit_reason)
+        if self._exited:
+            raise EngineFailed(f"{self.exit_reason} {_RETRY}")
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._worker.process.kill()
 
-    async def _kill_when_it_does_not_answer(self) -> None:
+    async def _kill_when_unresponsive(self) -> None:
         self._kill_reason = f"{await self._watchdog.wait_until_unresponsive()} and was killed"
         logger.error("Worker %d of %s %s", self.pid, self.model_id, self._kill_reason)
         self._kill()
 
     def _send(self, message: DownMessage) -> None:
-        """Writes to a worker that is there. When it has just died, the reader fails what is pending."""
-        if not self._gone and not self._worker.writer.is_closing():  # uvloop raises for a closed socket
+        """Writes to the worker unless it has exited; then `_read_until_death` fails the pending requests."""
+        if not self._exited and not self._worker.writer.is_closing():  # uvloop raises for a closed socket
             self._worker.writer.write(encode_down(message))
 
     async def _read_until_death(self) -> None:
-        """The reader task: dispatches the worker's messages until it ends, then fails what is pending."""
+        """The reader task: dispatches messages until the worker exits, then fails the pending requests."""
         stderr = asyncio.create_task(self._read_stderr())
         try:
             await self._read_messages()
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the worker is gone
+            pass  # the worker has exited
         except Exception:
-            logger.exception("Worker %d of %s sent a message that cannot be used", self.pid, self.model_id)
+            logger.exception("Worker %d of %s sent an invalid message. Killing it.", self.pid, self.model_id)
             self._kill()
-        self._gone = True
+        self._exited = True
         self._watching.cancel()
         self._worker.writer.close()
         status = await self._wait_for_exit()
@@ -230,12 +231,12 @@ class WorkerClient(ABC):
         while True:
             length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
             messages = decode_up(await reader.readexactly(length))
-            self._watchdog.heard()
+            self._watchdog.note_message()
             for message in messages:
                 self._dispatch(message)
 
     async def _wait_for_exit(self) -> int:
-        """The exit status of a worker that has closed its socket, killed if it goes on without one."""
+        """The exit status of a worker that has closed its socket. Kills a worker that keeps running."""
         try:
             async with asyncio.timeout(SHUTDOWN_SECONDS):
                 return await self._worker.process.wait()
@@ -268,27 +269,30 @@ class WorkerClient(ABC):
                 logger.info("Worker %d of %s: %s", self.pid, self.model_id, text)
 
     def _report_exit(self, status: int) -> None:
-        ending = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
+        ending = f"was killed by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
         last_line = f": {self._stderr_tail[-1]}" if self._stderr_tail else ""
         self.exit_reason = f"The worker process of model {self.model_id!r} {self._kill_reason or ending}{last_line}."
         if not self._loaded.done():
             kind = LoadingCrashed if status < 0 else ModelLoadFailed
-            failure = kind(f"Model {self.model_id!r} cannot be loaded. {self.exit_reason}")
+            failure = kind(f"Model {self.model_id!r} cannot be loaded. {self.exit_reason} Check the server's log.")
             self._loaded.set_exception(LoadRaised(self._load_failure) if self._load_failure is not None else failure)
         elif not self._closing:
-            logger.error("%s %d requests are lost.", self.exit_reason, self.pending)
+            logger.error("%s %d pending requests failed.", self.exit_reason, self.pending)
             self._supervision.on_death(self)
-        self._fail_all(EngineFailed(f"{self.exit_reason} Send the request again: it gets a new worker."))
+        self._fail_all(EngineFailed(f"{self.exit_reason} {_RETRY}"))
 
 
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # the real-time ones have no names
+    except ValueError:  # real-time signals have no names
         return f"signal {number}"
 
 
 def request_failure(message: RequestFailed) -> ServerError:
     if message.invalid:
         return InvalidRequest(message.message)
-    return EngineFailed(f"The engine gave the request up: {message.message}")
+    return EngineFailed(
+        f"The engine aborted the request: {message.message.rstrip('.')}. Retry it with other parameters, or use "
+        "another model."
+    )

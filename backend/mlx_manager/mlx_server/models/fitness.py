@@ -48,10 +48,8 @@ def explain(failure: str) -> str:
     """The fault and remedy for an exception from a worker's load, given as "name: message"."""
     kind, _, message = failure.partition(": ")
     count, names = _listed_weights(message)
-    if kind == "UnusableConfig":
+    if kind in ("UnusableConfig", "UnusableModel"):
         return message
-    if kind == "UnusableModel":
-        return f"{message.rstrip('.')}."
     if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
             "its files have no lm_head.weight, and its config.json has no tie_word_embeddings = true. Set that if the "
@@ -153,7 +151,7 @@ def _recipe_faults(folder: Path, kind: ModelKind) -> Iterator[str]:
     try:
         read_recipe(folder, kind)
     except UnusableModel as exc:
-        yield f"{str(exc).rstrip('.')}."
+        yield str(exc)
 
 
 def _foreign_quantization(config: dict[str, object]) -> dict[str, object]:

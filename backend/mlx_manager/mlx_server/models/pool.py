@@ -116,7 +116,7 @@ class ModelPoolManager:
         """Waits for the exit of the model's last worker, for its place, or for its load."""
         model = self._residents.get(entry.id)
         if model is not None and not model.engine.alive:
-            await model.engine.wait_until_gone()
+            await model.engine.wait_until_exited()
         elif model is not None:
             await self.line.until(
                 entry.id, lambda: self._residents.get(entry.id) is not model or self._serving(entry.id) is not None

@@ -14,8 +14,8 @@ def encode(sequence: int, *lengths: int) -> Encode:
     return Encode(sequence, list(lengths), tokens.tobytes(), [], 8)
 
 
-def queue_of(*messages: Encode, widest_waste: int = 1) -> TextQueue:
-    queue = TextQueue(widest_waste)
+def queue_of(*messages: Encode, max_width_ratio: int = 1) -> TextQueue:
+    queue = TextQueue(max_width_ratio)
     for message in messages:
         queue.add(message, 0.0)
     return queue
@@ -53,9 +53,9 @@ def test_a_text_longer_than_the_budget_goes_alone() -> None:
     assert [len(text.tokens) for text in batch.texts] == [1000]
 
 
-@pytest.mark.parametrize(("widest_waste", "most"), [(1, 1.35), (2, 2.0)])
-def test_little_of_a_batch_is_padding(widest_waste: int, most: float) -> None:
-    queue = queue_of(encode(1, *range(32, 400, 3)), widest_waste=widest_waste)
+@pytest.mark.parametrize(("max_width_ratio", "most"), [(1, 1.35), (2, 2.0)])
+def test_little_of_a_batch_is_padding(max_width_ratio: int, most: float) -> None:
+    queue = queue_of(encode(1, *range(32, 400, 3)), max_width_ratio=max_width_ratio)
     for batch in batches(queue, 4096):
         real = sum(len(text.tokens) for text in batch.texts)
         assert batch.width * len(batch.texts) <= most * real
@@ -63,7 +63,7 @@ def test_little_of_a_batch_is_padding(widest_waste: int, most: float) -> None:
 
 def test_texts_of_several_buckets_share_a_batch_where_padding_is_cheap() -> None:
     lengths = (100, 90, 80, 70, 60)
-    assert len(batches(queue_of(encode(1, *lengths), widest_waste=2), 4096)) < len(
+    assert len(batches(queue_of(encode(1, *lengths), max_width_ratio=2), 4096)) < len(
         batches(queue_of(encode(1, *lengths)), 4096)
     )
 

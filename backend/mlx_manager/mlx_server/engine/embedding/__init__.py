@@ -1,1 +1,1 @@
-"""Models that read texts and generate none: embedding models and rerankers, in workers of their own kind."""
+"""Embedding models and rerankers, which run in their own kind of worker."""

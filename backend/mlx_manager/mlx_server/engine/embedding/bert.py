@@ -27,7 +27,7 @@ _WITHOUT_HEADS = ("cls.", "lm_head.", "position_ids", "pooler.", "classifier.", 
 
 
 def rename(name: str, is_classifier: bool) -> str | None:
-    """A weight's name here; None for one that is not needed."""
+    """The weight's name in this module; None for an unused weight."""
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)
     unneeded = _WITHOUT_HEADS if not is_classifier else ("cls.", "lm_head.", "position_ids")
@@ -77,7 +77,7 @@ class BertLayer(nn.Module):
 
 
 class BertClassifier(nn.Module):
-    """One logit out of the first token's hidden state: BERT's pooler and classifier."""
+    """One logit from the first token's hidden state: BERT's pooler and classifier."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Decoders that embed, on mlx-lm's modules: causal ones as they are, and Gemma 3 with attention in both directions."""
+"""Decoders as embedding models, from mlx-lm's modules: causal ones unchanged, Gemma 3 with bidirectional attention."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from mlx_manager.mlx_server.engine.model_config import complete, model_classes
 
 
 def load_decoder(folder: Path, config: dict[str, Any]) -> "CausalDecoder | BidirectionalGemma":
-    """With its weights, but for those of a language model's head."""
+    """The decoder with its weights, without the language model head."""
     config = complete({**config, "tie_word_embeddings": True})
     model, _ = load_model(folder, lazy=True, model_config=config, get_model_classes=_classes_without_head)
     if config["model_type"] == "gemma3_text":
@@ -25,7 +25,7 @@ def _classes_without_head(config: dict[str, Any]) -> tuple[type[nn.Module], Any]
 
     class Headless(model_class):  # type: ignore[misc, valid-type]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            """Embedding models are saved with or without the `model.` that their names begin with in mlx-lm."""
+            """Adds the prefix `model.` of mlx-lm, which some embedding models are saved without."""
             kept = {name: array for name, array in weights.items() if not name.startswith("lm_head.")}
             whole = {name if name.startswith("model.") else f"model.{name}": array for name, array in kept.items()}
             sanitized: dict[str, mx.array] = super().sanitize(whole) if hasattr(model_class, "sanitize") else whole
@@ -35,7 +35,7 @@ def _classes_without_head(config: dict[str, Any]) -> tuple[type[nn.Module], Any]
 
 
 class CausalDecoder(nn.Module):
-    """A text sees nothing of the padding behind it, so no mask is needed for that."""
+    """Needs no padding mask, because causal attention never reaches the padding on the right."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class CausalDecoder(nn.Module):
 
 
 class BidirectionalGemma(nn.Module):
-    """EmbeddingGemma (https://arxiv.org/abs/2509.20354). A local layer sees half of `window` on each side."""
+    """EmbeddingGemma (https://arxiv.org/abs/2509.20354). A local layer attends to half of `window` on each side."""
 
     def __init__(self, decoder: nn.Module, window: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the encoders share: attention in both directions, its masks, activations."""
+"""Layers that the encoders share: bidirectional attention, masks and activations."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _ERF = (0.0705230784, 0.0422820123, 0.0092705272, 0.0001520143, 0.0002765672, 0.
 
 
 def gelu(x: mx.array) -> mx.array:
-    """On the CPU by Abramowitz and Stegun's 7.1.28, exact to 1e-6: MLX's erf takes 22 ns a number there, this 2."""
+    """On the CPU, Abramowitz and Stegun's 7.1.28, exact to 1e-6: 2 ns per number, where MLX's erf takes 22."""
     if mx.default_device().type != mx.DeviceType.cpu:
         return nn.gelu(x)
     z = mx.abs(x) * math.sqrt(0.5)
@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 
 def activation(name: str) -> Callable[[mx.array], mx.array]:
     if name not in ACTIVATIONS:
-        raise UnusableModel(f"its activation {name!r} is not supported. Use another model")
+        raise UnusableModel(f"its activation {name!r} is not supported. Use another model.")
     return ACTIVATIONS[name]
 
 
@@ -48,7 +48,7 @@ def attend(
     mask: mx.array | None,
     rope_base: float | None = None,
 ) -> mx.array:
-    """All (B, L, D), as is the result. `mask` is true where a query sees a key: (B, 1, 1 or L, L); None for all."""
+    """Arguments and result are (B, L, D). `mask` is true where a query attends to a key: (B, 1, 1 or L, L)."""
     batch, length, width = queries.shape
 
     def split(part: mx.array) -> mx.array:
@@ -63,14 +63,14 @@ def attend(
 
 
 def padding_mask(lengths: list[int], longest: int) -> mx.array | None:
-    """(B, 1, 1, L), true for what is no padding; None where there is none."""
+    """(B, 1, 1, L), false for padding; None without padding."""
     if min(lengths) == longest:
         return None
     return (mx.arange(longest)[None] < mx.array(lengths)[:, None])[:, None, None]
 
 
 def window_mask(mask: mx.array | None, longest: int, reach: int) -> mx.array | None:
-    """`mask` for keys that are no farther than `reach` from a query, on either side."""
+    """`mask`, restricted to keys at most `reach` away from a query on either side."""
     if longest <= reach + 1:
         return mask
     places = mx.arange(longest)

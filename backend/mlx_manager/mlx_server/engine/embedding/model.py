@@ -1,4 +1,4 @@
-"""An embedding model or reranker with its weights: padded token ids to vectors or scores. Runs in the worker."""
+"""Loads an embedding model or reranker: padded token ids to vectors or scores. Runs in the worker."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _FAMILIES = {
 
 
 class EmbeddingModel(nn.Module):
-    """`dimensions` is 1 for a reranker, whose scores lie between 0 and 1."""
+    """`dimensions` is 1 for a reranker, whose scores are between 0 and 1."""
 
     def __init__(self, recipe: Recipe, backbone: nn.Module, head: nn.Module | None, dense: list[Dense]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class EmbeddingModel(nn.Module):
     def __call__(self, tokens: mx.array, lengths: list[int], second_at: list[int]) -> mx.array:
         """(B, L) padded token ids to (B, dimensions), float32, not evaluated.
 
-        The second text of a pair begins at its `second_at`, which is 0 for a text alone.
+        The second text of a pair begins at its `second_at`, which is 0 for a single text.
         """
         ends, starts = mx.array(lengths), mx.array(second_at)[:, None]
         types = ((starts > 0) & (mx.arange(tokens.shape[1])[None] >= starts)).astype(mx.int32)
@@ -64,7 +64,7 @@ class EmbeddingModel(nn.Module):
 
 
 def load_embedding_model(folder: Path, recipe: Recipe, *, on_cpu: bool) -> EmbeddingModel:
-    """The model in memory; float32 where MLX computes on the CPU, which is slow at 16 bits. Raises UnusableModel."""
+    """The model in memory; float32 on the CPU, which is slow at 16 bits. Raises UnusableModel."""
     if recipe.model_type in ENCODERS:
         backbone, head = _load_encoder(folder, recipe)
     else:
@@ -98,7 +98,7 @@ def _load_encoder(folder: Path, recipe: Recipe) -> tuple[nn.Module, nn.Module | 
 
 
 def _filled(module: nn.Module, weights: Weights, config: Config) -> nn.Module:
-    """Raises ValueError, which names weights that are missing or too many."""
+    """The module with the weights. Raises ValueError with the names of missing and unexpected weights."""
     settings = config.get("quantization")
     if isinstance(settings, dict):
         nn.quantize(

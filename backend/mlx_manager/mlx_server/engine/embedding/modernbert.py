@@ -10,7 +10,7 @@ from mlx_manager.mlx_server.engine.embedding.recipe import UnusableModel
 
 
 def rename(name: str, is_classifier: bool) -> str | None:
-    """A weight's name here; None for one that is not needed."""
+    """The weight's name in this module; None for an unused weight."""
     if name.startswith(("decoder.", *([] if is_classifier else ["head.", "classifier."]))):
         return None
     return (
@@ -28,7 +28,7 @@ class ModernBert(nn.Module):
         self._reach = config.get("local_attention", 128) // 2
 
     def __call__(self, tokens: mx.array, types: mx.array, mask: mx.array | None) -> mx.array:
-        """(B, L) token ids to (B, L, D); it has no segments."""
+        """(B, L) token ids to (B, L, D). ModernBERT has no segments."""
         near = window_mask(mask, tokens.shape[1], self._reach)
         h = self.embeddings_norm(self.tok_embeddings(tokens))
         for layer in self.layers:
@@ -75,7 +75,7 @@ class ModernBertMLP(nn.Module):
 
 
 class ModernBertClassifier(nn.Module):
-    """One logit: out of the first token's hidden state, or of the mean of all."""
+    """One logit from the first token's hidden state, or from the mean of all."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -113,5 +113,5 @@ def _rope_base(config: dict[str, Any], is_local: bool) -> float:
     )
     parameters = (config.get("rope_parameters") or {}).get(name) or {}
     if config.get("rope_scaling") is not None or parameters.get("rope_type", "default") != "default":
-        raise UnusableModel("its rotary embedding is scaled, which is not supported for ModernBERT. Use another model")
+        raise UnusableModel("its rotary embedding is scaled, which is not supported for ModernBERT. Use another model.")
     return float(parameters.get("rope_theta", config.get(old, default)))

@@ -29,14 +29,14 @@ _RENAMED = (
 
 
 def rename(name: str, is_classifier: bool) -> str | None:
-    """A weight's name here; None for one that is not needed."""
+    """The weight's name in this module; None for an unused weight."""
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)
     return None if name.startswith(("cls.", "pooler.", "position_ids")) or name.endswith("inv_freq") else name
 
 
 def join_projections(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """transformers keeps queries, keys and values apart."""
+    """Joins the projections of queries, keys and values, which transformers saves separately."""
     joined = {name: array for name, array in weights.items() if ".self_attn." not in name}
     for name in weights:
         if ".self_attn.q_proj." in name:
@@ -84,7 +84,7 @@ class NomicLayer(nn.Module):
 
 
 def _renamed(config: dict[str, Any]) -> dict[str, Any]:
-    """With transformers' names for Nomic's own."""
+    """Renames Nomic's own settings to those of transformers."""
     rope = config.get("rope_parameters") or {}
     own = {
         "hidden_size": config.get("n_embd", 768),
@@ -99,7 +99,7 @@ def _renamed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(config: dict[str, Any]) -> None:
-    """Raises UnusableModel for settings that would change the numbers and are not built."""
+    """Raises UnusableModel for settings that change the output and are not implemented."""
     neutral = {
         "prenorm": (False,),
         "rotary_emb_fraction": (1.0,),
@@ -113,7 +113,8 @@ def _check(config: dict[str, Any]) -> None:
     for name, values in neutral.items():
         if name in config and config[name] not in values:
             raise UnusableModel(
-                f"its config.json sets {name} = {config[name]!r}, which is not supported for Nomic BERT"
+                f"its config.json sets {name} = {config[name]!r}, which is not supported for Nomic BERT. Use "
+                "another model."
             )
     if ((config.get("rope_parameters") or {}).get("rope_type", "default")) != "default":
-        raise UnusableModel("its rotary embedding is scaled, which is not supported for Nomic BERT")
+        raise UnusableModel("its rotary embedding is scaled, which is not supported for Nomic BERT. Use another model.")

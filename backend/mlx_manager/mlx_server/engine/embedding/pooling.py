@@ -1,4 +1,4 @@
-"""Hidden states to one vector for each text, as the modules of sentence-transformers do it."""
+"""Pools hidden states to one vector for each text, like the modules of sentence-transformers."""
 
 from pathlib import Path
 
@@ -30,16 +30,16 @@ def _pool(h: mx.array, lengths: mx.array, mode: str) -> mx.array:
 
 
 class Dense(nn.Module):
-    """A linear layer with an activation, of a folder such as `2_Dense`."""
+    """A linear layer with an activation, from a folder such as `2_Dense`."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         config, file = read_json(folder / "config.json"), folder / "model.safetensors"
         if not file.is_file():
-            raise UnusableModel(f"there is no {folder.name}/model.safetensors. Download the model again")
+            raise UnusableModel(f"there is no {folder.name}/model.safetensors. Download the model again.")
         name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
         if name not in ("Identity", "Tanh"):
-            raise UnusableModel(f"the activation {name!r} of its {folder.name} is not supported")
+            raise UnusableModel(f"the activation {name!r} of its {folder.name} is not supported. Use another model.")
         self._has_tanh = name == "Tanh"
         self.linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
         self.load_weights(str(file))

@@ -1,7 +1,7 @@
-"""The texts that wait to be encoded, and which of them make the next batch. Imports no MLX.
+"""The queue of texts to encode, and the choice of the next batch. Imports no MLX.
 
-Requests take turns by the tokens that they have had: a short one waits for one batch at most, however many texts
-another has sent. The texts of a batch are about equally long, so that little of it is padding.
+The request with the fewest tokens served goes first, so a short request waits for at most one batch of a large one. The
+texts of a batch have similar lengths, to keep padding small.
 """
 
 import itertools
@@ -16,7 +16,7 @@ TOKEN_BYTES = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Text:
-    """`place` is the one that its vector has among the request's."""
+    """`place` is the index of the text in its request."""
 
     request: "_Request"
     place: int
@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`width` is the length to which its texts are padded."""
+    """The texts are padded to `width` tokens."""
 
     texts: list[Text]
     width: int
@@ -38,17 +38,17 @@ class _Request:
     number: int
     added_at: float
     served_tokens: int
-    """Padding included; it starts at what the others have had least."""
+    """Padding included. Starts at the smallest count among the other requests."""
     waiting: dict[int, list[Text]] = field(default_factory=lambda: defaultdict(list))
-    """Texts by the width of their bucket."""
+    """Queued texts by bucket width."""
     begun: bool = False
 
 
 class TextQueue:
-    """`widest_waste` is by how much a batch may be wider than its texts: 1 fills it from one bucket alone."""
+    """`max_width_ratio`: largest ratio of a batch's width to its shortest text; with 1, a batch has only one bucket."""
 
-    def __init__(self, widest_waste: int) -> None:
-        self._widest_waste = widest_waste
+    def __init__(self, max_width_ratio: int) -> None:
+        self._max_width_ratio = max_width_ratio
         self._requests: dict[int, _Request] = {}
         self._numbers = itertools.count()
 
@@ -57,7 +57,7 @@ class TextQueue:
 
     @property
     def texts(self) -> int:
-        """That wait."""
+        """Number of queued texts."""
         return sum(len(texts) for request in self._requests.values() for texts in request.waiting.values())
 
     def add(self, message: Encode, now: float) -> None:
@@ -77,7 +77,7 @@ class TextQueue:
         self._requests.pop(sequence, None)
 
     def next_batch(self, budget_tokens: int) -> Batch | None:
-        """Of as many tokens as the budget allows, padding included, but one text at least."""
+        """A batch of at most `budget_tokens` tokens, padding included, but at least one text."""
         order = sorted(self._requests.values(), key=lambda request: (request.served_tokens, request.number))
         if not order:
             return None
@@ -94,9 +94,9 @@ class TextQueue:
         return Batch(texts, width)
 
     def _buckets(self, order: list[_Request], width: int) -> list[int]:
-        """Widths of the texts that may go into a batch of that width, the widest first."""
+        """Bucket widths that may share a batch of `width`, the widest first."""
         known = {bucket for request in order for bucket in request.waiting}
-        return sorted((one for one in known if width // self._widest_waste <= one <= width), reverse=True)
+        return sorted((one for one in known if width // self._max_width_ratio <= one <= width), reverse=True)
 
     def _take(self, request: _Request, bucket: int, count: int) -> list[Text]:
         waiting = request.waiting.get(bucket)
@@ -113,6 +113,6 @@ class TextQueue:
 
 
 def bucket_width(length: int) -> int:
-    """The length that texts of about this one share: multiples of 8, and four for each doubling beyond 32."""
+    """Rounds the length up: to multiples of 8 up to 64, then to four widths per doubling."""
     step = max(8, 2 ** (length - 1).bit_length() // 8)
     return -(-length // step) * step

@@ -1,7 +1,7 @@
-"""What the files of an embedding model or reranker say about its use: pooling, prompts, limits. Imports no MLX.
+"""Reads how to use an embedding model or reranker from its files: pooling, prompts, limits. Imports no MLX.
 
 The files are those of sentence-transformers: modules.json, 1_Pooling/config.json, sentence_bert_config.json and
-config_sentence_transformers.json. The API process reads them to know the model, the worker to build it.
+config_sentence_transformers.json. Both the API process and the worker read them.
 """
 
 import json
@@ -17,7 +17,7 @@ Config = dict[str, Any]
 
 ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
-"""mlx-lm's modules for them attend to earlier tokens only."""
+"""Their modules in mlx-lm only attend to earlier tokens."""
 BIDIRECTIONAL_DECODERS = ("gemma3_text",)
 _SERVED = "BERT, RoBERTa, XLM-RoBERTa, ModernBERT, Nomic BERT, EmbeddingGemma, Qwen3, Qwen2, Mistral and Llama"
 _POOLINGS = {
@@ -33,25 +33,25 @@ _TIDY_SLASHES = re.compile(r"[/\\]+")
 
 
 class UnusableModel(Exception):
-    """Says why the worker cannot run the model correctly."""
+    """The worker cannot run the model correctly. The message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the hidden states of a model's last layer become a vector or, for a reranker, a score."""
+    """How to turn the hidden states of a model's last layer into a vector or, for a reranker, a score."""
 
     kind: ModelKind
     model_type: str
     config: Config
     max_tokens: int
-    """Of one input, special tokens included."""
+    """Limit of one input, special tokens included."""
     pooling: tuple[str, ...]
     dense: tuple[str, ...] = ()
-    """Folders of the layers behind the pooling."""
+    """Folders of the dense layers after the pooling."""
     normalize: bool = True
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """Texts that go before an input, by the name that a request gives."""
+    """Texts to prepend to an input, by the prompt name in a request."""
     default_prompt: str | None = None
 
 
@@ -61,7 +61,7 @@ def read_recipe(folder: Path, kind: ModelKind) -> Recipe:
     model_type = str(config.get("model_type"))
     _check_family(config, model_type, kind)
     if not (folder / "tokenizer.json").is_file():
-        raise UnusableModel("there is no tokenizer.json in its folder. Copy it from the original model")
+        raise UnusableModel("its folder has no tokenizer.json. Copy it from the original model.")
     max_tokens = max_input_tokens(folder, config)
     if kind == "rerank":
         return Recipe(kind, model_type, config, max_tokens, ())
@@ -84,7 +84,7 @@ def read_recipe(folder: Path, kind: ModelKind) -> Recipe:
 
 
 def read_json(file: Path) -> Config:
-    """An empty object where there is none that can be read."""
+    """The object in the file; empty if the file cannot be read."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
@@ -96,41 +96,41 @@ def _check_family(config: Config, model_type: str, kind: ModelKind) -> None:
     if model_type not in (*ENCODERS, *DECODERS, *BIDIRECTIONAL_DECODERS):
         raise UnusableModel(
             f"embedding models and rerankers of the model_type {model_type!r} are not supported. Use a model of one of "
-            f"these families: {_SERVED}"
+            f"these families: {_SERVED}."
         )
     if kind == "rerank":
         _check_reranker(config, model_type)
     if model_type in DECODERS and _may_see_later_tokens(config):
         raise UnusableModel(
             f"it attends to later tokens, and mlx-lm's {model_type!r} does not: its vectors would be wrong. Use "
-            "a model whose attention is causal, or an encoder"
+            "a model whose attention is causal, or an encoder."
         )
     if model_type in BIDIRECTIONAL_DECODERS and config.get("use_bidirectional_attention") is not True:
         raise UnusableModel(
             "its config.json has no use_bidirectional_attention = true, which models of the model_type 'gemma3_text' "
-            "need to embed. Use EmbeddingGemma"
+            "need to embed. Use EmbeddingGemma."
         )
     position_type = config.get("position_embedding_type", "absolute")
     if position_type not in ("absolute", "rope", "sans_pos"):
-        raise UnusableModel(f"its position_embedding_type {position_type!r} is not supported. Use another model")
+        raise UnusableModel(f"its position_embedding_type {position_type!r} is not supported. Use another model.")
     if config.get("is_decoder") is True:
-        raise UnusableModel("its config.json says is_decoder = true: it is no encoder. Use another model")
+        raise UnusableModel("its config.json sets is_decoder = true, but an encoder is needed. Use another model.")
 
 
 def _check_reranker(config: Config, model_type: str) -> None:
     if model_type not in ENCODERS or model_type == "nomic_bert":
         raise UnusableModel(
             f"sequence classifiers of the model_type {model_type!r} are not supported. Use a reranker of the families "
-            "BERT, RoBERTa, XLM-RoBERTa or ModernBERT, or a Qwen3-Reranker that generates"
+            "BERT, RoBERTa, XLM-RoBERTa or ModernBERT, or a Qwen3-Reranker that generates."
         )
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if count != 1:
-        raise UnusableModel(f"its classifier has {count} labels, and a reranker has one. Use another model")
+        raise UnusableModel(f"its classifier has {count} labels, and a reranker has one. Use another model.")
 
 
 def _may_see_later_tokens(config: Config) -> bool:
-    """Code that a model brings is how families of decoders become bidirectional."""
+    """Whether attention may be bidirectional, by its settings or by the model's own code."""
     return (
         config.get("is_causal") is False
         or config.get("use_bidirectional_attention") is True
@@ -139,7 +139,7 @@ def _may_see_later_tokens(config: Config) -> bool:
 
 
 def max_input_tokens(folder: Path, config: Config) -> int:
-    """What its authors set, where that is less than what it has positions for."""
+    """The limit that the authors set, if it is below the number of positions."""
     found = config.get("max_position_embeddings", config.get("n_positions"))
     positions = found if isinstance(found, int) else 512
     if config.get("model_type") in ("roberta", "xlm-roberta"):
@@ -157,7 +157,7 @@ def first_position(config: Config) -> int:
 
 
 def _modules(folder: Path, model_type: str) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-    """Pooling, folders of dense layers, and whether the vector is normalised."""
+    """Pooling modes, folders of dense layers, and whether to normalise the vector."""
     try:
         modules: list[Config] = json.loads((folder / "modules.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -176,14 +176,16 @@ def _modules(folder: Path, model_type: str) -> tuple[tuple[str, ...], tuple[str,
         elif name == "Normalize":
             normalize = True
         elif name != "Transformer":
-            raise UnusableModel(f"its modules.json has a module {name!r}, which is not supported. Use another model")
+            raise UnusableModel(f"its modules.json has a module {name!r}, which is not supported. Use another model.")
     return pooling, tuple(dense), normalize
 
 
 def _inside(path: str) -> str:
-    """A name of a folder in the model's own."""
+    """The path, checked to be inside the model's folder."""
     if ".." in _TIDY_SLASHES.split(path) or path.startswith("/"):
-        raise UnusableModel(f"its modules.json names the folder {path!r}, which lies outside of the model's")
+        raise UnusableModel(
+            f"its modules.json names the folder {path!r}, which is outside the model's folder. Use another model."
+        )
     return path
 
 
@@ -194,7 +196,10 @@ def _pooling(config: Config) -> tuple[str, ...]:
     chosen = (modes,) if isinstance(modes, str) else tuple(map(str, modes)) if isinstance(modes, list) else ()
     unknown = set(chosen) - set(_POOLINGS.values())
     if unknown or not chosen:
-        raise UnusableModel(f"its pooling {', '.join(sorted(unknown)) or 'has no mode, which'} is not supported")
+        named = ", ".join(sorted(unknown)) or "without a mode"
+        raise UnusableModel(f"its pooling {named} is not supported. Use another model.")
     if config.get("include_prompt") is False:
-        raise UnusableModel("its pooling leaves prompts out (include_prompt = false), which is not supported")
+        raise UnusableModel(
+            "its pooling excludes prompts (include_prompt = false), which is not supported. Use another model."
+        )
     return chosen
