@@ -1,6 +1,6 @@
-"""Every model that a request can name, whether it runs on this machine or on an upstream, and how each one answers.
+"""The models that a request can name, local or on an upstream. A `Backend` turns a request into events.
 
-A `Backend` turns a request into events. `Backends` is the one catalogue: `resolve` finds a request's backend.
+`Backends` is the one catalogue: `resolve` finds the backend of a request. It knows no HTTP.
 """
 
 import logging
@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """A model that answers requests, whatever name they have for it."""
+    """A model that answers requests."""
 
     @property
     def id(self) -> str: ...
 
     @property
     def fallbacks(self) -> Sequence[str]:
-        """Names of the models that may answer while this one cannot, in order."""
+        """Models to try, in order, while this one is unavailable."""
 
     def generate(self, request: Request) -> GenerationEvents:
         """`Started` once the request is admitted, `Completed` at the end. Closing the events ends the generation."""
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Tokens of the prompt that `generate` would have the model read."""
+        """Number of prompt tokens that `generate` would pass to the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +122,18 @@ class UpstreamModel:
         return self.server.generate(request, self.id)
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Upstreams have no endpoint for it, and tell the count with an answer: of one token, which is let go."""
+        """Generates one token and reads the count from its usage: upstreams have no endpoint that counts tokens."""
         usage = (await fold(self.generate(replace(request, max_tokens=1)))).usage
         if not usage.prompt_tokens:
-            raise UpstreamError(f"Model {self.id!r} is served by an upstream that does not count the prompt's tokens.")
+            raise UpstreamError(f"The upstream of model {self.id!r} does not count prompt tokens. Use a local model.")
         return usage.prompt_tokens
 
 
 @dataclass(slots=True)
 class Backends:
-    """The models of the pool's catalogue and of the upstreams. Where both have an id, it is the pool's model.
+    """The models of the pool's catalogue and of the upstreams. A pool model hides an upstream model of the same id.
 
-    `fallbacks` are those of this machine's models, by id, and `aliases` are patterns for names that no model has.
+    `fallbacks` maps ids of local models to models. `aliases` maps patterns to ids, for names that no model has.
     """
 
     pool: ModelPoolManager
@@ -143,10 +143,10 @@ class Backends:
     rules: PromptRules
 
     async def resolve(self, name: str) -> LocalModel | UpstreamModel:
-        """The model with that id or alias, else the one that the first fitting pattern of `aliases` names.
+        """The model with that id or alias, else the one of the first pattern in `aliases` that matches.
 
-        An upstream's models come before a download and before the default model, which are for names that have no
-        model anywhere. Raises ModelNotFound.
+        Only a name that matches no local and no upstream model can start a download or select the default model.
+        Raises ModelNotFound.
         """
         found = self._find(name)
         if found is None:
@@ -157,14 +157,14 @@ class Backends:
         return found
 
     def __iter__(self) -> Iterator[LocalModel | UpstreamModel]:
-        """Each id once, of what the catalogue found and the upstreams listed last."""
+        """Each id once: the models of the catalogue, then those of each upstream's latest list."""
         local = [self._local(entry, entry.id) for entry in self.pool.catalog]
         ids = {model.id for model in local}
         yield from local
         yield from (UpstreamModel(*one) for one in self.upstreams.models().items() if one[0] not in ids)
 
     def has(self, model_id: str) -> bool:
-        """Whether there is a model of that id or alias. A loaded model may have left the catalogue."""
+        """Whether a model has that id or alias. A loaded model may no longer be in the catalogue."""
         pool = self.pool
         return pool.catalog.knows(model_id) or pool.is_loaded(model_id) or model_id in self.upstreams.models()
 
@@ -181,15 +181,15 @@ class Backends:
 
 
 def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
-    """`asked_at` is in Unix seconds, as the model's times are."""
-    record.model, record.upstream = model.model_id, None  # it may stand in for an upstream's
+    """`asked_at` is in Unix seconds, like `loaded_at`."""
+    record.model, record.upstream = model.model_id, None  # an upstream may have failed before
     record.leased = time.perf_counter()
     if model.loaded_at >= asked_at:
         record.load_seconds = time.time() - asked_at
 
 
 def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[EngineSequence]) -> Prefilled:
-    """`members` are the first choice of each prompt, which read it. The worker keeps what fits into its cache."""
+    """`members` are the first choice of each prompt, which prefills it. The worker stores what fits into its cache."""
     record.cached_tokens = sum(member.cached_tokens for member in members)
     new = record.prompt_tokens - record.cached_tokens
     if model.engine.kv_bytes_per_token * new <= model.engine.limits.prefix_cache_bytes:
@@ -198,7 +198,7 @@ def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[Engin
 
 
 def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[EngineSequence], prompts: int) -> None:
-    """What was generated, also when it came to no end. Of the choices of one prompt, the first took it in."""
+    """Records what was generated, also by a cancelled request. The first choice of each prompt prefills it."""
     first_choices = members[:: len(runs) // prompts]
     prefilled = [member.prefilled_at for member in members if member.prefilled_at is not None]
     record.admitted = max(member.admitted_at for member in members if member.admitted_at is not None)
