@@ -88,7 +88,7 @@ BROKEN_OFF: dict[str, tuple[Answer, int, str, str]] = {
     "cut": (Answer((HALF,), missing_bytes=9), 502, "upstream_error", "closed the connection"),
     "ended-early": (Answer((HALF,)), 502, "upstream_error", "ended its answer"),
     "no-finish": (Answer((HALF, DONE)), 502, "upstream_error", "before the end of choice 0"),
-    "other-choice": (Answer((HALF, piece("x", index=1), DONE)), 502, "upstream_error", "sent choice 1"),
+    "other-choice": (Answer((HALF, piece("x", index=1), DONE)), 502, "upstream_error", "sent choice index 1"),
     "endless-line": (Answer((HALF, b"data: " + b"x" * 2**25)), 502, "upstream_error", "an event of more than"),
     "stalled": (Answer((HALF,), hangs=True), 504, "upstream_timeout", "sent nothing for 1 s"),
 }

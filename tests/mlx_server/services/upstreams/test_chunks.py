@@ -216,11 +216,11 @@ def test_usage_that_is_not_sent_counts_the_pieces() -> None:
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
-        (b"{", "no chunk"),
-        (b"[]", "no chunk"),
-        (b"\xff", "no chunk"),
-        (b'{"choices": [{"index": 1}]}', "sent choice 1 of 1"),
-        (b'{"choices": [{"index": -1}]}', "sent choice -1 of 1"),
+        (b"{", "invalid chunk"),
+        (b"[]", "invalid chunk"),
+        (b"\xff", "invalid chunk"),
+        (b'{"choices": [{"index": 1}]}', "sent choice index 1 for 1"),
+        (b'{"choices": [{"index": -1}]}', "sent choice index -1 for 1"),
     ],
 )
 def test_what_is_no_chunk_is_told(payload: bytes, words: str) -> None:

@@ -53,7 +53,7 @@ class ChunkReader:
         for place, choice in enumerate(chunk.choices or ()):
             index = choice.index if choice.index is not None else place
             if not 0 <= index < len(self._choices):
-                raise BadChunk(f"sent choice {index} of {len(self._choices)}")
+                raise BadChunk(f"sent choice index {index} for {len(self._choices)} requested choices")
             yield from self._choices[index].read(choice)
 
     @property
