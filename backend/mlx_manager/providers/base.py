@@ -165,19 +165,19 @@ class ProviderClient:
     """The client of one server, with one connection pool. Used from one event loop. Close it, or use `async with`."""
 
     def __init__(
-        self, provider: Provider[S], settings: S, upstream: str | None = None, silence_seconds: float | None = None
+        self, provider: Provider[S], settings: S, upstream: str | None = None, read_timeout_seconds: float | None = None
     ) -> None:
         """`upstream` is the name of an upstream, for messages: its settings do not come from the environment.
 
-        `connections` may serve other requests. A response on them may pause for `silence_seconds`.
+        `connections` may serve other requests. A response on them may pause for `read_timeout_seconds`.
         """
         self.provider = provider
         self.settings = settings
         self.title = provider.title if upstream is None else f"Upstream {upstream!r}"
         self.root = server_root(settings.base_url)
         self._is_upstream = upstream is not None
-        silence_seconds = silence_seconds if silence_seconds is not None else settings.timeout
-        self.connections = Connections(self.root, settings.api_key, silence_seconds)
+        read_timeout_seconds = read_timeout_seconds if read_timeout_seconds is not None else settings.timeout
+        self.connections = Connections(self.root, settings.api_key, read_timeout_seconds)
 
     def open(self) -> None:
         """Raises ModelError at once for an unusable proxy in the environment, not at the first request."""
@@ -270,7 +270,7 @@ class ProviderClient:
         entries = reply.get("data", "") if isinstance(reply, dict) else ""
         if entries is None:  # Ollama without models
             return []
-        models = [entry for entry in entries if _names_a_model(entry)] if isinstance(entries, list) else []
+        models = [entry for entry in entries if _has_valid_id(entry)] if isinstance(entries, list) else []
         if not isinstance(entries, list) or (entries and not models):
             raise self.unexpected("/v1/models", "a list of models", reply)
         if len(models) < len(entries):
@@ -355,7 +355,7 @@ class Choice:
     listed: list[str]
 
 
-def _names_a_model(entry: object) -> bool:
+def _has_valid_id(entry: object) -> bool:
     """An id must be printable: a lone surrogate, for example, cannot be written as JSON."""
     model_id = entry.get("id") if isinstance(entry, dict) else None
     return isinstance(model_id, str) and model_id != "" and model_id.isprintable()

@@ -27,7 +27,7 @@ class Connections:
         self._timeout = httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds))
         self._clients: dict[int, httpx.AsyncClient] = {}
         self._closed = False
-        self._fault: str | None = None
+        self._proxy_fault: str | None = None
 
     def open(self) -> None:
         """Raises UnusableProxy at once, not at the first request."""
@@ -47,11 +47,11 @@ class Connections:
         If a kept connection is dropped at once without an answer, the server has not seen the request, and it is sent
         again over a new connection. Raises httpx.RequestError, UnusableProxy, and RuntimeError once closed.
         """
-        connects = False
+        is_new = False
 
         async def note(event: str, info: Mapping[str, object]) -> None:
-            nonlocal connects
-            connects = connects or event.startswith("connection.connect")
+            nonlocal is_new
+            is_new = is_new or event.startswith("connection.connect")
 
         async def send(kept_connections: int) -> httpx.Response:
             client = self._client(kept_connections)
@@ -64,7 +64,7 @@ class Connections:
         try:
             return await send(KEPT_CONNECTIONS)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as exc:
-            if connects or time.monotonic() - sent_at > DROPPED_WITHIN_SECONDS:
+            if is_new or time.monotonic() - sent_at > DROPPED_WITHIN_SECONDS:
                 raise
             logger.info("%s dropped a kept connection (%s). Retrying over a new one.", self.root, exc)
             return await send(0)
@@ -73,14 +73,14 @@ class Connections:
         if self._closed:
             raise RuntimeError("the connections are closed")
         if kept_connections not in self._clients:
-            if self._fault is not None:  # making a client takes a tenth of a second
-                raise UnusableProxy(self._fault)
+            if self._proxy_fault is not None:  # making a client takes a tenth of a second
+                raise UnusableProxy(self._proxy_fault)
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept_connections)
             try:
                 self._clients[kept_connections] = client_for(
                     self.root, httpx.AsyncClient, headers=self._key, timeout=self._timeout, limits=limits
                 )
             except UnusableProxy as exc:
-                self._fault = str(exc)
+                self._proxy_fault = str(exc)
                 raise
         return self._clients[kept_connections]

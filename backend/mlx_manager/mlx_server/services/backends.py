@@ -17,7 +17,7 @@ from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.protocols.base import Request
 from mlx_manager.mlx_server.records import GenerationRecord
-from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
+from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, plan_choices, returns_best_of
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
@@ -62,7 +62,7 @@ class LocalModel:
         check_length(request, self.rules.max_characters)
         record, asked_at = request.record, time.time()
         async with self.pool.lease(self.entry, request.sequences, request.keep_alive_seconds) as model:
-            _note_lease(record, model, asked_at)
+            _record_lease(record, model, asked_at)
             prompts = await read_prompts(model, request, self.rules)
             record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self.pool.grammars, model, request)
@@ -81,7 +81,7 @@ class LocalModel:
                         events = runs[index].events(tokens)
                         if runs[index].finished:
                             sequences.cancel(index)
-                        if keeps_the_best(request):
+                        if returns_best_of(request):
                             held += events
                         else:
                             for event in events:
@@ -89,7 +89,7 @@ class LocalModel:
                     for event in best_of(request, runs, held):
                         yield event
                 finally:
-                    _note_work(record, runs, sequences.members, len(prompts))
+                    _record_work(record, runs, sequences.members, len(prompts))
         yield Completed(
             Usage(
                 record.prompt_tokens,
@@ -180,7 +180,7 @@ class Backends:
         return LocalModel(entry, fallbacks, self.pool, self.rules)
 
 
-def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
+def _record_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
     """`asked_at` is in Unix seconds, like `loaded_at`."""
     record.model, record.upstream = model.model_id, None  # an upstream may have failed before
     record.leased = time.perf_counter()
@@ -197,7 +197,7 @@ def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[Engin
     return Prefilled(record.prompt_tokens, record.cached_tokens, record.stored_tokens)
 
 
-def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[EngineSequence], prompts: int) -> None:
+def _record_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[EngineSequence], prompts: int) -> None:
     """Records what was generated, also by a cancelled request. The first choice of each prompt prefills it."""
     first_choices = members[:: len(runs) // prompts]
     prefilled = [member.prefilled_at for member in members if member.prefilled_at is not None]

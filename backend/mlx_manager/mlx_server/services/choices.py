@@ -68,14 +68,14 @@ class ChoiceRun:
             self._echoes = False
             events += self._write(self._echo(tokens))
         if self._generates:
-            events += self._go_on(tokens)
+            events += self._feed(tokens)
         reason = self._text.finish_reason if self._generates else "length"
         if reason is not None:
             self.finished = True
             events.append(ChoiceFinished(self.index, reason, self._text.matched_stop))
         return events
 
-    def _go_on(self, tokens: Tokens) -> list[Delta]:
+    def _feed(self, tokens: Tokens) -> list[Delta]:
         counted = self._text.completion_tokens
         output = self._text.feed(tokens)
         if tokens.scores:
@@ -115,14 +115,14 @@ def plan_choices(
                 replace(sampling, seed=(sampling.seed + number) % 2**64),
                 grammar=grammar,
                 thinking=thinking,
-                logprobs=0 if request.logprobs is None and keeps_the_best(request) else request.logprobs,
+                logprobs=0 if request.logprobs is None and returns_best_of(request) else request.logprobs,
                 prompt_logprobs=request.logprobs is not None and _echoes(request),
             )
             planned.append((ChoiceRun(model, request, prompt, len(planned)), submission))
     return planned
 
 
-def keeps_the_best(request: ChatRequest | CompletionRequest) -> bool:
+def returns_best_of(request: ChatRequest | CompletionRequest) -> bool:
     """Whether the request generates more choices than it returns."""
     return isinstance(request, CompletionRequest) and request.best_of > request.n
 

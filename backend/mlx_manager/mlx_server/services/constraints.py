@@ -27,7 +27,7 @@ async def compile_grammar(
     """
     asked = await validator.compile(request.grammar) if request.grammar is not None else None
     if not isinstance(request, ChatRequest) or not request.tool_use.callable:
-        return _noted(asked, request) if asked is not None else None
+        return _with_warnings(asked, request) if asked is not None else None
     custom_rules = await _custom_rules(validator, model, request)
     use = request.tool_use
     if not use.required and request.grammar is None:
@@ -35,11 +35,11 @@ async def compile_grammar(
             return None
         special_tokens = tuple(_visible_tokens(model).values())
         lark = text_with_custom_calls(custom_rules, special_tokens, parallel=use.parallel)
-        return _noted(await validator.compile(Grammar("lark", lark, "tools")), request)
+        return _with_warnings(await validator.compile(Grammar("lark", lark, "tools")), request)
     functions = [tool for tool in use.callable if not (tool.custom and custom_rules)]
     calls = _calls(model, request, functions) if functions else ToolGrammar("%llguidance {}\n")
     lark = _any_of(calls, custom_rules, None if use.required else request.grammar)
-    return _noted(await validator.compile(Grammar("lark", lark, "tools")), request, calls.unenforced)
+    return _with_warnings(await validator.compile(Grammar("lark", lark, "tools")), request, calls.unenforced)
 
 
 async def _custom_rules(validator: GrammarValidator, model: LoadedModel, request: ChatRequest) -> str:
@@ -68,7 +68,7 @@ def _lark_of(verdict: Verdict) -> str:
     return lark
 
 
-def _noted(verdict: Verdict, request: ChatRequest | CompletionRequest, unenforced: tuple[str, ...] = ()) -> str:
+def _with_warnings(verdict: Verdict, request: ChatRequest | CompletionRequest, unenforced: tuple[str, ...] = ()) -> str:
     """The verdict's grammar. Adds the keywords that it does not enforce to the record and, once each, to the log."""
     left_out = [*unenforced, *verdict.unenforced]
     request.record.warnings += left_out

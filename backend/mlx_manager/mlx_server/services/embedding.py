@@ -51,7 +51,7 @@ class EmbeddingService:
         self._check_length(request.text_length, "input")
         record, asked_at = request.record, time.time()
         async with self._pool.lease_as(Embedder, entry, 1, request.keep_alive_seconds) as model:
-            _note_lease(record, model, asked_at)
+            _record_lease(record, model, asked_at)
             dimensions = _dimensions(model, request)
             ids = await _off_loop(request.text_length, lambda: _tokens(model, request))
             record.prompt_tokens = sum(map(len, ids))
@@ -69,7 +69,7 @@ class EmbeddingService:
             )
         record, asked_at = request.record, time.time()
         async with self._pool.lease_as(Reranker, entry, 1, request.keep_alive_seconds) as model:
-            _note_lease(record, model, asked_at)
+            _record_lease(record, model, asked_at)
             ids, second_at = await _off_loop(request.text_length, lambda: _pairs(model, request))
             record.prompt_tokens = sum(map(len, ids))
             scores = await _recorded(record, model.engine.encode(ids, record, second_at=second_at))
@@ -115,7 +115,7 @@ async def _recorded(record: GenerationRecord, work: Awaitable[bytes]) -> bytes:
     return encoded
 
 
-def _note_lease(record: GenerationRecord, model: Resident, asked_at: float) -> None:
+def _record_lease(record: GenerationRecord, model: Resident, asked_at: float) -> None:
     """`asked_at` is in Unix seconds, like `loaded_at`."""
     record.model, record.leased = model.model_id, time.perf_counter()
     if model.loaded_at >= asked_at:
@@ -123,14 +123,14 @@ def _note_lease(record: GenerationRecord, model: Resident, asked_at: float) -> N
 
 
 def _dimensions(model: Embedder, request: EmbeddingRequest) -> int:
-    has = model.engine.facts.dimensions
-    if request.dimensions is not None and request.dimensions > has:
+    native = model.engine.facts.dimensions
+    if request.dimensions is not None and request.dimensions > native:
         raise InvalidRequest(
-            f"dimensions is {request.dimensions}, but the vectors of model {model.model_id!r} have {has}. Send at most "
-            f"{has}, or remove dimensions.",
+            f"dimensions is {request.dimensions}, but the vectors of model {model.model_id!r} have {native}. Send at "
+            f"most {native}, or remove dimensions.",
             param="dimensions",
         )
-    return request.dimensions if request.dimensions is not None else has
+    return request.dimensions if request.dimensions is not None else native
 
 
 def _tokens(model: Embedder, request: EmbeddingRequest) -> Sequence[Sequence[int]]:
@@ -144,7 +144,7 @@ def _tokens(model: Embedder, request: EmbeddingRequest) -> Sequence[Sequence[int
         ids = model.texts.encode([f"{prompt}{text}" for text in texts], limit)
     else:
         ids = [one[:limit] for one in request.inputs if not isinstance(one, str)]
-        _check_known(model, ids, names)
+        _check_ids(model, ids, names)
     _check_tokens(model, ids, names)
     return ids
 
@@ -201,7 +201,7 @@ def _prompt(model: Embedder, name: str | None) -> str:
     return prompts[name]
 
 
-def _check_known(model: Embedder, ids: Sequence[Sequence[int]], names: list[str]) -> None:
+def _check_ids(model: Embedder, ids: Sequence[Sequence[int]], names: list[str]) -> None:
     size = model.engine.facts.vocabulary_size
     for one, name in zip(ids, names, strict=True):
         unknown = next((token for token in one if not 0 <= token < size), None)

@@ -23,11 +23,11 @@ DOCUMENTS_AT_ONCE = 16
 """Leaves other requests room in the batch."""
 CERTAIN_BIAS = 1e6
 _INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-_BEFORE = (
+_PROMPT_START = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
-_BEHIND = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+_PROMPT_END = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _NAME = re.compile(r"rerank", re.IGNORECASE)
 
 
@@ -75,7 +75,7 @@ def _prompts(model: LoadedModel, request: RerankRequest) -> Iterator[list[int]]:
     def ids(text: str) -> list[int]:
         return model.tokenizer.encode(text, add_special_tokens=False)
 
-    before, behind = ids(_BEFORE), ids(_BEHIND)
+    before, after = ids(_PROMPT_START), ids(_PROMPT_END)
     largest = min(filter(None, (model.defaults.context_length, model.engine.largest_sequence_tokens))) - 1
     limit = largest if request.truncate_tokens == WHOLE_MODEL else request.truncate_tokens
     instruction = request.instruction if request.instruction is not None else _INSTRUCTION
@@ -84,8 +84,8 @@ def _prompts(model: LoadedModel, request: RerankRequest) -> Iterator[list[int]]:
             document = model.tokenizer.decode(ids(document)[: request.document_tokens])
         text = ids(f"<Instruct>: {instruction}\n<Query>: {request.query}\n<Document>: {document}")
         if limit is not None:
-            text = text[: max(1, limit - len(before) - len(behind))]
-        prompt = [*before, *text, *behind]
+            text = text[: max(1, limit - len(before) - len(after))]
+        prompt = [*before, *text, *after]
         if len(prompt) > largest:
             raise ContextLengthExceeded(
                 f"documents[{index}] has {len(prompt)} tokens with the query, but model {model.model_id!r} reads "

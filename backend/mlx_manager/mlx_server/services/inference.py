@@ -43,14 +43,14 @@ Answer = JsonObject | AsyncIterator[JsonObject]
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
-class _Unasked(int):
+class _DefaultLimit(int):
     """A default limit: the limit of the model or of the settings takes precedence."""
 
 
-DEFAULT_MAX_TOKENS = _Unasked(4096)
-DEFAULT_COMPLETION_TOKENS = _Unasked(COMPLETION_TOKENS)
+DEFAULT_MAX_TOKENS = _DefaultLimit(4096)
+DEFAULT_COMPLETION_TOKENS = _DefaultLimit(COMPLETION_TOKENS)
 
-_PASSING = (InsufficientMemory, ModelLoadFailed, NotReady, ServerBusy, UpstreamError)
+_FAILOVER = (InsufficientMemory, ModelLoadFailed, NotReady, ServerBusy, UpstreamError)
 """Failures of a model, not of the request: a fallback may answer it."""
 
 
@@ -81,14 +81,14 @@ class InferenceService:
                         with trace.current(), deadline:  # the span of a model load becomes a child
                             event = await anext(events)
                         while True:
-                            if trace.note(event):
+                            if trace.observe(event):
                                 yield event
                             with deadline:
                                 event = await anext(events)
                 except StopAsyncIteration:
                     return
                 except ServerError as exc:
-                    if trace.is_answering or deadline.expired or (failure is None and not isinstance(exc, _PASSING)):
+                    if trace.is_answering or deadline.expired or (failure is None and not isinstance(exc, _FAILOVER)):
                         raise
                     logger.warning("Model %s failed for request %s: %s", name, request.id, exc)
                     failure = failure if failure is not None else exc
@@ -150,7 +150,7 @@ async def _answer(
     protocol: ChunkProtocol[BodyT, RequestT], body: type[BodyT], fields: JsonObject, max_tokens: int, stream: bool
 ) -> Answer:
     running = get_running()
-    asked = None if isinstance(max_tokens, _Unasked) else max_tokens
+    asked = None if isinstance(max_tokens, _DefaultLimit) else max_tokens
     try:
         read = body.model_validate({**fields, "max_tokens": asked})
     except ValidationError as exc:

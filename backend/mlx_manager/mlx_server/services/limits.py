@@ -15,9 +15,9 @@ def resolve_sampling(model: LoadedModel, request: GenerationRequest) -> Sampling
     Raises InvalidRequest for token ids and counts beyond the model's vocabulary.
     """
     vocabulary_size = model.engine.vocabulary_size
-    of_the_model = replace(SamplingParams(seed=secrets.randbits(64)), **_said(model.defaults.sampling))
-    of_the_model = replace(of_the_model, top_k=min(of_the_model.top_k, vocabulary_size))
-    params = replace(of_the_model, **_said(request.sampling))
+    model_defaults = replace(SamplingParams(seed=secrets.randbits(64)), **_set_values(model.defaults.sampling))
+    model_defaults = replace(model_defaults, top_k=min(model_defaults.top_k, vocabulary_size))
+    params = replace(model_defaults, **_set_values(request.sampling))
     if params.top_k > vocabulary_size:
         raise InvalidRequest(
             f"top_k is {params.top_k}, but the model's vocabulary has {vocabulary_size} tokens. Lower top_k.",
@@ -56,8 +56,8 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
 
 def _within_memory(model: LoadedModel, request: GenerationRequest, prompt_tokens: int, max_tokens: int) -> int:
     fits = model.engine.largest_sequence_tokens
-    is_limit_asked_for = request.max_tokens not in (None, NO_TOKEN_LIMIT) and not request.max_tokens_is_a_ceiling
-    asked = prompt_tokens + (max_tokens if is_limit_asked_for else 1)
+    is_limit_requested = request.max_tokens not in (None, NO_TOKEN_LIMIT) and not request.max_tokens_is_a_ceiling
+    asked = prompt_tokens + (max_tokens if is_limit_requested else 1)
     if asked <= fits:
         return min(max_tokens, fits - prompt_tokens)
     raise ContextLengthExceeded(
@@ -83,6 +83,6 @@ def resolve_stop_tokens(model: LoadedModel, request: GenerationRequest) -> list[
     return [*own, *request.stop_token_ids]
 
 
-def _said(overrides: SamplingOverrides) -> dict[str, Any]:
+def _set_values(overrides: SamplingOverrides) -> dict[str, Any]:
     values = {field.name: getattr(overrides, field.name) for field in fields(overrides)}
     return {name: value for name, value in values.items() if value is not None}

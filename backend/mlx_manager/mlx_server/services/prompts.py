@@ -112,11 +112,11 @@ def _completion_prompt(model: LoadedModel, request: CompletionRequest, prompt: s
         return Prompt(_fill_in_the_middle(model, prompt, request.suffix))
     if isinstance(prompt, str):
         return Prompt(model.tokenizer.encode(prompt, add_special_tokens=True), prompt)
-    tokens = _known(model, prompt)
+    tokens = _ids(model, prompt)
     return Prompt(tokens, make_decoder(model.tokenizer, request.skip_special_tokens)(tokens) if request.echo else "")
 
 
-def _known(model: LoadedModel, tokens: tuple[int, ...]) -> list[int]:
+def _ids(model: LoadedModel, tokens: tuple[int, ...]) -> list[int]:
     size = model.engine.vocabulary_size
     unknown = next((token for token in tokens if not 0 <= token < size), None)
     if unknown is not None:
@@ -129,17 +129,17 @@ def _known(model: LoadedModel, tokens: tuple[int, ...]) -> list[int]:
 
 def _fill_in_the_middle(model: LoadedModel, prefix: str | tuple[int, ...], suffix: str) -> list[int]:
     tokenizer = model.tokenizer
-    marks = fill_in_the_middle_tokens(tokenizer)
-    if marks is None:
+    markers = fill_in_the_middle_tokens(tokenizer)
+    if markers is None:
         raise UnsupportedParameter(
             f"Model {model.model_id!r} does not support 'suffix': its vocabulary has no fill-in-the-middle tokens. "
             "Remove 'suffix', or use a code model.",
             param="suffix",
         )
-    before = tokenizer.encode(prefix, add_special_tokens=False) if isinstance(prefix, str) else _known(model, prefix)
+    before = tokenizer.encode(prefix, add_special_tokens=False) if isinstance(prefix, str) else _ids(model, prefix)
     after = tokenizer.encode(suffix, add_special_tokens=False)
     begin_of_text = tokenizer.encode("", add_special_tokens=True)
-    return [*begin_of_text, marks[0], *before, marks[1], *after, marks[2]]
+    return [*begin_of_text, markers[0], *before, markers[1], *after, markers[2]]
 
 
 def fill_in_the_middle_tokens(tokenizer: Tokenizer) -> tuple[int, int, int] | None:

@@ -57,7 +57,7 @@ class StoredResponse:
             if self._stop is not None:
                 self._stop()
 
-    async def watched(self, events: GenerationEvents) -> GenerationEvents:
+    async def cancellable(self, events: GenerationEvents) -> GenerationEvents:
         """Passes `events` on until `cancel`, which ends the answer at that point.
 
         Drops the response if its client disconnects.

@@ -93,9 +93,9 @@ def _with_calls_as_text(
     calls = [call for call in turn.tool_calls if is_text(call)]
     if not calls:
         return turn
-    said = [turn.content] if turn.content else []
+    content = [turn.content] if turn.content else []
     others = tuple(call for call in turn.tool_calls if call not in calls)
-    return replace(turn, content="\n".join([*said, *map(write, calls)]), tool_calls=others)
+    return replace(turn, content="\n".join([*content, *map(write, calls)]), tool_calls=others)
 
 
 def _call(call: ToolCall) -> str:

@@ -67,7 +67,7 @@ class OutputRecorder:
         self._parts: defaultdict[int, ChoiceParts] = defaultdict(ChoiceParts)
         self._reasons: dict[int, str] = {}
 
-    def see(self, event: GenerationEvent) -> None:
+    def add(self, event: GenerationEvent) -> None:
         match event:
             case TextDelta() | ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
                 self._parts[event.index].add(event)

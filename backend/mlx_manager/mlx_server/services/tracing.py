@@ -85,11 +85,11 @@ class Trace:
     is_answering: bool = False
     _last_at: dict[int, float] = field(default_factory=dict)
 
-    def note(self, event: GenerationEvent) -> bool:
+    def observe(self, event: GenerationEvent) -> bool:
         """False for the second `Started`, of a fallback for a model that failed after its own `Started`."""
         record = self.record
         if isinstance(event, _DELTAS):
-            self._note_time(event.index)
+            self._record_time(event.index)
             if isinstance(event, ToolCallStarted):
                 record.tool_calls.append(event.name)
         elif isinstance(event, ChoiceFinished):
@@ -104,10 +104,10 @@ class Trace:
             return is_first
         self.is_answering = True
         if self.output is not None:
-            self.output.see(event)
+            self.output.add(event)
         return True
 
-    def _note_time(self, choice: int) -> None:
+    def _record_time(self, choice: int) -> None:
         now = time.perf_counter()
         last_at = self._last_at.get(choice)
         self._last_at[choice] = self.record.last_output = now

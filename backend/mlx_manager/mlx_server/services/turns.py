@@ -73,7 +73,7 @@ def _append(turns: list[ChatTurn], blocks: list[str]) -> None:
     if not blocks:
         return
     if turns and turns[-1].role == "user":
-        turns[-1] = _with_text(turns[-1], behind=_joined(blocks))
+        turns[-1] = _with_text(turns[-1], after=_joined(blocks))
     else:
         turns.append(ChatTurn("user", _joined(blocks)))
 
@@ -115,8 +115,8 @@ def _join(before: ChatTurn, turn: ChatTurn) -> ChatTurn:
     )
 
 
-def _with_text(turn: ChatTurn, *, before: str = "", behind: str = "") -> ChatTurn:
-    return replace(turn, content=_joined((before, turn.content, behind)))
+def _with_text(turn: ChatTurn, *, before: str = "", after: str = "") -> ChatTurn:
+    return replace(turn, content=_joined((before, turn.content, after)))
 
 
 def _joined(texts: Iterable[str | None]) -> str:

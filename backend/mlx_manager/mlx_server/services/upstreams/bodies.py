@@ -55,7 +55,7 @@ class Dialect:
     """Whether it accepts token ids and several prompts."""
     finds_stop_strings: bool = True
     """Whether it finds stop strings that cross token borders. If not, this server searches and sends none."""
-    is_told_the_default_limit: bool = True
+    needs_default_limit: bool = True
     """Whether to send our default max_tokens, because its own is too small or unlimited."""
 
 
@@ -68,7 +68,7 @@ DIALECTS: Mapping[UpstreamKind, Dialect] = {
     ),
     # It streams no logprobs, and misses stop strings that do not start and end at token borders.
     "mlxlm": Dialect("mlx_lm.server", _EVERYWHERE, finds_stop_strings=False),
-    "openai": Dialect("an OpenAI server", None, reads_token_ids=True, is_told_the_default_limit=False),
+    "openai": Dialect("an OpenAI server", None, reads_token_ids=True, needs_default_limit=False),
 }
 
 
@@ -84,13 +84,13 @@ def upstream_body(request: Request, kind: UpstreamKind, model: str) -> JsonObjec
                 for tool in request.tool_use.callable
                 if tool.grammar is not None
             ]
-            asked = _asked(request, dialect) | _asked_of_chat(request, dialect)
+            parameters = _common_parameters(request, dialect) | _chat_parameters(request, dialect)
         case CompletionRequest():
             body["prompt"] = _prompt(request, dialect)
-            asked = _asked(request, dialect) | _asked_of_completion(request)
+            parameters = _common_parameters(request, dialect) | _completion_parameters(request)
         case _:
             assert_never(request)
-    for name, value in asked.items():
+    for name, value in parameters.items():
         if value is None:
             continue
         if dialect.parameters is not None and name not in dialect.parameters:
@@ -105,7 +105,7 @@ def _unsupported(request: Request, dialect: Dialect, name: str) -> UnsupportedPa
     )
 
 
-def _asked(request: Request, dialect: Dialect) -> JsonObject:
+def _common_parameters(request: Request, dialect: Dialect) -> JsonObject:
     """Parameters of both kinds of requests, by name on the wire; None if unset."""
     sampling = {field.name: getattr(request.sampling, field.name) for field in fields(request.sampling)}
     return {
@@ -142,13 +142,13 @@ def _answer_format(grammar: Grammar | None) -> JsonObject:
 
 def _max_tokens(request: Request, dialect: Dialect) -> int | None:
     """Completions have the same default on every server."""
-    tells_default = dialect.is_told_the_default_limit or isinstance(request, CompletionRequest)
-    if request.max_tokens == NO_TOKEN_LIMIT and not tells_default:
+    sends_default = dialect.needs_default_limit or isinstance(request, CompletionRequest)
+    if request.max_tokens == NO_TOKEN_LIMIT and not sends_default:
         return None
-    return request.default_max_tokens if request.max_tokens is None and tells_default else request.max_tokens
+    return request.default_max_tokens if request.max_tokens is None and sends_default else request.max_tokens
 
 
-def _asked_of_chat(request: ChatRequest, dialect: Dialect) -> JsonObject:
+def _chat_parameters(request: ChatRequest, dialect: Dialect) -> JsonObject:
     template_kwargs = dict(request.template_kwargs)
     effort = None
     if dialect.parameters is None and "reasoning_effort" in template_kwargs:
@@ -185,7 +185,7 @@ def _tool(tool: ToolDefinition) -> JsonObject:
     return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.parameters}}
 
 
-def _asked_of_completion(request: CompletionRequest) -> JsonObject:
+def _completion_parameters(request: CompletionRequest) -> JsonObject:
     if request.best_of > request.n:
         raise UnsupportedParameter(
             f"Model {request.model!r} is on an upstream, which streams its answers. best_of > n cannot be streamed. "

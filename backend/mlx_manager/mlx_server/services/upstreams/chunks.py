@@ -15,7 +15,7 @@ from mlx_manager.mlx_server.services.upstreams.shapes import (
     Token,
     TopToken,
     read_chunk,
-    words_of,
+    texts_of,
 )
 from mlx_manager.mlx_server.services.upstreams.tool_calls import ToolCallCollector
 from mlx_manager.mlx_server.types import (
@@ -67,9 +67,9 @@ class ChunkReader:
         return all(choice.reason is not None or choice.stopped for choice in self._choices)
 
     @property
-    def rests(self) -> bool:
+    def expects_no_more(self) -> bool:
         """Whether it has `ended`, and each finish reason came in a chunk without content: no more is expected."""
-        return self.ended and all(choice.rests or choice.stopped for choice in self._choices)
+        return self.ended and all(choice.expects_no_more or choice.stopped for choice in self._choices)
 
     def finish(self) -> Iterator[GenerationEvent]:
         """The remaining events, after the end of the stream or a stop. Raises BadChunk for an incomplete answer."""
@@ -94,7 +94,7 @@ class _ChoiceReader:
     def __init__(self, index: int, stop: StopStringParser) -> None:
         self.pieces = 0
         self.reason: FinishReason | Literal["broken"] | None = None
-        self.rests = False
+        self.expects_no_more = False
         self._reason_as_sent: object = None
         self._index = index
         self._stop = stop
@@ -112,33 +112,33 @@ class _ChoiceReader:
         delta = choice.delta or choice.message or Delta()
         if delta.content is None:
             delta.content = choice.text
-        words = words_of(delta)
+        texts = texts_of(delta)
         logprobs = self._logprobs(choice.logprobs) if isinstance(choice.logprobs, LogprobColumns) else ()
-        if words["thoughts"]:
+        if texts["reasoning"]:
             self.pieces += 1
-            yield ReasoningDelta(self._index, words["thoughts"], logprobs if not words["text"] else ())
-        if words["refusal"]:
+            yield ReasoningDelta(self._index, texts["reasoning"], logprobs if not texts["text"] else ())
+        if texts["refusal"]:
             self.pieces += 1
-            yield RefusalDelta(self._index, words["refusal"])
-        if words["text"] or (logprobs and not words["thoughts"]):
+            yield RefusalDelta(self._index, texts["refusal"])
+        if texts["text"] or (logprobs and not texts["reasoning"]):
             self.pieces += 1
-            text = self._stop.feed(words["text"])
+            text = self._stop.feed(texts["text"])
             if text or logprobs:
                 yield TextDelta(self._index, text, logprobs)
         pieces = delta.call_pieces
         for piece in pieces:
             self.pieces += 1
             yield from self._calls.add(piece)
-        self._note_reason(choice.finish_reason)
+        self._update_reason(choice.finish_reason)
         if isinstance(choice.stop_reason, str):
             self._named_stop = choice.stop_reason
-        self.rests = self.reason is not None and not any(words.values()) and not pieces
+        self.expects_no_more = self.reason is not None and not any(texts.values()) and not pieces
 
-    def _note_reason(self, said: object) -> None:
+    def _update_reason(self, sent: object) -> None:
         """Some servers send a reason with every chunk: the choice continues, and any other reason replaces "stop"."""
-        reason = read_finish_reason(said)
+        reason = read_finish_reason(sent)
         if reason == "broken" or (reason is not None and self.reason in (None, "stop")):
-            self.reason, self._reason_as_sent = reason, said
+            self.reason, self._reason_as_sent = reason, sent
 
     def finish(self) -> Iterator[GenerationEvent]:
         if self.stopped:

@@ -47,11 +47,11 @@ def error_param(error: object) -> str | None:
 
 def error_status(error: object) -> int | None:
     """The HTTP status that the error object or its code stands for."""
-    if is_about_context(error):
+    if is_context_error(error):
         return 400
     code = str(error.get("code")) if isinstance(error, dict) else ""
     return int(code) if code in _STATUSES else None
 
 
-def is_about_context(error: object) -> bool:
+def is_context_error(error: object) -> bool:
     return isinstance(error, dict) and not _CONTEXT_CODES.isdisjoint((str(error.get("code")), str(error.get("type"))))

@@ -26,7 +26,7 @@ from mlx_manager.mlx_server.services.upstreams.failures import (
     error_object,
     error_param,
     error_status,
-    is_about_context,
+    is_context_error,
 )
 from mlx_manager.mlx_server.services.upstreams.shapes import BadChunk
 from mlx_manager.mlx_server.upstream_settings import UpstreamSettings
@@ -46,7 +46,7 @@ class Replies:
 
     def __init__(self, settings: UpstreamSettings) -> None:
         self._settings = settings
-        self._who = f"Upstream {settings.name!r}"
+        self._label = f"Upstream {settings.name!r}"
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
@@ -54,57 +54,59 @@ class Replies:
         try:
             yield
         except UpstreamFailure as exc:
-            raise self._failure(exc.error) from exc
+            raise self._stream_error(exc.error) from exc
         except BadChunk as exc:
-            raise UpstreamError(self._without_key(f"{self._who} {exc}. Check its log.")) from exc
+            raise UpstreamError(self._without_key(f"{self._label} {exc}. Check its log.")) from exc
         except RecursionError as exc:
-            raise UpstreamError(f"{self._who} sent JSON that is nested too deeply. Check its log.") from exc
+            raise UpstreamError(f"{self._label} sent JSON that is nested too deeply. Check its log.") from exc
         except httpx.TimeoutException as exc:
             seconds = self._settings.timeout_seconds
             what = "did not connect" if isinstance(exc, httpx.ConnectTimeout) else f"sent nothing for {seconds:g} s"
-            raise UpstreamTimeout(f"{self._who} {what}. Check that it runs, or raise its timeout_seconds.") from exc
+            raise UpstreamTimeout(f"{self._label} {what}. Check that it runs, or raise its timeout_seconds.") from exc
         except UnusableProxy as exc:
-            raise UpstreamError(f"{self._who} cannot be reached. {exc}") from exc
+            raise UpstreamError(f"{self._label} cannot be reached. {exc}") from exc
         except httpx.ConnectError as exc:
-            raise UpstreamError(f"{self._who} cannot be reached. Start it, or correct its base_url.") from exc
+            raise UpstreamError(f"{self._label} cannot be reached. Start it, or correct its base_url.") from exc
         except httpx.RequestError as exc:
-            raise UpstreamError(f"{self._who} closed the connection ({type(exc).__name__}). Check its log.") from exc
+            raise UpstreamError(f"{self._label} closed the connection ({type(exc).__name__}). Check its log.") from exc
 
     async def is_stream(self, response: httpx.Response) -> bool:
         """False for an answer in one JSON document. Raises a ServerError for any other reply."""
         if not response.is_success:
-            raise self._refusal(response, error_object(await _beginning(response)))
+            raise self._status_error(response, error_object(await _beginning(response)))
         media_type = response.headers.get("content-type", _EVENT_STREAM).partition(";")[0].strip().lower()
         if media_type in (_EVENT_STREAM, "application/x-ndjson"):
             return True
         if media_type == "application/json" or media_type.endswith("+json"):
             return False
-        said = (await _beginning(response)).decode(errors="replace")[:_MAX_EXCERPT_CHARACTERS]
-        what = f"{self._who} answered with {media_type!r} instead of a stream: {said!r}. Check its base_url."
+        excerpt = (await _beginning(response)).decode(errors="replace")[:_MAX_EXCERPT_CHARACTERS]
+        what = f"{self._label} answered with {media_type!r} instead of a stream: {excerpt!r}. Check its base_url."
         raise UpstreamError(self._without_key(what))
 
-    def _refusal(self, response: httpx.Response, error: object) -> ServerError:
+    def _status_error(self, response: httpx.Response, error: object) -> ServerError:
         if response.has_redirect_location:
-            what = f"{self._who} answered {response.status_code}, a redirect."
+            what = f"{self._label} answered {response.status_code}, a redirect."
             return UpstreamError(f"{what} Set its base_url to the address of the server itself.")
         message = self._message(error) or f"{response.reason_phrase}."
-        failure = self._known_failure(response.status_code, error, message)
+        failure = self._mapped_error(response.status_code, error, message)
         if failure is None:
-            failure = UpstreamError(f"{self._who} answered {response.status_code}: {message} Check its log.")
+            failure = UpstreamError(f"{self._label} answered {response.status_code}: {message} Check its log.")
         if isinstance(failure, ServerBusy | UpstreamError):
             failure.retry_after_seconds = retry_after_seconds(response.headers)
         return failure
 
-    def _failure(self, error: object) -> ServerError:
+    def _stream_error(self, error: object) -> ServerError:
         message, status = self._message(error), error_status(error)
-        failure = self._known_failure(status, error, message) if status is not None else None
-        return failure if failure is not None else UpstreamError(f"{self._who} sent an error: {message} Check its log.")
+        failure = self._mapped_error(status, error, message) if status is not None else None
+        if failure is not None:
+            return failure
+        return UpstreamError(f"{self._label} sent an error: {message} Check its log.")
 
-    def _known_failure(self, status: int, error: object, message: str) -> ServerError | None:
-        text = f"{self._who}: {message}"
+    def _mapped_error(self, status: int, error: object, message: str) -> ServerError | None:
+        text = f"{self._label}: {message}"
         match status:
             case 400 | 413 | 422:
-                if is_about_context(error):
+                if is_context_error(error):
                     return ContextLengthExceeded(f"{text} Shorten the prompt.", param=error_param(error))
                 return InvalidRequest(f"{text} Correct the request.", param=error_param(error))
             case 404:
@@ -112,7 +114,7 @@ class Replies:
             case 429:
                 return ServerBusy(f"{text} Retry later.")
             case 401 | 403:  # the key is this server's, so the client gets no details
-                return UpstreamError(f"{self._who} rejected the key of this server ({status}). Correct its api_key.")
+                return UpstreamError(f"{self._label} rejected the key of this server ({status}). Correct its api_key.")
             case 408 | 504:
                 return UpstreamTimeout(f"{text} Retry later.")
         return None

@@ -34,7 +34,7 @@ USAGE_SECONDS = 5.0
 """Time limit for the usage, or the end of the stream, after the end of the last choice."""
 LAST_BYTES_SECONDS = 1.0
 """Time limit for the end of the stream after [DONE], which lets the connection be reused."""
-_BROKEN_OFF = (BadChunk, UpstreamFailure, httpx.RequestError, RuntimeError)
+_READ_FAILURES = (BadChunk, UpstreamFailure, httpx.RequestError, RuntimeError)
 """What reading an answer raises once its connection is closed."""
 _PROVIDERS: dict[UpstreamKind, Provider[Any]] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": OPENAI}
 _HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
@@ -51,7 +51,7 @@ class UpstreamServer:
         self._replies = Replies(settings)
         self._client = _client(settings)
         self._checking: asyncio.Task[ProviderHealthStatus] | None = None
-        self._own_ids = self._by_id_here(settings.models) if settings.models is not None else None
+        self._own_ids = self._by_local_id(settings.models) if settings.models is not None else None
         self._closed = False
         self._requests = 0
         self._idle = asyncio.Event()
@@ -86,10 +86,10 @@ class UpstreamServer:
                 logger.warning("Upstream %s is unhealthy: %s", self.name, health.error)
         self.health = health
         if self.settings.models is None and "models" in health.metadata:
-            self._own_ids = self._by_id_here(health.metadata["models"])
+            self._own_ids = self._by_local_id(health.metadata["models"])
         return health
 
-    def _by_id_here(self, own_ids: list[str]) -> dict[str, str]:
+    def _by_local_id(self, own_ids: list[str]) -> dict[str, str]:
         return {self.settings.prefix_of_ids + own_id: own_id for own_id in own_ids}
 
     async def generate(self, request: Request, model_id: str) -> GenerationEvents:
@@ -98,9 +98,9 @@ class UpstreamServer:
         Raises UpstreamError, or the ServerError that matches the upstream's error status.
         """
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
-        unknown_to_it = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
-        reader = ChunkReader(request.sequences, unknown_to_it, request.include_stop)
-        with self._replies.translated(), self._under_way():
+        searched_here = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
+        reader = ChunkReader(request.sequences, searched_here, request.include_stop)
+        with self._replies.translated(), self._counted():
             body = upstream_body(request, self.settings.kind, await self.own_id(model_id))
             request.record.model, request.record.upstream = model_id, self.name
             logger.debug("Forwarding to upstream %s: %s, model=%s", self.name, request.id, model_id)
@@ -129,13 +129,13 @@ class UpstreamServer:
         return self._own_ids[model_id]
 
     @contextlib.contextmanager
-    def _under_way(self) -> Iterator[None]:
+    def _counted(self) -> Iterator[None]:
         """Counts running requests. Raises NotReady if `aclose` cut the answer off."""
         self._requests += 1
         self._idle.clear()
         try:
             yield
-        except _BROKEN_OFF as exc:
+        except _READ_FAILURES as exc:
             if self._closed:
                 raise NotReady("The server is shutting down. Retry later.") from exc
             raise
@@ -160,10 +160,10 @@ class UpstreamServer:
 
 def _client(settings: UpstreamSettings) -> ProviderClient:
     # Pass every setting, so that none is read from the environment.
-    of_checks = ProviderSettings(
+    check_settings = ProviderSettings(
         base_url=settings.base_url, model_name=None, api_key=settings.api_key, timeout=CHECK_SECONDS
     )
-    return ProviderClient(_PROVIDERS[settings.kind], of_checks, settings.name, settings.timeout_seconds)
+    return ProviderClient(_PROVIDERS[settings.kind], check_settings, settings.name, settings.timeout_seconds)
 
 
 async def _streamed(response: httpx.Response, reader: ChunkReader) -> GenerationEvents:
@@ -186,7 +186,7 @@ async def _next(sent: AsyncGenerator[ServerSentEvent, None], reader: ChunkReader
     if not reader.ended:
         return await anext(sent, None)
     with contextlib.suppress(TimeoutError, httpx.RequestError):
-        async with asyncio.timeout(USAGE_SECONDS if reader.rests else None):
+        async with asyncio.timeout(USAGE_SECONDS if reader.expects_no_more else None):
             return await anext(sent, None)
     return None
 

@@ -117,31 +117,31 @@ def read_chunk(payload: bytes) -> Chunk:
         raise BadChunk(f"sent an invalid chunk: {exc}") from exc
 
 
-Kind = Literal["text", "thoughts", "refusal"]
+Kind = Literal["text", "reasoning", "refusal"]
 _KINDS: dict[str, Kind] = {
     "text": "text",
     "output_text": "text",
-    "thinking": "thoughts",
-    "reasoning": "thoughts",
-    "reasoning_content": "thoughts",
-    "reasoning_text": "thoughts",
+    "thinking": "reasoning",
+    "reasoning": "reasoning",
+    "reasoning_content": "reasoning",
+    "reasoning_text": "reasoning",
     "refusal": "refusal",
 }
 """Kinds of content parts by their `type`."""
 
 
-def words_of(delta: Delta) -> dict[Kind, str]:
+def texts_of(delta: Delta) -> dict[Kind, str]:
     """The text of a delta by kind. Reasoning sent under several names counts once. Raises BadChunk."""
-    words: dict[Kind, str] = {"text": "", "thoughts": "", "refusal": delta.refusal or ""}
-    thoughts = delta.reasoning_content or delta.reasoning or delta.thinking
-    said: tuple[tuple[object, Kind], ...] = ((thoughts, "thoughts"), (delta.content, "text"))
-    for content, kind in said:
+    texts: dict[Kind, str] = {"text": "", "reasoning": "", "refusal": delta.refusal or ""}
+    reasoning = delta.reasoning_content or delta.reasoning or delta.thinking
+    sources: tuple[tuple[object, Kind], ...] = ((reasoning, "reasoning"), (delta.content, "text"))
+    for content, kind in sources:
         if isinstance(content, str):
-            words[kind] += content
+            texts[kind] += content
         elif content is not None:
             for part_kind, text in _parts(content, kind):
-                words[part_kind] += text
-    return words
+                texts[part_kind] += text
+    return texts
 
 
 def _parts(content: object, kind: Kind) -> Iterator[tuple[Kind, str]]:
