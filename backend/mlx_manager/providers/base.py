@@ -113,7 +113,7 @@ class Provider(Generic[S]):
             from mlx_manager.providers import chat_model
         except ImportError as exc:
             raise ImportError(
-                f"Models need Pydantic AI ({exc}). Install it: pip install 'mlx-manager[pydantic-ai]'."
+                f"Models need Pydantic AI ({exc}). Install it with `pip install 'mlx-manager[pydantic-ai]'`."
             ) from exc
         names = (model_name, settings.model_name, self.default_model)
         root = server_root(settings.base_url)

@@ -27,7 +27,7 @@ MLXLM = Provider(
         "supports_json_object_output": False,
         "supports_forced_tool_choice": False,
     },
-    empty_reply_remedy="Create a Hugging Face cache, which it needs: mkdir -p ~/.cache/huggingface/hub.",
+    empty_reply_remedy="Create the Hugging Face cache that it needs with `mkdir -p ~/.cache/huggingface/hub`.",
 )
 
 

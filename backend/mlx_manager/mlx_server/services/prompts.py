@@ -78,7 +78,7 @@ async def read_prompts(
         case _:
             assert_never(request)
     if not all(prompt.tokens for prompt in prompts):
-        raise InvalidRequest("The prompt is empty for this model. Send at least one token.", param=request.prompt_field)
+        raise InvalidRequest("The prompt has 0 tokens. Send at least one token.", param=request.prompt_field)
     return prompts
 
 
@@ -177,12 +177,13 @@ def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str
         )
     except TemplateSyntaxError as exc:
         raise ChatTemplateMissing(
-            f"The chat template of model {model.model_id!r} has a syntax error: {exc}. Use another model, or fix it.",
+            f"The chat template of model {model.model_id!r} has a syntax error: {exc}. Fix it, or use another model.",
             param="model",
         ) from exc
     except TEMPLATE_FAILURES as exc:
         raise InvalidRequest(
-            f"The chat template of model {model.model_id!r} rejects these messages: {exc}. Change them.",
+            f"The chat template of model {model.model_id!r} rejects these messages: "
+            f"{str(exc).rstrip('.')}. Change them.",
             param=request.prompt_field,
         ) from exc
 

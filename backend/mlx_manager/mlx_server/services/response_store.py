@@ -119,7 +119,7 @@ class ResponseStore:
         if found is None:
             raise ResponseNotFound(
                 f"Response {response_id[:100]!r} does not exist. Responses expire after {self._seconds:g} s. Check the "
-                "id, and create the response with 'store' not false."
+                "id, and that 'store' was not false."
             )
         return found
 
