@@ -115,7 +115,7 @@ def test_a_fault_of_an_upstream_in_mid_stream_is_the_error_event(front: RunningS
     events = list(folding.message_events(post(front, {**ASK, "model": "breaks", "stream": True}).text))
     kind, last = events[-1]
     assert (kind, last["error"]["type"]) == ("error", "api_error")
-    assert "no chunk" in last["error"]["message"]
+    assert "invalid chunk" in last["error"]["message"]
     assert last["request_id"]
 
 

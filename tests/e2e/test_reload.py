@@ -176,10 +176,10 @@ def test_upstreams_come_and_go_and_those_that_go_finish_their_answers(tmp_path: 
                 assert server.post("/v1/completions", SHORT | {"model": "slow"}).status_code == 404
                 answers = [server.post("/v1/completions", SHORT | {"model": one}) for one in ("well", "other")]
                 assert [answer.json()["choices"][0]["text"] for answer in answers] == ["Hello you"] * 2
-                assert "Upstream one has left" not in server.log.read_text()
+                assert "Upstream one is removed" not in server.log.read_text()
                 upstream.go_on.release(3)
                 assert chunks_of(payloads)[-1]["choices"][0]["finish_reason"] == "stop"
-            server.wait_for_log("Upstream one has left")
+            server.wait_for_log("Upstream one is removed")
             with server.stream("/v1/completions", LONG | {"model": "babbler", "n": 64}) as payloads:
                 next(payloads)
                 in_its_place = server.post("/v1/completions", SHORT | {"model": "babbler"})

@@ -39,7 +39,7 @@ REFUSALS: dict[str, tuple[Answer, int, str, str | None, str]] = {
     "tells-the-key": (error(400, message=f"what is {KEY} for?"), 400, "invalid_request", None, "what is *** for?"),
     "not-found": (error(404, message="unloaded"), 404, "model_not_found", "model", "unloaded"),
     "busy": (error(429, {"Retry-After": "7"}, message="many"), 429, "server_busy", None, "many"),
-    "bad-key": (error(401, message=f"Incorrect key {KEY}"), 502, "upstream_error", None, "mend its api_key"),
+    "bad-key": (error(401, message=f"Incorrect key {KEY}"), 502, "upstream_error", None, "Correct its api_key"),
     "broken": (error(500, message="CUDA went away"), 502, "upstream_error", None, "CUDA went away"),
     "loading": (error(503, {"Retry-After": "5"}, message="Loading"), 502, "upstream_error", None, "Loading"),
     "gateway-timeout": (error(504, message="slow"), 504, "upstream_timeout", None, "slow"),
@@ -55,15 +55,15 @@ REFUSALS: dict[str, tuple[Answer, int, str, str | None, str]] = {
         error(200, message="too long", code=400, type="exceed_context_size_error"),
         *(400, "context_length_exceeded", None, "too long"),
     ),
-    "silent": (Answer(hangs=True), 504, "upstream_timeout", None, "said nothing for 1 s"),
+    "silent": (Answer(hangs=True), 504, "upstream_timeout", None, "sent nothing for 1 s"),
 }
 """By model: what the upstream answers; status, code, param and words of what the client gets."""
 
 HALF = piece("Hello")
 BROKEN_OFF: dict[str, tuple[Answer, int, str, str]] = {
-    "bad-json": (Answer((HALF, b"data: {nonsense\n\n", DONE)), 502, "upstream_error", "no chunk of an answer"),
-    "bad-shape": (Answer((HALF, sse({"choices": 7}), DONE)), 502, "upstream_error", "no chunk of an answer"),
-    "cut-event": (Answer((HALF, b'data: {"choices"')), 502, "upstream_error", "before choice 0 had an end"),
+    "bad-json": (Answer((HALF, b"data: {nonsense\n\n", DONE)), 502, "upstream_error", "an invalid chunk"),
+    "bad-shape": (Answer((HALF, sse({"choices": 7}), DONE)), 502, "upstream_error", "an invalid chunk"),
+    "cut-event": (Answer((HALF, b'data: {"choices"')), 502, "upstream_error", "before the end of choice 0"),
     "given-up": (
         Answer((HALF, piece("", finish_reason="abort"), DONE)),
         502,
@@ -85,12 +85,12 @@ BROKEN_OFF: dict[str, tuple[Answer, int, str, str]] = {
         *(502, "upstream_error", "nested too deeply"),
     ),
     "error-event": (Answer((HALF, sse({"error": {"message": "out of memory"}}))), 502, "upstream_error", "of memory"),
-    "cut": (Answer((HALF,), missing_bytes=9), 502, "upstream_error", "broke the connection off"),
+    "cut": (Answer((HALF,), missing_bytes=9), 502, "upstream_error", "closed the connection"),
     "ended-early": (Answer((HALF,)), 502, "upstream_error", "ended its answer"),
-    "no-finish": (Answer((HALF, DONE)), 502, "upstream_error", "before choice 0 had an end"),
-    "other-choice": (Answer((HALF, piece("x", index=1), DONE)), 502, "upstream_error", "sent choice 1"),
+    "no-finish": (Answer((HALF, DONE)), 502, "upstream_error", "before the end of choice 0"),
+    "other-choice": (Answer((HALF, piece("x", index=1), DONE)), 502, "upstream_error", "sent choice index 1"),
     "endless-line": (Answer((HALF, b"data: " + b"x" * 2**25)), 502, "upstream_error", "an event of more than"),
-    "stalled": (Answer((HALF,), hangs=True), 504, "upstream_timeout", "said nothing for 1 s"),
+    "stalled": (Answer((HALF,), hangs=True), 504, "upstream_timeout", "sent nothing for 1 s"),
 }
 """Faults behind the first piece of text."""
 

@@ -100,7 +100,7 @@ async def test_other_503_is_an_error(kind: Kind) -> None:
     with stand_in({**WELL, "/health": Reply({"status": "unavailable"}, status=503)}) as server:
         status = await kind.health_check(kind.settings(base_url=server.url))
     assert (status.connected, status.model_detected) == (False, False)
-    assert str(status.error).endswith("/health answered 503: unavailable")
+    assert str(status.error).endswith("/health answered 503: unavailable. Check its log.")
 
 
 @both
@@ -150,16 +150,16 @@ FAULTS: dict[str, tuple[Reply, int | None, str]] = {
     "not JSON": (Reply("<html>hello</html>"), 200, "did not answer with JSON: '<html>hello</html>'"),
     "deep JSON": (Reply("[" * 100_000), 200, "did not answer with JSON"),
     "not UTF-8": (Reply(b'{"data": "\xff"}'), 200, "did not answer with JSON"),
-    "nothing": (Reply(""), 200, "answered with nothing"),
+    "nothing": (Reply(""), 200, "returned an empty body"),
     "cut JSON": (Reply('{"data": [{"id'), 200, "did not answer with JSON"),
-    "cut reply": (Reply(MODELS, missing_bytes=100), None, "broke its reply off"),
+    "cut reply": (Reply(MODELS, missing_bytes=100), None, "closed the connection in its reply"),
     "no list": (Reply({"data": 7}), 200, "did not answer with a list of models: {'data': 7}"),
     "a list": (Reply([]), 200, "did not answer with a list of models: []"),
     "no ids": (Reply({"data": [{"name": "x"}]}), 200, "did not answer with a list of models"),
     "error": (Reply({"error": {"message": "no such luck"}}, 500), 500, "answered 500: no such luck"),
     "error text": (Reply({"error": "no luck"}, 500), 500, "answered 500: no luck"),
     "error page": (Reply("", 502), 502, "answered 502: Bad Gateway"),
-    "key": (Reply({"error": {"message": "Invalid API Key"}}, 401), 401, "answered 401: Invalid API Key (set"),
+    "key": (Reply({"error": {"message": "Invalid API Key"}}, 401), 401, "answered 401: Invalid API Key. Set "),
 }
 
 
@@ -229,7 +229,7 @@ async def test_configured_model_is_preferred_where_it_is_listed(
         assert await kind.detect(server.url) == "second"
         monkeypatch.setenv(f"{kind.name.upper()}_MODEL_NAME", "third")
         assert await kind.detect(server.url) == "first"
-    assert "does not list the configured model: taking another configured=third model=first" in caplog.text
+    assert "does not list the configured model third. Using first." in caplog.text
 
 
 @both
@@ -237,7 +237,7 @@ async def test_guess_among_several_models_is_warned_of(kind: Kind, caplog: pytes
     listed = Reply({"data": [{"id": "first"}, {"id": "second"}]})
     with stand_in({"/v1/models": listed}) as server, caplog.at_level("WARNING"):
         assert await kind.detect(server.url) == "first"
-    assert f"{kind.name.upper()}_MODEL_NAME chooses another" in caplog.text
+    assert f"{kind.name.upper()}_MODEL_NAME to choose another" in caplog.text
 
 
 @both
@@ -317,7 +317,7 @@ async def test_client_reuses_one_pool_of_connections_and_closes_it() -> None:
             assert await client.list_models() == MODELS["data"]
             assert len(server.connections) == 1
         assert not await client.is_running()
-        with pytest.raises(ModelError, match="could not be asked"):
+        with pytest.raises(ModelError, match="could not be queried"):
             await client.list_models()
 
 

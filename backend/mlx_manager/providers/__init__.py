@@ -1,6 +1,6 @@
-"""The local servers that people already run, llama.cpp's and mlx-lm's: found, checked, and used from Pydantic AI.
+"""Clients for llama.cpp and mlx-lm servers: detection, health checks, and Pydantic AI models.
 
-`base.py` holds what they share; `llamacpp.py` and `mlxlm.py` say what differs. Knows nothing of our own server.
+`base.py` holds the shared code, `llamacpp.py` and `mlxlm.py` the differences. Knows nothing of `mlx_server`.
 """
 
 from mlx_manager.providers.base import ModelError, ProviderHealthStatus

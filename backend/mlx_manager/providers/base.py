@@ -1,6 +1,6 @@
-"""What OpenAI-compatible servers share: a client with one pool of connections, errors, health checks, and detection.
+"""The client for OpenAI-compatible servers: connections, errors, health checks, and detection of models.
 
-Each server is described by a `Provider`; nothing here knows one by name.
+A `Provider` describes each kind of server; this module knows no kind by name.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOADING = "loading model"
-"""What a health check says of a server that is there and cannot answer yet."""
+"""The status of a server that is up but cannot answer yet."""
 _EXCERPT_CHARACTERS = 200
 
 S = TypeVar("S", bound=ProviderSettings)
 ListedModel = dict[str, Any]
-"""An entry of `/v1/models`: it has an `id`, and what else the server tells."""
+"""An entry of `/v1/models`: it has an `id`, and other keys by server."""
 
 
 class ModelError(Exception):
-    """A model could not be found or made. `details` holds the `url` that was asked and the `status` of its answer."""
+    """A model could not be found or created. `details` has the requested `url` and the `status` of its answer."""
 
     def __init__(self, message: str, model_name: str | None = None, details: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -47,37 +47,37 @@ class ModelError(Exception):
 @dataclass(frozen=True, slots=True)
 class ProviderHealthStatus:
     connected: bool
-    """The server is there; it may still be loading its model."""
+    """The server answers; it may still be loading its model."""
     model_detected: bool
     model_id: str | None
     base_url: str
     provider_type: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    """`status`, in the words of `/health`; `models`, the ids listed; `selected`, why it is this one of them."""
+    """`status`: the text of `/health`; `models`: the listed ids; `selected`: why this model was chosen."""
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Provider(Generic[S]):
-    """What tells one kind of server from another, and what can be done with all of them."""
+    """One kind of server: how it differs from the others, and the operations that all kinds share."""
 
     name: str
-    """As `provider_type` of a health status."""
+    """The `provider_type` of a health status."""
     title: str
     start: str
-    """The command that starts one."""
+    """The command that starts the server."""
     settings: type[S]
     default_model: str
-    """A name by which the server knows whatever it has loaded."""
+    """The name under which the server accepts its loaded model."""
     is_loaded: Callable[[ListedModel], bool]
-    """Whether an entry of the list is the loaded model, where the server shows it."""
+    """Whether an entry of the list is the loaded model, if the server shows it."""
     profile: "OpenAIModelProfile"
-    empty_reply_hint: str = ""
+    empty_reply_remedy: str = "Check that it is an OpenAI-compatible server."
     has_health: bool = True
-    """OpenAI's API has no `/health`: what is there on such a server may be somebody else's."""
+    """OpenAI's API has no `/health`, so a `/health` on such a server may have another meaning."""
 
     def read_settings(self, given: S | None = None, /, **values: Any) -> S:
-        """`given`, or else `values` over the environment's. Raises ModelError for values that cannot be used."""
+        """`given`, or the environment overridden by `values`. Raises ModelError for invalid values."""
         if given is not None:
             return given
         try:
@@ -85,35 +85,35 @@ class Provider(Generic[S]):
         except ValidationError as exc:
             wrong = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())
             raise ModelError(
-                f"The settings of {self.title} cannot be used: {wrong}", details={"url": None, "status": None}
+                f"Invalid settings of {self.title}: {wrong}. Correct them.", details={"url": None, "status": None}
             ) from exc
 
     async def detect_model(self, base_url: str, timeout: float = 10) -> str | None:  # noqa: ASYNC109
         """The id of the model to use: the configured one if it is listed, else the loaded one, else the first.
 
-        None, and a warning, when the server lists none. Raises ModelError.
+        None, with a warning, if the server lists no models. Raises ModelError.
         """
         async with ProviderClient(self, self.read_settings(base_url=base_url, timeout=timeout)) as client:
             return await client.detect()
 
     async def check_health(self, settings: S | None = None) -> ProviderHealthStatus:
-        """Raises nothing: what went wrong is in `error`."""
+        """Never raises: failures are in `error`."""
         try:
             settings = self.read_settings(settings)
             async with ProviderClient(self, settings) as client:
                 return await client.check()
-        except ModelError as exc:  # settings that cannot be used
+        except ModelError as exc:  # invalid settings
             base_url = addresses.without_credentials(settings.base_url) if settings is not None else ""
             return ProviderHealthStatus(False, False, None, base_url, self.name, error=exc.message)
 
     def create_model(self, model_name: str | None = None, settings: S | None = None) -> "OpenAIChatModel":
-        """Asks no server. Without a name anywhere, the model is whatever the server has loaded."""
+        """Sends no request. Without a configured name, the model is the one that the server has loaded."""
         settings = self.read_settings(settings)
         try:
             from mlx_manager.providers import chat_model
         except ImportError as exc:
             raise ImportError(
-                f"Making a model needs Pydantic AI ({exc}): pip install 'mlx-manager[pydantic-ai]'"
+                f"Models need Pydantic AI ({exc}). Install it with `pip install 'mlx-manager[pydantic-ai]'`."
             ) from exc
         names = (model_name, settings.model_name, self.default_model)
         root = server_root(settings.base_url)
@@ -133,7 +133,7 @@ class Provider(Generic[S]):
         auto_detect: bool = True,
         test_connection: bool = True,
     ) -> "OpenAIChatModel":
-        """Raises ModelError when the server cannot be reached, or its models cannot be listed."""
+        """Raises ModelError if the server cannot be reached or does not list its models."""
         settings = self.read_settings(settings)
         if model_name is not None:
             settings = settings.model_copy(update={"model_name": model_name})
@@ -146,7 +146,7 @@ class Provider(Generic[S]):
 
 
 def server_root(base_url: str) -> str:
-    """`base_url` without the `/v1` at its end, where there is one. Raises ModelError when it cannot be used."""
+    """`base_url` without a trailing `/v1`. Raises ModelError for an invalid URL."""
     try:
         return addresses.server_root(base_url)
     except ValueError as exc:
@@ -162,25 +162,25 @@ def _proxy_named(root: str) -> Iterator[None]:
 
 
 class ProviderClient:
-    """One server over one pool of connections, used from one event loop. Close it, or use it with `async with`."""
+    """The client of one server, with one connection pool. Used from one event loop. Close it, or use `async with`."""
 
     def __init__(
-        self, provider: Provider[S], settings: S, upstream: str | None = None, silence_seconds: float | None = None
+        self, provider: Provider[S], settings: S, upstream: str | None = None, read_timeout_seconds: float | None = None
     ) -> None:
-        """`upstream` is the name of a server whose settings are an upstream's, not the environment's: for messages.
+        """`upstream` is the name of an upstream, for messages: its settings do not come from the environment.
 
-        `connections` are for other requests too. A response on them may pause for `silence_seconds`.
+        `connections` may serve other requests. A response on them may pause for `read_timeout_seconds`.
         """
         self.provider = provider
         self.settings = settings
         self.title = provider.title if upstream is None else f"Upstream {upstream!r}"
         self.root = server_root(settings.base_url)
         self._is_upstream = upstream is not None
-        silence_seconds = silence_seconds if silence_seconds is not None else settings.timeout
-        self.connections = Connections(self.root, settings.api_key, silence_seconds)
+        read_timeout_seconds = read_timeout_seconds if read_timeout_seconds is not None else settings.timeout
+        self.connections = Connections(self.root, settings.api_key, read_timeout_seconds)
 
     def open(self) -> None:
-        """Raises ModelError for a proxy of the environment that cannot be used, as the first request would."""
+        """Raises ModelError at once for an unusable proxy in the environment, not at the first request."""
         with _proxy_named(self.root):
             self.connections.open()
 
@@ -206,7 +206,7 @@ class ProviderClient:
         return (await self.check()).model_detected
 
     async def check(self) -> ProviderHealthStatus:
-        """Raises nothing: what went wrong is in `error`."""
+        """Never raises: failures are in `error`."""
         connected, choice, error = False, None, None
         metadata: dict[str, Any] = {}
         try:
@@ -225,35 +225,35 @@ class ProviderClient:
         )
 
     async def reach(self) -> None:
-        """Raises ModelError unless the server is there."""
+        """Raises ModelError unless the server answers."""
         if await self.read_health() is None:
             await self.fetch_models()
 
     async def detect(self) -> str | None:
-        """The id of the model to use; None, and a warning, when the server lists none. Raises ModelError."""
+        """The id of the model to use; None, with a warning, if the server lists no models. Raises ModelError."""
         choice = self.choose(await self.fetch_models())
         title, configured = self.title, self.settings.model_name
         if choice.model_id is None:
-            logger.warning("%s lists no models url=%s", title, self.root)
+            logger.warning("%s at %s lists no models. Load one.", title, self.root)
         elif configured is not None and choice.selected != "configured":
             logger.warning(
-                "%s does not list the configured model: taking another configured=%s model=%s",
+                "%s does not list the configured model %s. Using %s.",
                 title,
                 configured,
                 choice.model_id,
             )
         elif choice.selected == "first listed":
             logger.warning(
-                "%s lists several models, not which is loaded: taking the first; %s chooses another model=%s listed=%d",
+                "%s lists %d models, not which one is loaded. Using the first, %s. Set %s to choose another.",
                 title,
-                self._setting("model_name"),
-                choice.model_id,
                 len(choice.listed),
+                choice.model_id,
+                self._setting("model_name"),
             )
         return choice.model_id
 
     async def read_health(self) -> str | None:
-        """What `/health` says, None where there is none. Raises ModelError unless the server is well, or loading."""
+        """The status of `/health`; None if the server has none. Raises ModelError unless it is healthy or loading."""
         if not self.provider.has_health:
             return None
         response = await self._get("/health")
@@ -265,31 +265,32 @@ class ProviderClient:
         return _status_text(response)
 
     async def fetch_models(self) -> list[ListedModel]:
-        """The entries of `/v1/models`, without those that name no model. Raises ModelError."""
+        """The entries of `/v1/models` that have a valid id. Raises ModelError."""
         reply = await self.fetch_json("/v1/models")
         entries = reply.get("data", "") if isinstance(reply, dict) else ""
-        if entries is None:  # Ollama has no model
+        if entries is None:  # Ollama without models
             return []
-        models = [entry for entry in entries if _names_a_model(entry)] if isinstance(entries, list) else []
+        models = [entry for entry in entries if _has_valid_id(entry)] if isinstance(entries, list) else []
         if not isinstance(entries, list) or (entries and not models):
             raise self.unexpected("/v1/models", "a list of models", reply)
         if len(models) < len(entries):
-            logger.debug("%s lists entries without an id url=%s", self.title, self.root)
+            logger.debug("%s at %s lists entries without an id", self.title, self.root)
         return models
 
     async def fetch_json(self, path: str) -> object:
-        """What the server answers on `path`. Raises ModelError."""
+        """The JSON that the server returns for `path`. Raises ModelError."""
         response = await self._get(path)
         self._require_success(response)
         if not response.content.strip():
-            raise self._error(path, f"answered with nothing.{self.provider.empty_reply_hint}", response.status_code)
+            raise self._error(path, f"returned an empty body. {self.provider.empty_reply_remedy}", response.status_code)
         try:
             return response.json()
         except (ValueError, RecursionError) as exc:
             raise self.unexpected(path, "JSON", response.text) from exc
 
     def unexpected(self, path: str, wanted: str, reply: object) -> ModelError:
-        return self._error(path, f"did not answer with {wanted}: {repr(reply)[:_EXCERPT_CHARACTERS]}", 200)
+        remedy = f"Set {self._setting('base_url')} to an OpenAI-compatible server."
+        return self._error(path, f"did not answer with {wanted}: {repr(reply)[:_EXCERPT_CHARACTERS]}. {remedy}", 200)
 
     def choose(self, models: list[ListedModel]) -> "Choice":
         """The configured model, else the loaded one, else the first."""
@@ -307,7 +308,7 @@ class ProviderClient:
     async def _get(self, path: str) -> httpx.Response:
         seconds = self.settings.timeout
         try:
-            # httpx bounds each wait for a byte; this bounds all of them together.
+            # httpx limits each read; this limits the whole request.
             async with asyncio.timeout(seconds):
                 with _proxy_named(self.root):
                     response = await self.connections.send("GET", path)
@@ -315,29 +316,29 @@ class ProviderClient:
                     await response.aread()
                 return response
         except (TimeoutError, httpx.TimeoutException) as exc:
-            remedy = f"it may be busy, or {self._setting('timeout')} too short"
-            raise self._error(path, f"did not answer within {seconds:g} s: {remedy}") from exc
+            remedy = "Retry later." if self._is_upstream else f"Retry later, or raise {self._setting('timeout')}."
+            raise self._error(path, f"did not answer within {seconds:g} s. {remedy}") from exc
         except httpx.ConnectError as exc:
             command = f" with `{self.provider.start}`" if self.provider.start else ""
-            remedy = f"start it{command}, or set {self._setting('base_url')}"
-            raise self._error(path, f"cannot be reached ({exc}): {remedy}") from exc
+            remedy = f"Start it{command}, or set {self._setting('base_url')}."
+            raise self._error(path, f"cannot be reached ({exc}). {remedy}") from exc
         except (httpx.RemoteProtocolError, httpx.ReadError) as exc:
-            raise self._error(path, f"broke its reply off ({exc})") from exc
+            raise self._error(path, f"closed the connection in its reply ({exc}). Check its log.") from exc
         except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:  # RuntimeError: a closed client or event loop
-            raise self._error(path, f"could not be asked ({exc})") from exc
+            raise self._error(path, f"could not be queried ({exc}). Check {self._setting('base_url')}.") from exc
 
     def _require_success(self, response: httpx.Response) -> None:
         path, status = response.url.path, response.status_code
         if response.has_redirect_location:
             target = response.headers["location"]
-            remedy = f"set {self._setting('base_url')} to the server itself"
-            raise self._error(path, f"answered {status}, a redirect to {target}: {remedy}", status)
+            remedy = f"Set {self._setting('base_url')} to the server itself."
+            raise self._error(path, f"answered {status}, a redirect to {target}. {remedy}", status)
         if not response.is_success:
-            remedy = f" (set {self._setting('api_key')})" if status in (401, 403) else ""
-            raise self._error(path, f"answered {status}: {_reason(response)}{remedy}", status)
+            remedy = f"Set {self._setting('api_key')}." if status in (401, 403) else "Check its log."
+            raise self._error(path, f"answered {status}: {_reason(response).removesuffix('.')}. {remedy}", status)
 
     def _setting(self, name: str) -> str:
-        """What remedies call it."""
+        """The name of the setting in messages."""
         env_prefix = str(self.settings.model_config.get("env_prefix", ""))
         return f"its {name}" if self._is_upstream else f"{env_prefix}{name.upper()}"
 
@@ -350,12 +351,12 @@ class ProviderClient:
 class Choice:
     model_id: str | None
     selected: str
-    """Why it is this one: `configured`, `loaded`, `only one listed` or `first listed`; or `none listed`."""
+    """Why it was chosen: `configured`, `loaded`, `only one listed`, `first listed`; or `none listed`."""
     listed: list[str]
 
 
-def _names_a_model(entry: object) -> bool:
-    """What cannot be printed is no id either: half a surrogate pair, say, fits no JSON of ours."""
+def _has_valid_id(entry: object) -> bool:
+    """An id must be printable: a lone surrogate, for example, cannot be written as JSON."""
     model_id = entry.get("id") if isinstance(entry, dict) else None
     return isinstance(model_id, str) and model_id != "" and model_id.isprintable()
 
@@ -369,14 +370,14 @@ def _json_object(response: httpx.Response) -> dict[str, Any]:
 
 
 def _status_text(response: httpx.Response) -> str:
-    """`ok`, of `{"status": "ok"}` as of the plain text."""
+    """The status of `{"status": "ok"}` or of plain text, in lower case."""
     status = _json_object(response).get("status")
     text = status if isinstance(status, str) else response.text.strip()
     return text[:_EXCERPT_CHARACTERS].lower() if text else "ok"
 
 
 def _reason(response: httpx.Response) -> str:
-    """Why the server refused, from the error object that it sends, as far as it has the shape of one."""
+    """The message of the server's error object, else its text, else the reason phrase."""
     reply = _json_object(response)
     error = reply.get("error", reply.get("status", reply.get("detail")))
     message = error.get("message") if isinstance(error, dict) else error

@@ -1,4 +1,4 @@
-"""The one module that imports Pydantic AI, and is imported where a model is made."""
+"""Builds Pydantic AI models. Imported only when a model is created, because it imports Pydantic AI."""
 
 import functools
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _LOCAL_SERVER: OpenAIModelProfile = {
 
 
 class LocalChatModel(OpenAIChatModel):
-    """Sends an assistant's message of tool calls alone with an empty content: llama-cpp-python refuses null."""
+    """Sends empty instead of null content with tool calls: llama-cpp-python refuses null."""
 
     @dataclass
     class _MapModelResponseContext(OpenAIChatModel._MapModelResponseContext):
@@ -46,5 +46,5 @@ def build(
         http_client=client,
         profile=merge_profile(_LOCAL_SERVER, profile),
     )
-    provider._own_http_client, provider._http_client_factory = client, make_client  # what is its own, it closes
+    provider._own_http_client, provider._http_client_factory = client, make_client  # it closes its own client
     return LocalChatModel(model_name, provider=provider)

@@ -1,4 +1,4 @@
-"""llama.cpp's servers: its own llama-server, and llama-cpp-python's, which has neither health nor slots nor props."""
+"""llama.cpp servers: llama-server, and llama-cpp-python, which lacks /health, /slots and /props."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from mlx_manager.providers.settings import LlamaCppSettings
 
 
 def _is_loaded(model: ListedModel) -> bool:
-    """Where llama-server routes between several models, each has a status."""
+    """llama-server as a router of several models gives each a status."""
     status = model.get("status")
     return isinstance(status, dict) and status.get("value") == "loaded"
 
@@ -17,19 +17,19 @@ LLAMACPP = Provider(
     title="llama.cpp",
     start="llama-server -m MODEL.gguf",
     settings=LlamaCppSettings,
-    default_model="default",  # a server of one model answers to every name
+    default_model="default",  # a server with one model accepts every name
     is_loaded=_is_loaded,
     profile={
         "supports_json_schema_output": True,
         "supports_json_object_output": True,
-        "native_output_requires_schema_in_instructions": True,  # the grammar binds the tokens; the model sees no schema
-        "openai_chat_supports_max_completion_tokens": False,  # llama-cpp-python knows max_tokens alone
+        "native_output_requires_schema_in_instructions": True,  # the grammar limits tokens; the model sees no schema
+        "openai_chat_supports_max_completion_tokens": False,  # llama-cpp-python knows only max_tokens
     },
 )
 
 
 class LlamaCppClient(ProviderClient):
-    """`base_url` is the environment's when it is not given, and has no `/v1`; so is the key."""
+    """`base_url` (without `/v1`) defaults to the environment's; the key comes from the environment."""
 
     def __init__(self, base_url: str | None = None, timeout: float = 30) -> None:
         given = {"base_url": base_url} if base_url is not None else {}
@@ -41,7 +41,7 @@ class LlamaCppClient(ProviderClient):
         return await self.check()
 
     async def get_slots(self) -> list[dict[str, Any]]:
-        """What each slot is doing. Raises ModelError, also where the server was started without slots."""
+        """The state of each slot. Raises ModelError, also if the server was started without slots."""
         slots = await self.fetch_json("/slots")
         if not isinstance(slots, list):
             raise self.unexpected("/slots", "a list", slots)

@@ -1,4 +1,4 @@
-"""mlx-lm's own server, mlx_lm.server. It lists every model of the Hugging Face cache and loads what a request names."""
+"""mlx_lm.server. It lists every model of the Hugging Face cache, and loads the model that a request names."""
 
 import logging
 
@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 def _is_loaded(model: ListedModel) -> bool:
-    """The cache has ids, and what is listed by its path is the folder that the server was started on."""
+    """Cached models have ids; a path is the folder that the server was started with."""
     return str(model["id"]).startswith("/")
 
 
@@ -21,13 +21,13 @@ MLXLM = Provider(
     default_model="default_model",
     is_loaded=_is_loaded,
     profile={
-        # It has no response_format and no tool_choice, and knows the tool calls of some models only.
+        # It has no response_format and no tool_choice, and parses the tool calls of some models only.
         "default_structured_output_mode": "prompted",
         "supports_json_schema_output": False,
         "supports_json_object_output": False,
         "supports_forced_tool_choice": False,
     },
-    empty_reply_hint=" Where there is no Hugging Face cache it cannot list models: mkdir -p ~/.cache/huggingface/hub",
+    empty_reply_remedy="Create the Hugging Face cache that it needs with `mkdir -p ~/.cache/huggingface/hub`.",
 )
 
 
@@ -40,15 +40,15 @@ class MlxLmClient(ProviderClient):
         self.base_url = f"{self.root}/v1"
 
     async def list_models(self) -> list[ListedModel]:
-        """The entries of `/v1/models`: none, and a warning, when they cannot be had."""
+        """The entries of `/v1/models`; none, with a warning, if the request fails."""
         try:
             return await self.fetch_models()
         except ModelError as exc:
-            logger.warning("models not listed: %s", exc)
+            logger.warning("Cannot list models: %s", exc)
             return []
 
     async def get_model_info(self) -> ListedModel | None:
-        """The entry of the model that detection chooses; None when nothing is listed."""
+        """The entry of the model that detection chooses; None if no model is listed."""
         models = await self.list_models()
         chosen = self.choose(models).model_id
         return next((model for model in models if model["id"] == chosen), None)

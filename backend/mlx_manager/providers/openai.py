@@ -1,4 +1,4 @@
-"""Any other OpenAI-compatible server, another one of this project among them: an upstream's kind."""
+"""Any other OpenAI-compatible server, such as another mlx-manager. A kind of upstream."""
 
 from mlx_manager.providers.base import Provider
 from mlx_manager.providers.settings import ProviderSettings

@@ -1,4 +1,4 @@
-"""Where a provider's server is and how to reach it, read from `LLAMACPP_*` and `MLXLM_*` environment variables."""
+"""Settings of the provider clients, from the environment variables `LLAMACPP_*` and `MLXLM_*`."""
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -7,18 +7,18 @@ from mlx_manager.addresses import header_key
 
 
 class ProviderSettings(BaseSettings):
-    """What a user may set for either server."""
+    """Settings that both servers share."""
 
-    # A refused key must not stand in the error.
+    # Keeps an invalid key out of the error.
     model_config = SettingsConfigDict(env_ignore_empty=True, protected_namespaces=(), hide_input_in_errors=True)
 
     base_url: str = "http://localhost:8080/v1"
-    """With `/v1` at its end or without."""
+    """With or without a trailing `/v1`."""
     model_name: str | None = None
-    """The model to use of those that the server lists; detection chooses when it is not given."""
+    """The model to use; if unset, detection chooses one of the server's list."""
     api_key: SecretStr | None = None
     timeout: float = Field(default=30, gt=0)
-    """Seconds for a health check, a detection or a client's call; what a model generates may take longer."""
+    """Seconds for a health check, a detection or a client call; generation may take longer."""
 
     @field_validator("api_key")
     @classmethod

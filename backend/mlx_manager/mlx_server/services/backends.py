@@ -1,6 +1,6 @@
-"""Every model that a request can name, whether it runs on this machine or on an upstream, and how each one answers.
+"""The models that a request can name, local or on an upstream. A `Backend` turns a request into events.
 
-A `Backend` turns a request into events. `Backends` is the one catalogue: `resolve` finds a request's backend.
+`Backends` is the one catalogue: `resolve` finds the backend of a request. It knows no HTTP.
 """
 
 import logging
@@ -17,7 +17,7 @@ from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.pool import LoadedModel, ModelPoolManager
 from mlx_manager.mlx_server.protocols.base import Request
 from mlx_manager.mlx_server.records import GenerationRecord
-from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, keeps_the_best, plan_choices
+from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, plan_choices, returns_best_of
 from mlx_manager.mlx_server.services.constraints import compile_grammar
 from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """A model that answers requests, whatever name they have for it."""
+    """A model that answers requests."""
 
     @property
     def id(self) -> str: ...
 
     @property
     def fallbacks(self) -> Sequence[str]:
-        """Names of the models that may answer while this one cannot, in order."""
+        """Models to try, in order, while this one is unavailable."""
 
     def generate(self, request: Request) -> GenerationEvents:
         """`Started` once the request is admitted, `Completed` at the end. Closing the events ends the generation."""
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Tokens of the prompt that `generate` would have the model read."""
+        """Number of prompt tokens that `generate` would pass to the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class LocalModel:
         check_length(request, self.rules.max_characters)
         record, asked_at = request.record, time.time()
         async with self.pool.lease(self.entry, request.sequences, request.keep_alive_seconds) as model:
-            _note_lease(record, model, asked_at)
+            _record_lease(record, model, asked_at)
             prompts = await read_prompts(model, request, self.rules)
             record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self.pool.grammars, model, request)
@@ -81,7 +81,7 @@ class LocalModel:
                         events = runs[index].events(tokens)
                         if runs[index].finished:
                             sequences.cancel(index)
-                        if keeps_the_best(request):
+                        if returns_best_of(request):
                             held += events
                         else:
                             for event in events:
@@ -89,7 +89,7 @@ class LocalModel:
                     for event in best_of(request, runs, held):
                         yield event
                 finally:
-                    _note_work(record, runs, sequences.members, len(prompts))
+                    _record_work(record, runs, sequences.members, len(prompts))
         yield Completed(
             Usage(
                 record.prompt_tokens,
@@ -122,18 +122,18 @@ class UpstreamModel:
         return self.server.generate(request, self.id)
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Upstreams have no endpoint for it, and tell the count with an answer: of one token, which is let go."""
+        """Generates one token and reads the count from its usage: upstreams have no endpoint that counts tokens."""
         usage = (await fold(self.generate(replace(request, max_tokens=1)))).usage
         if not usage.prompt_tokens:
-            raise UpstreamError(f"Model {self.id!r} is served by an upstream that does not count the prompt's tokens.")
+            raise UpstreamError(f"The upstream of model {self.id!r} does not count prompt tokens. Use a local model.")
         return usage.prompt_tokens
 
 
 @dataclass(slots=True)
 class Backends:
-    """The models of the pool's catalogue and of the upstreams. Where both have an id, it is the pool's model.
+    """The models of the pool's catalogue and of the upstreams. A pool model hides an upstream model of the same id.
 
-    `fallbacks` are those of this machine's models, by id, and `aliases` are patterns for names that no model has.
+    `fallbacks` maps ids of local models to models. `aliases` maps patterns to ids, for names that no model has.
     """
 
     pool: ModelPoolManager
@@ -143,10 +143,10 @@ class Backends:
     rules: PromptRules
 
     async def resolve(self, name: str) -> LocalModel | UpstreamModel:
-        """The model with that id or alias, else the one that the first fitting pattern of `aliases` names.
+        """The model with that id or alias, else the one of the first pattern in `aliases` that matches.
 
-        An upstream's models come before a download and before the default model, which are for names that have no
-        model anywhere. Raises ModelNotFound.
+        Only a name that matches no local and no upstream model can start a download or select the default model.
+        Raises ModelNotFound.
         """
         found = self._find(name)
         if found is None:
@@ -157,14 +157,14 @@ class Backends:
         return found
 
     def __iter__(self) -> Iterator[LocalModel | UpstreamModel]:
-        """Each id once, of what the catalogue found and the upstreams listed last."""
+        """Each id once: the models of the catalogue, then those of each upstream's latest list."""
         local = [self._local(entry, entry.id) for entry in self.pool.catalog]
         ids = {model.id for model in local}
         yield from local
         yield from (UpstreamModel(*one) for one in self.upstreams.models().items() if one[0] not in ids)
 
     def has(self, model_id: str) -> bool:
-        """Whether there is a model of that id or alias. A loaded model may have left the catalogue."""
+        """Whether a model has that id or alias. A loaded model may no longer be in the catalogue."""
         pool = self.pool
         return pool.catalog.knows(model_id) or pool.is_loaded(model_id) or model_id in self.upstreams.models()
 
@@ -180,16 +180,16 @@ class Backends:
         return LocalModel(entry, fallbacks, self.pool, self.rules)
 
 
-def _note_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
-    """`asked_at` is in Unix seconds, as the model's times are."""
-    record.model, record.upstream = model.model_id, None  # it may stand in for an upstream's
+def _record_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
+    """`asked_at` is in Unix seconds, like `loaded_at`."""
+    record.model, record.upstream = model.model_id, None  # an upstream may have failed before
     record.leased = time.perf_counter()
     if model.loaded_at >= asked_at:
         record.load_seconds = time.time() - asked_at
 
 
 def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[EngineSequence]) -> Prefilled:
-    """`members` are the first choice of each prompt, which read it. The worker keeps what fits into its cache."""
+    """`members` are the first choice of each prompt, which prefills it. The worker stores what fits into its cache."""
     record.cached_tokens = sum(member.cached_tokens for member in members)
     new = record.prompt_tokens - record.cached_tokens
     if model.engine.kv_bytes_per_token * new <= model.engine.limits.prefix_cache_bytes:
@@ -197,8 +197,8 @@ def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[Engin
     return Prefilled(record.prompt_tokens, record.cached_tokens, record.stored_tokens)
 
 
-def _note_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[EngineSequence], prompts: int) -> None:
-    """What was generated, also when it came to no end. Of the choices of one prompt, the first took it in."""
+def _record_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[EngineSequence], prompts: int) -> None:
+    """Records what was generated, also by a cancelled request. The first choice of each prompt prefills it."""
     first_choices = members[:: len(runs) // prompts]
     prefilled = [member.prefilled_at for member in members if member.prefilled_at is not None]
     record.admitted = max(member.admitted_at for member in members if member.admitted_at is not None)

@@ -1,4 +1,4 @@
-"""What a choice says, as events: each under the choice's index, its tool calls counted and with ids."""
+"""Turns the parsed output of one choice into events. Numbers its tool calls and gives them ids."""
 
 import uuid
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ Delta = TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta
 
 
 class DeltaWriter:
-    """The deltas of one choice.
+    """Writes the deltas of one choice.
 
-    A call that breaks stays as far as it was announced, for a client cannot be told to forget it; its text follows.
+    A client cannot retract a call that has started, so a broken call stays as sent and its text follows.
     """
 
     def __init__(self, index: int) -> None:
@@ -30,7 +30,7 @@ class DeltaWriter:
         self._calls = 0
 
     def __call__(self, output: Output) -> list[Delta]:
-        """The logprobs go with the last text."""
+        """The last text delta carries the logprobs."""
         if len(output.pieces) == 1 and type(text := output.pieces[0]) is Text:
             return [TextDelta(self._index, text.text, output.logprobs)]
         last_text = next((piece for piece in reversed(output.pieces) if isinstance(piece, Text)), None)

@@ -1,4 +1,4 @@
-"""One choice's tokens to what may be sent of it: detokenised, parsed, cut at stop strings, and with its logprobs."""
+"""Turns the tokens of one choice into output: detokenised, parsed, cut at stop strings, with logprobs."""
 
 import msgspec
 
@@ -12,17 +12,17 @@ from mlx_manager.mlx_server.types import FinishReason, GenerationRequest, Logpro
 
 
 class Output(msgspec.Struct, frozen=True):
-    """`logprobs` are those of tokens whose text is complete with these pieces. A Struct for speed, as Tokens."""
+    """`logprobs` belong to the tokens whose text these pieces complete. A Struct for speed, like Tokens."""
 
     pieces: list[Piece] = []
     logprobs: Logprobs = ()
 
 
 class ChoiceText:
-    """What one choice says as its tokens come: neither a stop token nor a stop string, or a part of one, is in it.
+    """The output of one choice, without stop tokens and stop strings.
 
-    Stop strings are looked for in the text, and neither in reasoning nor in calls. The logprobs are those of the text's
-    tokens; a token's come with its text, and not at all when any of its text is cut off.
+    Stop strings match in the text only, not in reasoning or tool calls. Logprobs cover the text's tokens: each comes
+    with the token's text, and is dropped if any of that text is cut off.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ChoiceText:
         ledger: LogprobLedger | None = None,
         one_call: bool = False,
     ) -> None:
-        """With `one_call` the choice ends behind its first tool call."""
+        """With `one_call` the choice ends after its first tool call."""
         self.completion_tokens = 0
         self.reasoning_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -56,7 +56,7 @@ class ChoiceText:
         return self._parser.broken_calls
 
     def feed(self, tokens: Tokens) -> Output:
-        """What may be sent. Sets `finish_reason` at the end; tokens behind what ended the choice are not counted."""
+        """Output that may be sent. Sets `finish_reason` at the end; tokens after the stop are not counted."""
         has_end_token = tokens.finish_reason == "stop" and not self._include_stop
         text_tokens = tokens.token_ids[:-1] if has_end_token else tokens.token_ids
         pieces: list[Piece] = []
@@ -87,7 +87,7 @@ class ChoiceText:
         return pieces
 
     def _visible(self, pieces: list[Piece]) -> list[Piece]:
-        """The pieces as far as the choice goes, which ends behind a stop string, or the one call there is to be."""
+        """The pieces before the end of the choice: a stop string, or its first tool call with `one_call`."""
         visible: list[Piece] = []
         for piece in pieces:
             if isinstance(piece, Text):

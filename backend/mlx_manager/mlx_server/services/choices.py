@@ -1,4 +1,4 @@
-"""A request's choices: what the engine is asked for each, and the events that its tokens become."""
+"""The choices of a request: the engine submission of each, and the events that its tokens become."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ ChoiceEvent = Delta | ChoiceFinished
 
 
 class ChoiceRun:
-    """One choice on its way. `events` gives what its tokens become, until `finished`."""
+    """One choice while it is generated. `events` turns tokens into events, until `finished`."""
 
     def __init__(
         self, model: LoadedModel, request: ChatRequest | CompletionRequest, prompt: Prompt, index: int
@@ -68,14 +68,14 @@ class ChoiceRun:
             self._echoes = False
             events += self._write(self._echo(tokens))
         if self._generates:
-            events += self._go_on(tokens)
+            events += self._feed(tokens)
         reason = self._text.finish_reason if self._generates else "length"
         if reason is not None:
             self.finished = True
             events.append(ChoiceFinished(self.index, reason, self._text.matched_stop))
         return events
 
-    def _go_on(self, tokens: Tokens) -> list[Delta]:
+    def _feed(self, tokens: Tokens) -> list[Delta]:
         counted = self._text.completion_tokens
         output = self._text.feed(tokens)
         if tokens.scores:
@@ -83,7 +83,7 @@ class ChoiceRun:
         return self._write(output)
 
     def _echo(self, tokens: Tokens) -> Output:
-        """The prompt, before the first tokens."""
+        """The prompt, sent before the first tokens."""
         pieces: list[Piece] = [Text(self._prompt.echo)] if self._prompt.echo else []
         if self._texts is None:
             return Output(pieces)
@@ -94,9 +94,9 @@ class ChoiceRun:
 def plan_choices(
     model: LoadedModel, request: ChatRequest | CompletionRequest, prompts: list[Prompt], grammar: str | None
 ) -> list[tuple[ChoiceRun, Submit]]:
-    """All choices, those of one prompt together, with what the engine is told. The n-th of a prompt has the n-th seed.
+    """All choices with their submissions, grouped by prompt. The n-th choice of a prompt has the n-th seed.
 
-    Raises InvalidRequest, which names the field, for what this model cannot do.
+    Raises InvalidRequest with the field in `param` for what this model cannot do.
     """
     sampling = resolve_sampling(model, request)
     stop_tokens = resolve_stop_tokens(model, request)
@@ -115,22 +115,22 @@ def plan_choices(
                 replace(sampling, seed=(sampling.seed + number) % 2**64),
                 grammar=grammar,
                 thinking=thinking,
-                logprobs=0 if request.logprobs is None and keeps_the_best(request) else request.logprobs,
+                logprobs=0 if request.logprobs is None and returns_best_of(request) else request.logprobs,
                 prompt_logprobs=request.logprobs is not None and _echoes(request),
             )
             planned.append((ChoiceRun(model, request, prompt, len(planned)), submission))
     return planned
 
 
-def keeps_the_best(request: ChatRequest | CompletionRequest) -> bool:
-    """Whether more choices are made than are given."""
+def returns_best_of(request: ChatRequest | CompletionRequest) -> bool:
+    """Whether the request generates more choices than it returns."""
     return isinstance(request, CompletionRequest) and request.best_of > request.n
 
 
 def best_of(
     request: ChatRequest | CompletionRequest, runs: list[ChoiceRun], events: list[ChoiceEvent]
 ) -> Iterator[ChoiceEvent]:
-    """The events of each prompt's `n` likeliest choices by the mean logprob of their tokens, the likeliest first."""
+    """The events of each prompt's `n` likeliest choices by mean token logprob, the likeliest first."""
     by_choice = defaultdict(list)
     for event in events:
         by_choice[event.index].append(event)
@@ -151,7 +151,7 @@ def _echoes(request: ChatRequest | CompletionRequest) -> bool:
 
 
 def _decoder(model: LoadedModel, request: ChatRequest | CompletionRequest) -> Callable[[list[int]], str]:
-    """Special tokens are left out, but for those that tell the parser of an answer what is what."""
+    """Drops special tokens, except those that the output parser needs."""
     if isinstance(request, CompletionRequest) or not request.skip_special_tokens:
         return make_decoder(model.tokenizer, request.skip_special_tokens)
     special_tokens = model.language.special_tokens
@@ -163,7 +163,7 @@ def _decoder(model: LoadedModel, request: ChatRequest | CompletionRequest) -> Ca
 
 
 def _parser(model: LoadedModel, request: ChatRequest | CompletionRequest, prompt: Prompt) -> OutputParser:
-    """A completion is text, whatever is in it."""
+    """A completion is plain text: it is not parsed."""
     if isinstance(request, CompletionRequest):
         return PLAIN.make_parser((), opened_reasoning=False)
     tools = [Tool(tool.name, tool.parameters, custom=tool.custom) for tool in request.tool_use.tools]
@@ -171,6 +171,6 @@ def _parser(model: LoadedModel, request: ChatRequest | CompletionRequest, prompt
 
 
 def _context(request: ChatRequest | CompletionRequest, prompt: Prompt) -> list[int] | None:
-    """A completion goes on from its prompt's text, spaces included; a chat answer begins anew."""
+    """A completion continues the text of its prompt, spaces included; a chat answer starts a new text."""
     goes_on = isinstance(request, CompletionRequest) or request.continue_final_message
     return prompt.tokens if goes_on else None

@@ -1,4 +1,4 @@
-"""What holds an answer to its form: a grammar, found valid before admission, and where the model's thoughts end."""
+"""Constraints on an answer: its grammar, validated before admission, and the markers of its reasoning."""
 
 import json
 import logging
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 async def compile_grammar(
     validator: GrammarValidator, model: LoadedModel, request: ChatRequest | CompletionRequest
 ) -> str | None:
-    """llguidance's form of what the request's answers have to follow. Raises InvalidRequest, which names the field.
+    """The llguidance grammar of the request's answers. Raises InvalidRequest with the field in `param`.
 
-    Where a call is required that is a call; where one is possible, an answer in a form asked for is that, or calls.
-    What the grammar leaves out of a schema goes into the request's record.
+    A required tool call makes it a grammar of calls. With optional calls and a response format, it allows either.
+    The request's record gets a warning for each schema keyword that the grammar does not enforce.
     """
     asked = await validator.compile(request.grammar) if request.grammar is not None else None
     if not isinstance(request, ChatRequest) or not request.tool_use.callable:
-        return _noted(asked, request) if asked is not None else None
+        return _with_warnings(asked, request) if asked is not None else None
     custom_rules = await _custom_rules(validator, model, request)
     use = request.tool_use
     if not use.required and request.grammar is None:
@@ -35,23 +35,23 @@ async def compile_grammar(
             return None
         special_tokens = tuple(_visible_tokens(model).values())
         lark = text_with_custom_calls(custom_rules, special_tokens, parallel=use.parallel)
-        return _noted(await validator.compile(Grammar("lark", lark, "tools")), request)
+        return _with_warnings(await validator.compile(Grammar("lark", lark, "tools")), request)
     functions = [tool for tool in use.callable if not (tool.custom and custom_rules)]
     calls = _calls(model, request, functions) if functions else ToolGrammar("%llguidance {}\n")
     lark = _any_of(calls, custom_rules, None if use.required else request.grammar)
-    return _noted(await validator.compile(Grammar("lark", lark, "tools")), request, calls.unenforced)
+    return _with_warnings(await validator.compile(Grammar("lark", lark, "tools")), request, calls.unenforced)
 
 
 async def _custom_rules(validator: GrammarValidator, model: LoadedModel, request: ChatRequest) -> str:
-    """Rules for the calls of custom tools; "" where there are none, or where they are written as functions' are.
+    """Rules for calls of custom tools; "" without custom tools, or if the model writes them like function calls.
 
-    Each tool's grammar is found valid by itself, so that a message is about the tool.
+    Each tool's grammar is validated alone, so an error names the tool.
     """
     use = request.tool_use
     custom = [tool for tool in use.callable if tool.custom]
     if not model.output_format.has_custom_calls:
         request.record.warnings += [
-            f"tool {tool.name!r}: its grammar is not enforced with this model's way to write calls"
+            f"tool {tool.name!r}: its grammar is not enforced with this model's call format"
             for tool in custom
             if tool.grammar is not None
         ]
@@ -68,8 +68,8 @@ def _lark_of(verdict: Verdict) -> str:
     return lark
 
 
-def _noted(verdict: Verdict, request: ChatRequest | CompletionRequest, unenforced: tuple[str, ...] = ()) -> str:
-    """The verdict's grammar; the keywords that it does not enforce go into the request's record and, once, the log."""
+def _with_warnings(verdict: Verdict, request: ChatRequest | CompletionRequest, unenforced: tuple[str, ...] = ()) -> str:
+    """The verdict's grammar. Adds the keywords that it does not enforce to the record and, once each, to the log."""
     left_out = [*unenforced, *verdict.unenforced]
     request.record.warnings += left_out
     for sentence in left_out:
@@ -79,11 +79,11 @@ def _noted(verdict: Verdict, request: ChatRequest | CompletionRequest, unenforce
 
 @lru_cache(maxsize=1000)
 def _warn_once(sentence: str) -> None:
-    logger.warning("A grammar leaves out a keyword of a JSON schema: %s", sentence)
+    logger.warning("A grammar does not enforce a keyword of a JSON schema: %s", sentence)
 
 
 def _calls(model: LoadedModel, request: ChatRequest, functions: list[ToolDefinition]) -> ToolGrammar:
-    """A grammar of nothing but calls, which begins with its rule `start`."""
+    """A grammar of calls only. Its start rule is `start`."""
     grammar = model.output_format.tool_call_grammar(
         [Tool(tool.name, tool.parameters, tool.strict) for tool in functions],
         parallel=request.tool_use.parallel,
@@ -92,8 +92,8 @@ def _calls(model: LoadedModel, request: ChatRequest, functions: list[ToolDefinit
     if grammar is None:
         asked = None if request.tool_use.required else request.grammar
         raise UnsupportedParameter(
-            f"Model {model.model_id!r} writes tool calls in the form {model.output_format.name!r}, which cannot be "
-            "enforced. Leave tool_choice at 'auto', and response_format out.",
+            f"Model {model.model_id!r} writes tool calls in the format {model.output_format.name!r}, which a grammar "
+            "cannot enforce. Set tool_choice='auto', and remove response_format.",
             param=asked.param if asked is not None else "tool_choice",
         )
     return grammar
@@ -105,7 +105,7 @@ def _visible_tokens(model: LoadedModel) -> dict[str, int]:
 
 
 def _any_of(calls: ToolGrammar, custom_rules: str, answer: Grammar | None) -> str:
-    """Calls of functions or of custom tools, or an answer in the form that is asked for."""
+    """Lark for calls of functions or custom tools, or an answer in the requested format."""
     lark = calls.lark.replace("\nstart:", "\ncalls:", 1)
     options = ["calls"] if lark != calls.lark else []
     if custom_rules:
@@ -120,7 +120,7 @@ def _any_of(calls: ToolGrammar, custom_rules: str, answer: Grammar | None) -> st
 def _answer_schema(answer: Grammar) -> str:
     if answer.kind not in ("json_object", "json_schema"):
         raise InvalidRequest(
-            f"{answer.param} does not go with tools that may be called: set tool_choice to 'none', or ask for JSON.",
+            f"{answer.param} cannot be combined with callable tools. Set tool_choice='none', or use a JSON format.",
             param=answer.param,
         )
     schema = json.loads(answer.source) if answer.kind == "json_schema" else {"type": "object"}
@@ -132,10 +132,10 @@ def _answer_schema(answer: Grammar) -> str:
 def resolve_thinking(
     model: LoadedModel, request: ChatRequest | CompletionRequest, prompt: Prompt, has_grammar: bool
 ) -> Thinking | None:
-    """Where thoughts begin and end, for a grammar that is for what comes behind them, or for a budget of thoughts.
+    """The tokens around the model's reasoning, for a grammar of the answer after it, or for a thinking budget.
 
-    None where neither is asked for, or no thoughts are to be expected. Raises UnsupportedParameter for a budget that
-    cannot be held.
+    None if the request has neither, or the model will not think. Raises UnsupportedParameter for a budget that cannot
+    be enforced.
     """
     if not isinstance(request, ChatRequest) or (markers := model.output_format.reasoning) is None:
         return None
@@ -153,8 +153,8 @@ def resolve_thinking(
         )
     if request.thinking_budget is not None:
         raise UnsupportedParameter(
-            f"Model {model.model_id!r} has no single token that begins its reasoning, so its length cannot be bounded. "
-            "Leave thinking_budget out.",
+            f"Model {model.model_id!r} has no single token that starts its reasoning, so thinking_budget cannot be "
+            "enforced. Remove it.",
             param="thinking_budget",
         )
     return None

@@ -1,4 +1,4 @@
-"""The limit on how long a request may take, whatever its backend waits for."""
+"""The time limit of one request. Knows nothing of what its backend waits for."""
 
 import asyncio
 from types import TracebackType
@@ -7,19 +7,19 @@ from mlx_manager.mlx_server.errors import RequestTimeout
 
 
 class Deadline:
-    """Bounds each wait of one request by the same moment: `with deadline: await ...`. Close it.
+    """Ends every wait of one request at the same moment: `with deadline: await ...`. Close it.
 
-    One timer serves all waits, because an `asyncio.timeout` around each event costs 8 us. What happens between two
-    waits is not interrupted: the next wait raises. The waits may be those of several tasks, one after the other.
+    One timer serves all waits, because an `asyncio.timeout` around each event costs 8 us. Code between two waits is not
+    interrupted: the next wait raises. Several tasks may wait, one after the other.
     """
 
     __slots__ = ("_loop", "_seconds", "_timer", "_waiting", "expired")
 
     def __init__(self, seconds: float) -> None:
-        """0 is no limit."""
+        """0 means no limit."""
         self.expired = False
         self._seconds = seconds
-        self._loop = asyncio.get_running_loop()  # looking it up for each wait would cost 0.25 us
+        self._loop = asyncio.get_running_loop()  # a look-up for each wait costs 0.25 us
         self._waiting: asyncio.Task[object] | None = None
         self._timer = self._loop.call_later(seconds, self._expire) if seconds else None
 
@@ -36,7 +36,7 @@ class Deadline:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Raises RequestTimeout in place of the CancelledError that `_expire` asked for."""
+        """Raises RequestTimeout in place of the CancelledError that `_expire` caused."""
         task, self._waiting = self._waiting, None
         if self.expired and task is not None:
             is_cancelled_by_others = task.uncancel() > 0
@@ -49,6 +49,11 @@ class Deadline:
             self._waiting.cancel()
 
     def _failure(self) -> RequestTimeout:
-        return RequestTimeout(
-            f"The request took longer than {self._seconds:g} s, the limit of this server, and was ended."
-        )
+        return timed_out(self._seconds)
+
+
+def timed_out(seconds: float) -> RequestTimeout:
+    return RequestTimeout(
+        f"The request took longer than {seconds:g} s and was cancelled. Lower max_tokens, or raise "
+        "MLX_SERVER_REQUEST_TIMEOUT_SECONDS."
+    )

@@ -1,4 +1,4 @@
-"""The straight line of embeddings and rankings: lease the model, tokenise, have the worker encode. Knows no HTTP."""
+"""Embeddings and rankings: leases the model, tokenises, and lets the worker encode. Knows no HTTP."""
 
 import asyncio
 import time
@@ -13,13 +13,14 @@ from mlx_manager.mlx_server.embedding_types import (
     Ranking,
     RerankRequest,
 )
-from mlx_manager.mlx_server.errors import ContextLengthExceeded, InvalidRequest, NotReady, RequestTimeout
+from mlx_manager.mlx_server.errors import ContextLengthExceeded, InvalidRequest, NotReady
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.encoders import Embedder, EncoderModel, Reranker
 from mlx_manager.mlx_server.models.resident import Resident
 from mlx_manager.mlx_server.protocols.sizes import too_long
 from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.services.backends import LocalModel
+from mlx_manager.mlx_server.services.deadline import timed_out
 from mlx_manager.mlx_server.services.embedding_tracing import traced
 from mlx_manager.mlx_server.services.generative_rerank import is_generative_reranker, rerank_by_generation
 from mlx_manager.mlx_server.services.inference import InferenceService
@@ -29,19 +30,19 @@ T = TypeVar("T")
 
 
 class EmbeddingService:
-    """Over the models of a pool. Limits, deadline and names of models are those of `inference`."""
+    """Serves the models of a pool, with the limits, the deadline and the model names of `inference`."""
 
     def __init__(self, inference: InferenceService) -> None:
         self._inference = inference
         self._pool = inference.backends.pool
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Raises InvalidRequest, which names the input at fault, and what a lease raises. Cancelled with its caller."""
+        """Raises InvalidRequest with the wrong input in `param`, and what a lease raises. Cancelled with its caller."""
         async with traced("embeddings", request.model, request.record):
             return await self._in_time(self._embed(request))
 
     async def rerank(self, request: RerankRequest) -> Ranking:
-        """As `embed` does."""
+        """Raises and is cancelled like `embed`."""
         async with traced("rerank", request.model, request.record):
             return await self._in_time(self._rerank(request))
 
@@ -50,7 +51,7 @@ class EmbeddingService:
         self._check_length(request.text_length, "input")
         record, asked_at = request.record, time.time()
         async with self._pool.lease_as(Embedder, entry, 1, request.keep_alive_seconds) as model:
-            _note_lease(record, model, asked_at)
+            _record_lease(record, model, asked_at)
             dimensions = _dimensions(model, request)
             ids = await _off_loop(request.text_length, lambda: _tokens(model, request))
             record.prompt_tokens = sum(map(len, ids))
@@ -64,11 +65,11 @@ class EmbeddingService:
             return await rerank_by_generation(self._pool, entry, request)
         if request.instruction is not None:
             raise InvalidRequest(
-                f"Model {entry.id!r} is a classifier, which takes no instruction. Leave it out.", param="instruction"
+                f"Model {entry.id!r} is a classifier and takes no instruction. Remove it.", param="instruction"
             )
         record, asked_at = request.record, time.time()
         async with self._pool.lease_as(Reranker, entry, 1, request.keep_alive_seconds) as model:
-            _note_lease(record, model, asked_at)
+            _record_lease(record, model, asked_at)
             ids, second_at = await _off_loop(request.text_length, lambda: _pairs(model, request))
             record.prompt_tokens = sum(map(len, ids))
             scores = await _recorded(record, model.engine.encode(ids, record, second_at=second_at))
@@ -76,12 +77,12 @@ class EmbeddingService:
 
     async def _local_model(self, name: str) -> ModelEntry:
         if self._pool.draining:
-            raise NotReady("The server is shutting down.")
+            raise NotReady("The server is shutting down. Retry later.")
         model = await self._inference.backends.resolve(name)
         if not isinstance(model, LocalModel):
             raise InvalidRequest(
-                f"Model {model.id!r} is an upstream's, and this server forwards no embeddings and rankings. Send the "
-                "request to the upstream server, or name a model of this server.",
+                f"Model {model.id!r} is on an upstream. This server does not forward embeddings or rankings. Send the "
+                "request to the upstream, or use a local model.",
                 param="model",
             )
         return model.entry
@@ -99,13 +100,11 @@ class EmbeddingService:
         except TimeoutError as exc:
             if not timer.expired():
                 raise
-            raise RequestTimeout(
-                f"The request took longer than {seconds:g} s, the limit of this server, and was ended."
-            ) from exc
+            raise timed_out(seconds) from exc
 
 
 async def _off_loop(characters: int, tokenize: Callable[[], T]) -> T:
-    """What `tokenize` gives; long texts in a thread, so that streams go on."""
+    """The result of `tokenize`, which runs in a thread for long texts: streams continue."""
     return await asyncio.to_thread(tokenize) if characters > LONG_TEXT_CHARACTERS else tokenize()
 
 
@@ -116,26 +115,26 @@ async def _recorded(record: GenerationRecord, work: Awaitable[bytes]) -> bytes:
     return encoded
 
 
-def _note_lease(record: GenerationRecord, model: Resident, asked_at: float) -> None:
-    """`asked_at` is in Unix seconds, as the model's times are."""
+def _record_lease(record: GenerationRecord, model: Resident, asked_at: float) -> None:
+    """`asked_at` is in Unix seconds, like `loaded_at`."""
     record.model, record.leased = model.model_id, time.perf_counter()
     if model.loaded_at >= asked_at:
         record.load_seconds = time.time() - asked_at
 
 
 def _dimensions(model: Embedder, request: EmbeddingRequest) -> int:
-    has = model.engine.facts.dimensions
-    if request.dimensions is not None and request.dimensions > has:
+    native = model.engine.facts.dimensions
+    if request.dimensions is not None and request.dimensions > native:
         raise InvalidRequest(
-            f"dimensions is {request.dimensions}, and the vectors of model {model.model_id!r} have {has}. Send at most "
-            f"{has}, or leave it out.",
+            f"dimensions is {request.dimensions}, but the vectors of model {model.model_id!r} have {native}. Send at "
+            f"most {native}, or remove dimensions.",
             param="dimensions",
         )
-    return request.dimensions if request.dimensions is not None else has
+    return request.dimensions if request.dimensions is not None else native
 
 
 def _tokens(model: Embedder, request: EmbeddingRequest) -> Sequence[Sequence[int]]:
-    """The ids of every input, none of them too long. Blocks."""
+    """The token ids of each input. Raises InvalidRequest for an input that is too long. Blocks."""
     limit = _limit(model, request.truncate_tokens)
     texts = [one for one in request.inputs if isinstance(one, str)]
     names = [f"input[{index}]" if request.is_list else "input" for index in range(len(request.inputs))]
@@ -145,13 +144,13 @@ def _tokens(model: Embedder, request: EmbeddingRequest) -> Sequence[Sequence[int
         ids = model.texts.encode([f"{prompt}{text}" for text in texts], limit)
     else:
         ids = [one[:limit] for one in request.inputs if not isinstance(one, str)]
-        _check_known(model, ids, names)
+        _check_ids(model, ids, names)
     _check_tokens(model, ids, names)
     return ids
 
 
 def _pairs(model: Reranker, request: RerankRequest) -> tuple[list[list[int]], list[int]]:
-    """The ids of the query with each document. Blocks."""
+    """The token ids of each pair of query and document. Blocks."""
     ids, second_at = model.texts.encode_pairs(
         request.query,
         request.documents,
@@ -163,13 +162,13 @@ def _pairs(model: Reranker, request: RerankRequest) -> tuple[list[list[int]], li
 
 
 def _limit(model: EncoderModel, asked: int | None) -> int | None:
-    """Tokens to which a longer text is cut; None where it is refused."""
+    """Longer texts are truncated to so many tokens, or refused if None."""
     if asked is None or asked == WHOLE_MODEL:
         return asked and model.max_tokens
     if asked > model.max_tokens:
         raise InvalidRequest(
-            f"truncate_prompt_tokens is {asked}, and model {model.model_id!r} reads {model.max_tokens} tokens. Send at "
-            f"most {model.max_tokens}, or -1 for that.",
+            f"truncate_prompt_tokens is {asked}, but model {model.model_id!r} reads {model.max_tokens} tokens. Send at "
+            f"most {model.max_tokens}, or -1 for the model's limit.",
             param="truncate_prompt_tokens",
         )
     return asked
@@ -178,12 +177,11 @@ def _limit(model: EncoderModel, asked: int | None) -> int | None:
 def _check_tokens(model: EncoderModel, ids: Sequence[Sequence[int]], names: list[str]) -> None:
     for one, name in zip(ids, names, strict=True):
         if not one:
-            raise InvalidRequest(f"{name} has no tokens for model {model.model_id!r}. Leave it out.", param=name)
+            raise InvalidRequest(f"{name} has no tokens for model {model.model_id!r}. Remove it.", param=name)
         if len(one) > model.max_tokens:
             raise ContextLengthExceeded(
-                f"{name} has {len(one)} tokens{' with the query' if name.startswith('documents') else ''}, and model "
-                f"{model.model_id!r} reads {model.max_tokens}. Shorten it, or send truncate_prompt_tokens = -1 to have "
-                "it cut.",
+                f"{name} has {len(one)} tokens{' with the query' if name.startswith('documents') else ''}, but model "
+                f"{model.model_id!r} reads {model.max_tokens}. Shorten it, or send truncate_prompt_tokens = -1.",
                 param=name,
                 tokens=len(one),
                 limit=model.max_tokens,
@@ -197,19 +195,20 @@ def _prompt(model: Embedder, name: str | None) -> str:
     if name not in prompts:
         known = ", ".join(map(repr, prompts)) or "none"
         raise InvalidRequest(
-            f"Model {model.model_id!r} has no prompt {name[:100]!r}. Its prompts: {known}.", param="prompt_name"
+            f"Model {model.model_id!r} has no prompt {name[:100]!r}. Use one of: {known}. Or remove prompt_name.",
+            param="prompt_name",
         )
     return prompts[name]
 
 
-def _check_known(model: Embedder, ids: Sequence[Sequence[int]], names: list[str]) -> None:
+def _check_ids(model: Embedder, ids: Sequence[Sequence[int]], names: list[str]) -> None:
     size = model.engine.facts.vocabulary_size
     for one, name in zip(ids, names, strict=True):
         unknown = next((token for token in one if not 0 <= token < size), None)
         if unknown is not None:
             raise InvalidRequest(
-                f"{name} has the token id {unknown}, and the ids of model {model.model_id!r} end at {size - 1}. Send "
-                "texts, or ids of the model's own tokenizer. LangChain's OpenAIEmbeddings sends texts with "
-                "check_embedding_ctx_length=False.",
+                f"{name} has the token id {unknown}, but the largest of model {model.model_id!r} is {size - 1}. Send "
+                "texts, or ids of the model's own tokenizer. With LangChain's OpenAIEmbeddings, set "
+                "check_embedding_ctx_length=False to send texts.",
                 param=name,
             )

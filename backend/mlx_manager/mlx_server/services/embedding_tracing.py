@@ -1,4 +1,4 @@
-"""The span of one request for embeddings or a ranking, and its metrics, in OpenTelemetry's GenAI terms."""
+"""The span and the metrics of one embeddings or rerank request, by OpenTelemetry's GenAI conventions."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from mlx_manager.mlx_server.records import GenerationRecord
 
 @asynccontextmanager
 async def traced(operation: str, model: str, record: GenerationRecord) -> AsyncIterator[None]:
-    """Record and span end with the block, with its failure, or when it is cancelled."""
+    """Record and span end with the block: when it completes, fails or is cancelled."""
     attributes = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "mlx",
@@ -49,7 +49,7 @@ async def traced(operation: str, model: str, record: GenerationRecord) -> AsyncI
 
 
 def _phases(record: GenerationRecord, ended: float) -> Iterator[PastSpan]:
-    """Those that the request reached: it waits for its model to be loaded, for its first batch, and for its last."""
+    """The phases that the request reached: loading the model, waiting for the first batch, encoding."""
 
     def phase(name: str, began: float, until: float) -> PastSpan:
         return PastSpan(name, record.unix_ns(began), record.unix_ns(until), {})

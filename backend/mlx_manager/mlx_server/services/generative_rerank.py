@@ -1,7 +1,7 @@
-"""Rankings by a model that generates: Qwen3-Reranker, which answers "yes" or "no" for each document.
+"""Rankings by a generative model: Qwen3-Reranker, which answers "yes" or "no" for each document.
 
-The score is the probability of "yes" against that of "no" (https://arxiv.org/abs/2506.05176). A document is two
-sequences of one token, which share its prompt: the engine tells the logprob of the token that a bias makes it draw.
+The score is P(yes) / (P(yes) + P(no)) (https://arxiv.org/abs/2506.05176). Each document is two sequences of one token
+that share its prompt. A bias forces the token "yes" or "no", and the engine returns its logprob.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.types import SamplingParams
 
 DOCUMENTS_AT_ONCE = 16
-"""So that a long list leaves other requests room in the batch."""
+"""Leaves other requests room in the batch."""
 CERTAIN_BIAS = 1e6
 _INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-_BEFORE = (
+_PROMPT_START = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
-_BEHIND = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+_PROMPT_END = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _NAME = re.compile(r"rerank", re.IGNORECASE)
 
 
 def is_generative_reranker(entry: ModelEntry) -> bool:
-    """By its name: its files are those of a language model. Reads files."""
+    """Decides by the name: the files look like those of any language model. Reads files."""
     folder = entry.local_folder()
     if not _NAME.search(entry.id) and not _NAME.search(entry.repo_id):
         return False
@@ -63,19 +63,19 @@ def _answer_tokens(model: LoadedModel) -> tuple[int, int]:
     yes, no = (model.tokenizer.encode(word, add_special_tokens=False) for word in ("yes", "no"))
     if len(yes) != 1 or len(no) != 1:
         raise InvalidRequest(
-            f"Model {model.model_id!r} is no reranker: its vocabulary has no tokens for yes and no. Use another.",
+            f"Model {model.model_id!r} is not a reranker: its vocabulary lacks 'yes' and 'no'. Use another model.",
             param="model",
         )
     return yes[0], no[0]
 
 
 def _prompts(model: LoadedModel, request: RerankRequest) -> Iterator[list[int]]:
-    """In token ids, none of them too long. Blocks."""
+    """The token ids of each prompt. Raises ContextLengthExceeded. Blocks."""
 
     def ids(text: str) -> list[int]:
         return model.tokenizer.encode(text, add_special_tokens=False)
 
-    before, behind = ids(_BEFORE), ids(_BEHIND)
+    before, after = ids(_PROMPT_START), ids(_PROMPT_END)
     largest = min(filter(None, (model.defaults.context_length, model.engine.largest_sequence_tokens))) - 1
     limit = largest if request.truncate_tokens == WHOLE_MODEL else request.truncate_tokens
     instruction = request.instruction if request.instruction is not None else _INSTRUCTION
@@ -84,12 +84,12 @@ def _prompts(model: LoadedModel, request: RerankRequest) -> Iterator[list[int]]:
             document = model.tokenizer.decode(ids(document)[: request.document_tokens])
         text = ids(f"<Instruct>: {instruction}\n<Query>: {request.query}\n<Document>: {document}")
         if limit is not None:
-            text = text[: max(1, limit - len(before) - len(behind))]
-        prompt = [*before, *text, *behind]
+            text = text[: max(1, limit - len(before) - len(after))]
+        prompt = [*before, *text, *after]
         if len(prompt) > largest:
             raise ContextLengthExceeded(
-                f"documents[{index}] has {len(prompt)} tokens with the query, and model {model.model_id!r} reads "
-                f"{largest}. Shorten it, or send truncate_prompt_tokens = -1 to have it cut.",
+                f"documents[{index}] has {len(prompt)} tokens with the query, but model {model.model_id!r} reads "
+                f"{largest}. Shorten it, or send truncate_prompt_tokens = -1.",
                 param=f"documents[{index}]",
                 tokens=len(prompt),
                 limit=largest,

@@ -1,6 +1,6 @@
-"""Turns that clients change at every request, and that say nothing to a model: without them the prefix cache holds.
+"""Removes turns that clients change on every request and that mean nothing to a model: they defeat the prefix cache.
 
-Anthropic's own agent sends both; they reach every protocol through proxies.
+Anthropic's agent sends both kinds. Proxies pass them on to every protocol.
 """
 
 import re
@@ -20,7 +20,7 @@ def cleaned(request: ChatRequest) -> ChatRequest:
 
 
 def _without_billing_line(turns: tuple[ChatTurn, ...]) -> tuple[ChatTurn, ...]:
-    """Of the leading system turn alone; the turn goes where nothing else is in it."""
+    """Removes the line from the leading system turn, and the turn if nothing else is in it."""
     first = turns[0]
     found = _BILLING_LINE.match(first.content or "") if first.role == "system" else None
     if found is None:
@@ -30,7 +30,7 @@ def _without_billing_line(turns: tuple[ChatTurn, ...]) -> tuple[ChatTurn, ...]:
 
 
 def _without_token_counters(turns: tuple[ChatTurn, ...]) -> tuple[ChatTurn, ...]:
-    """Those that stand last, or before an assistant's turn, where they stood last a turn ago."""
+    """Removes counters at the end, and before an assistant turn, where they were the end of an earlier request."""
     followed = zip(turns, (*turns[1:], None), strict=True)
     kept = tuple(turn for turn, after in followed if not _is_token_counter(turn, after))
     return kept if len(kept) < len(turns) else turns

@@ -1,8 +1,8 @@
-"""The story of a request: find its model, or one that may stand in for it, and give the events of the answer.
+"""Serves a request: finds its model or a fallback, and yields the events of the answer. Knows no HTTP.
 
-Knows no HTTP. The two `generate_*` functions are for programs that run the app's lifespan themselves, and go the same
-way. Awaited first, each gives an async iterator of OpenAI's chunks as dicts when `stream`, else one response; they
-raise `ServerError` where the HTTP endpoints answer with a status.
+The two `generate_*` functions serve programs that run the app's lifespan themselves. Awaited, they return an async
+iterator of OpenAI chunk dicts when `stream`, else one response dict. They raise `ServerError` where the HTTP endpoints
+answer with an error status.
 """
 
 import logging
@@ -43,31 +43,31 @@ Answer = JsonObject | AsyncIterator[JsonObject]
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
-class _Unasked(int):
-    """A limit that the caller did not ask for: that of the model, or of the settings, comes before it."""
+class _DefaultLimit(int):
+    """A default limit: the limit of the model or of the settings takes precedence."""
 
 
-DEFAULT_MAX_TOKENS = _Unasked(4096)
-DEFAULT_COMPLETION_TOKENS = _Unasked(COMPLETION_TOKENS)
+DEFAULT_MAX_TOKENS = _DefaultLimit(4096)
+DEFAULT_COMPLETION_TOKENS = _DefaultLimit(COMPLETION_TOKENS)
 
-_PASSING = (InsufficientMemory, ModelLoadFailed, NotReady, ServerBusy, UpstreamError)
-"""Failures of a model that say nothing of the request: another model may answer it."""
+_FAILOVER = (InsufficientMemory, ModelLoadFailed, NotReady, ServerBusy, UpstreamError)
+"""Failures of a model, not of the request: a fallback may answer it."""
 
 
 @dataclass(slots=True)
 class InferenceService:
-    """Turns requests into events, over all models that there are. A reload of the settings sets the fields."""
+    """Turns requests into events, for all models. A reload of the settings sets the fields."""
 
     backends: Backends
     timeout_seconds: float
-    """For a request, from first to last; 0 is no limit."""
+    """For a whole request; 0 means no limit."""
     trace_content: bool = False
 
     async def generate(self, request: Request) -> GenerationEvents:
-        """The events of the first model that can answer: the request's own, or one of its fallbacks.
+        """The events of the first model that can answer: the requested one, or one of its fallbacks.
 
-        `Started` comes once, when the request is admitted. Another model takes over before the first token only, and
-        where none can, what the request's own model failed with is raised. Closing the iterator ends the generation.
+        `Started` comes once, when the request is admitted. A fallback takes over only before the first token. If all
+        fail, raises the failure of the requested model. Closing the iterator ends the generation.
         """
         if isinstance(request, ChatRequest):
             request = cleaned(request)
@@ -78,25 +78,25 @@ class InferenceService:
                 try:
                     backend = own if failure is None else await self._resolve(name, deadline)
                     async with aclosing(backend.generate(request)) as events:
-                        with trace.current(), deadline:  # a load that the request waits for is its child
+                        with trace.current(), deadline:  # the span of a model load becomes a child
                             event = await anext(events)
                         while True:
-                            if trace.note(event):
+                            if trace.observe(event):
                                 yield event
                             with deadline:
                                 event = await anext(events)
                 except StopAsyncIteration:
                     return
                 except ServerError as exc:
-                    if trace.is_answering or deadline.expired or (failure is None and not isinstance(exc, _PASSING)):
+                    if trace.is_answering or deadline.expired or (failure is None and not isinstance(exc, _FAILOVER)):
                         raise
-                    logger.warning("Model %s cannot answer %s: %s", name, request.id, exc)
+                    logger.warning("Model %s failed for request %s: %s", name, request.id, exc)
                     failure = failure if failure is not None else exc
             assert failure is not None
             raise failure
 
     async def count_tokens(self, request: ChatRequest) -> int:
-        """Tokens of the prompt that `generate` would have the request's own model read."""
+        """Number of prompt tokens that `generate` would pass to the requested model."""
         request = cleaned(request)
         with closing(Deadline(self.timeout_seconds)) as deadline:
             backend = await self._resolve(request.model, deadline)
@@ -105,7 +105,7 @@ class InferenceService:
 
     async def _resolve(self, name: str, deadline: Deadline) -> Backend:
         if self.backends.pool.draining:
-            raise NotReady("The server is shutting down.")
+            raise NotReady("The server is shutting down. Retry later.")
         with deadline:
             return await self.backends.resolve(name)
 
@@ -119,7 +119,7 @@ async def generate_chat_completion(
     stop: str | list[str] | None = None,
     stream: bool = False,
 ) -> Answer:
-    """One chat completion of `messages`, each a dict with "role" and "content"."""
+    """A chat completion of `messages`, each a dict with "role" and "content"."""
     fields = {"model": model_id, "messages": messages, "temperature": temperature, "top_p": top_p, "stop": stop}
     return await _answer(ChatCompletions(), openai.ChatCompletionRequest, fields, max_tokens, stream)
 
@@ -134,7 +134,7 @@ async def generate_completion(
     echo: bool = False,
     stream: bool = False,
 ) -> Answer:
-    """One completion that goes on from `prompt`."""
+    """A completion that continues `prompt`."""
     fields = {
         "model": model_id,
         "prompt": prompt,
@@ -150,7 +150,7 @@ async def _answer(
     protocol: ChunkProtocol[BodyT, RequestT], body: type[BodyT], fields: JsonObject, max_tokens: int, stream: bool
 ) -> Answer:
     running = get_running()
-    asked = None if isinstance(max_tokens, _Unasked) else max_tokens
+    asked = None if isinstance(max_tokens, _DefaultLimit) else max_tokens
     try:
         read = body.model_validate({**fields, "max_tokens": asked})
     except ValidationError as exc:

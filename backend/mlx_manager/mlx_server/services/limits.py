@@ -1,4 +1,4 @@
-"""How a request's own parameters, the model's files and OpenAI's defaults become what the engine is told, checked."""
+"""Resolves the engine's parameters from the request, the model's files and OpenAI's defaults, and checks them."""
 
 import secrets
 from dataclasses import fields, replace
@@ -10,32 +10,33 @@ from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT, GenerationRequest, Samp
 
 
 def resolve_sampling(model: LoadedModel, request: GenerationRequest) -> SamplingParams:
-    """The request's own values, then those of the model's generation_config, then OpenAI's; a random seed without one.
+    """Values of the request, else of the model's generation_config, else OpenAI's defaults; the default seed is random.
 
-    Raises InvalidRequest for token ids and counts that the model's vocabulary does not have.
+    Raises InvalidRequest for token ids and counts beyond the model's vocabulary.
     """
     vocabulary_size = model.engine.vocabulary_size
-    of_the_model = replace(SamplingParams(seed=secrets.randbits(64)), **_said(model.defaults.sampling))
-    of_the_model = replace(of_the_model, top_k=min(of_the_model.top_k, vocabulary_size))
-    params = replace(of_the_model, **_said(request.sampling))
+    model_defaults = replace(SamplingParams(seed=secrets.randbits(64)), **_set_values(model.defaults.sampling))
+    model_defaults = replace(model_defaults, top_k=min(model_defaults.top_k, vocabulary_size))
+    params = replace(model_defaults, **_set_values(request.sampling))
     if params.top_k > vocabulary_size:
         raise InvalidRequest(
-            f"top_k is {params.top_k}, and the model's vocabulary has {vocabulary_size} tokens.", param="top_k"
+            f"top_k is {params.top_k}, but the model's vocabulary has {vocabulary_size} tokens. Lower top_k.",
+            param="top_k",
         )
     unknown = [token for token in params.logit_bias if not 0 <= token < vocabulary_size]
     if unknown:
         raise InvalidRequest(
-            f"logit_bias names token {unknown[0]}, and the model's token ids end at {vocabulary_size - 1}.",
+            f"logit_bias has token id {unknown[0]}, but the model's largest is {vocabulary_size - 1}. Remove it.",
             param="logit_bias",
         )
     return params
 
 
 def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_tokens: int) -> int:
-    """The request's limit, then the model's own, then the default; cut to what context and memory have left for it.
+    """The limit of the request, else of the model, else the default; cut to what context and memory have left.
 
-    At least 1, which the engine draws also where none is asked for. Raises ContextLengthExceeded when the prompt leaves
-    no room for a single token, if one is asked for, or memory none for the request's.
+    At least 1: the engine samples a token even for max_tokens=0. Raises ContextLengthExceeded if the context has no
+    room for a requested token, or memory has no room for the requested limit.
     """
     limits = (request.max_tokens, model.defaults.max_tokens, request.default_max_tokens)
     max_tokens = next(limit for limit in limits if limit is not None)
@@ -43,8 +44,8 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
     if context_length is not None:
         if prompt_tokens + min(max_tokens, 1) > context_length:
             raise ContextLengthExceeded(
-                f"The prompt has {prompt_tokens} tokens, and the context of model {model.model_id!r} is "
-                f"{context_length} tokens for prompt and answer together. Shorten the prompt.",
+                f"The prompt has {prompt_tokens} tokens, but the context length of model {model.model_id!r} is "
+                f"{context_length} tokens for prompt and completion together. Shorten the prompt.",
                 param=request.prompt_field,
                 tokens=prompt_tokens,
                 limit=context_length,
@@ -55,14 +56,14 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
 
 def _within_memory(model: LoadedModel, request: GenerationRequest, prompt_tokens: int, max_tokens: int) -> int:
     fits = model.engine.largest_sequence_tokens
-    is_limit_asked_for = request.max_tokens not in (None, NO_TOKEN_LIMIT) and not request.max_tokens_is_a_ceiling
-    asked = prompt_tokens + (max_tokens if is_limit_asked_for else 1)
+    is_limit_requested = request.max_tokens not in (None, NO_TOKEN_LIMIT) and not request.max_tokens_is_a_ceiling
+    asked = prompt_tokens + (max_tokens if is_limit_requested else 1)
     if asked <= fits:
         return min(max_tokens, fits - prompt_tokens)
     raise ContextLengthExceeded(
-        f"Prompt and answer would have {asked} tokens, {prompt_tokens} of them the prompt's. At "
-        f"{model.engine.kv_bytes_per_token} bytes of KV cache for each, the memory of this server holds {fits} tokens "
-        f"of model {model.model_id!r}. Ask for less, or raise MLX_SERVER_MAX_MEMORY_GB.",
+        f"The request needs {asked} tokens (prompt {prompt_tokens} + completion {asked - prompt_tokens}), but only "
+        f"{fits} fit in memory for model {model.model_id!r}, at {model.engine.kv_bytes_per_token} bytes of KV cache "
+        "each. Lower max_tokens, shorten the prompt, or raise MLX_SERVER_MAX_MEMORY_GB.",
         param=request.prompt_field if prompt_tokens >= fits else "max_tokens",
         tokens=asked,
         limit=fits,
@@ -70,17 +71,18 @@ def _within_memory(model: LoadedModel, request: GenerationRequest, prompt_tokens
 
 
 def resolve_stop_tokens(model: LoadedModel, request: GenerationRequest) -> list[int]:
-    """The model's own, unless they are to be ignored, and the request's. Raises InvalidRequest for unknown ids."""
+    """Stop tokens of the model, unless ignore_eos, and of the request. Raises InvalidRequest for unknown ids."""
     size = model.engine.vocabulary_size
     unknown = [token for token in request.stop_token_ids if not 0 <= token < size]
     if unknown:
         raise InvalidRequest(
-            f"stop_token_ids has {unknown[0]}, and the model's token ids end at {size - 1}.", param="stop_token_ids"
+            f"stop_token_ids has {unknown[0]}, but the model's largest token id is {size - 1}. Remove it.",
+            param="stop_token_ids",
         )
     own = [] if request.ignore_eos else [token for token in model.stop_tokens if 0 <= token < size]
     return [*own, *request.stop_token_ids]
 
 
-def _said(overrides: SamplingOverrides) -> dict[str, Any]:
+def _set_values(overrides: SamplingOverrides) -> dict[str, Any]:
     values = {field.name: getattr(overrides, field.name) for field in fields(overrides)}
     return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The engine's scores to the logprobs of an answer: named, placed in its text, and held until their text is sent."""
+"""Turns the engine's scores into logprobs: names tokens, gives text offsets, holds each until its text is sent."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ Spans = Sequence[tuple[int, int]]
 
 
 class LogprobLedger:
-    """The logprobs of the tokens whose text is still held. `begin` is where the output begins in the choice's text."""
+    """Logprobs of tokens whose text is not sent yet. `begin` is the offset of the output in the choice's text."""
 
     def __init__(self, texts: TokenTexts, begin: int = 0) -> None:
         self._texts = texts
@@ -22,22 +22,22 @@ class LogprobLedger:
         self._held: list[tuple[int, int, TokenLogprob]] = []
 
     def add(self, token: int, score: Score | None, text: str) -> None:
-        """`text` is what the detokenizer gave for the token: nothing while a character, or a special token, lasts."""
+        """`text` is the detokenizer's output for the token: empty for an incomplete character or a special token."""
         self._without_text.append(self._entry(token, score))
         self.place(text)
 
     def place(self, text: str) -> None:
-        """The text of all tokens that had none yet."""
+        """Gives `text` to all tokens that have no text yet."""
         if text:
             begin, self.decoded = self.decoded, self.decoded + len(text)
             self._held += [(begin, self.decoded, entry) for entry in self._without_text]
             self._without_text = []
 
     def release(self, sent: int, spans: Spans, is_whole: bool) -> Logprobs:
-        """Those whose text lies in one of `spans` and ends with the next `sent` characters of all spans together.
+        """Logprobs of tokens inside `spans` whose text ends within the next `sent` characters of all spans together.
 
-        The spans are the stretches of the output that are the choice's text. A token before the last of them that lies
-        in none is dropped. At the end of a whole output that ends in text, its tokens without text come too.
+        The spans are the parts of the output that are the choice's text. A token before the last span and outside all
+        spans is dropped. With `is_whole`, an output that ends in text also releases its tokens without text.
         """
         self._sent += sent
         released: list[TokenLogprob] = []
@@ -68,7 +68,7 @@ class LogprobLedger:
 def prompt_logprobs(
     texts: TokenTexts, tokens: list[int], scores: list[Score], detokenizer: StreamingDetokenizer
 ) -> Logprobs:
-    """Of all tokens of a prompt; `scores` are those from its second on."""
+    """Logprobs of all prompt tokens; `scores` start at the second token."""
     ledger = LogprobLedger(texts)
     for token, score in zip(tokens, [None, *scores], strict=True):
         ledger.add(token, score, detokenizer.feed([token]))
@@ -77,7 +77,7 @@ def prompt_logprobs(
 
 
 def _place(begin: int, end: int, spans: Spans) -> int | None:
-    """Where a token's text ends in the text of all spans together; None for a token that lies in none of them."""
+    """Where a token's text ends in the text of all spans together; None for a token outside all spans."""
     before = 0
     for first, last in spans:
         if first <= begin and end <= last:

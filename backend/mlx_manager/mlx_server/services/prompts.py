@@ -1,4 +1,4 @@
-"""A request's prompts in token ids of its model: rendered by the model's template, or as they are given."""
+"""Turns a request's prompts into token ids: chats through the model's template, completions as given. Knows no HTTP."""
 
 import asyncio
 from collections.abc import Mapping
@@ -29,15 +29,15 @@ FILL_IN_THE_MIDDLE = (
     ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"),
     ("<｜fim\u2581begin｜>", "<｜fim\u2581hole｜>", "<｜fim\u2581end｜>"),
 )
-"""What stands before the prefix, before the suffix and before the middle: Qwen and Gemma, StarCoder and Granite,
-SantaCoder, Code Llama, DeepSeek."""
+"""The tokens before prefix, suffix and middle, of Qwen and Gemma, StarCoder and Granite, SantaCoder, Code Llama, and
+DeepSeek."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`echo` is what an answer that repeats its prompt begins with.
+    """`echo` is the prompt text that an echoing completion starts with.
 
-    With `opens_reasoning` the answer begins inside of reasoning.
+    With `opens_reasoning` the answer starts inside a reasoning block.
     """
 
     tokens: list[int]
@@ -47,7 +47,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptRules:
-    """What the settings say of all prompts. More than `max_characters` are refused; 0 is no limit."""
+    """Settings for all prompts. Longer prompts than `max_characters` are refused; 0 means no limit."""
 
     max_characters: int = 0
     tool_prompt: bool = True
@@ -59,7 +59,7 @@ def prompt_rules(settings: MLXServerSettings, bounds: Bounds) -> PromptRules:
 
 
 def check_length(request: ChatRequest | CompletionRequest, max_characters: int) -> None:
-    """Raises InvalidRequest for more text than this server reads; 0 is no limit."""
+    """Raises InvalidRequest for more than `max_characters` of text; 0 means no limit."""
     if 0 < max_characters < request.text_length:
         raise too_long("The prompt", request.text_length, max_characters, request.prompt_field)
 
@@ -67,7 +67,7 @@ def check_length(request: ChatRequest | CompletionRequest, max_characters: int) 
 async def read_prompts(
     model: LoadedModel, request: ChatRequest | CompletionRequest, rules: PromptRules
 ) -> list[Prompt]:
-    """Raises InvalidRequest, which names the request's field, for what this model cannot read."""
+    """Raises InvalidRequest, with the field in `param`, for a prompt that this model cannot read."""
     match request:
         case ChatRequest():
             prompts = [await _chat_prompt(model, request, rules)]
@@ -78,30 +78,28 @@ async def read_prompts(
         case _:
             assert_never(request)
     if not all(prompt.tokens for prompt in prompts):
-        raise InvalidRequest(
-            "The prompt is empty: this model needs at least one token to go on from.", param=request.prompt_field
-        )
+        raise InvalidRequest("The prompt has 0 tokens. Send at least one token.", param=request.prompt_field)
     return prompts
 
 
 async def _chat_prompt(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> Prompt:
-    """The template is rendered by a process apart: a thread waits for that."""
+    """A separate process renders the template, and a thread waits for it."""
     language = model.language
     if request.tool_use.tools and not language.traits.native_tools and not rules.tool_prompt:
         raise UnsupportedParameter(
-            f"The chat template of model {model.model_id!r} does not show tools, and the setting tool_prompt is off. "
-            "Leave 'tools' out, use a model with tools of its own, or set MLX_SERVER_TOOL_PROMPT=true.",
+            f"The chat template of model {model.model_id!r} does not support tools, and MLX_SERVER_TOOL_PROMPT is off. "
+            "Remove 'tools', use a model with tool support, or set MLX_SERVER_TOOL_PROMPT=true.",
             param="tools",
         )
     async with language.rendering:
         text = await language.templates.in_thread(lambda: _render(model, request, rules))
     if 0 < rules.max_characters < len(text):
-        what = "With what the model's chat template adds, the prompt"
+        what = "The prompt, as rendered by the model's chat template,"
         raise too_long(what, len(text), rules.max_characters, request.prompt_field)
     if len(text) > LONG_TEXT_CHARACTERS:
         tokens = await asyncio.to_thread(language.tokenizer.encode, text, add_special_tokens=False)
     else:
-        tokens = language.tokenizer.encode(text, add_special_tokens=False)  # the template has them
+        tokens = language.tokenizer.encode(text, add_special_tokens=False)  # the template adds special tokens
     return Prompt(tokens, opens_reasoning=language.output_format.opens_reasoning(text))
 
 
@@ -114,37 +112,38 @@ def _completion_prompt(model: LoadedModel, request: CompletionRequest, prompt: s
         return Prompt(_fill_in_the_middle(model, prompt, request.suffix))
     if isinstance(prompt, str):
         return Prompt(model.tokenizer.encode(prompt, add_special_tokens=True), prompt)
-    tokens = _known(model, prompt)
+    tokens = _ids(model, prompt)
     return Prompt(tokens, make_decoder(model.tokenizer, request.skip_special_tokens)(tokens) if request.echo else "")
 
 
-def _known(model: LoadedModel, tokens: tuple[int, ...]) -> list[int]:
+def _ids(model: LoadedModel, tokens: tuple[int, ...]) -> list[int]:
     size = model.engine.vocabulary_size
     unknown = next((token for token in tokens if not 0 <= token < size), None)
     if unknown is not None:
         raise InvalidRequest(
-            f"The prompt has the token id {unknown}, and the model's token ids end at {size - 1}.", param="prompt"
+            f"The prompt has token id {unknown}, but the model's largest is {size - 1}. Send ids of its tokenizer.",
+            param="prompt",
         )
     return list(tokens)
 
 
 def _fill_in_the_middle(model: LoadedModel, prefix: str | tuple[int, ...], suffix: str) -> list[int]:
     tokenizer = model.tokenizer
-    marks = fill_in_the_middle_tokens(tokenizer)
-    if marks is None:
+    markers = fill_in_the_middle_tokens(tokenizer)
+    if markers is None:
         raise UnsupportedParameter(
-            f"Model {model.model_id!r} cannot fill in text before a suffix: its vocabulary has no tokens for it. Leave "
-            "'suffix' out, or use a model trained for code.",
+            f"Model {model.model_id!r} does not support 'suffix': its vocabulary has no fill-in-the-middle tokens. "
+            "Remove 'suffix', or use a code model.",
             param="suffix",
         )
-    before = tokenizer.encode(prefix, add_special_tokens=False) if isinstance(prefix, str) else _known(model, prefix)
+    before = tokenizer.encode(prefix, add_special_tokens=False) if isinstance(prefix, str) else _ids(model, prefix)
     after = tokenizer.encode(suffix, add_special_tokens=False)
     begin_of_text = tokenizer.encode("", add_special_tokens=True)
-    return [*begin_of_text, marks[0], *before, marks[1], *after, marks[2]]
+    return [*begin_of_text, markers[0], *before, markers[1], *after, markers[2]]
 
 
 def fill_in_the_middle_tokens(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
-    """The ids of the marks before prefix, suffix and middle; None where the vocabulary has none."""
+    """Ids of the tokens before prefix, suffix and middle; None if the vocabulary has none."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     for names in FILL_IN_THE_MIDDLE:
         first, second, third = (tokenizer.convert_tokens_to_ids(name) for name in names)
@@ -178,17 +177,19 @@ def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str
         )
     except TemplateSyntaxError as exc:
         raise ChatTemplateMissing(
-            f"The chat template of model {model.model_id!r} is broken: {exc}", param="model"
+            f"The chat template of model {model.model_id!r} has a syntax error: {exc}. Fix it, or use another model.",
+            param="model",
         ) from exc
     except TEMPLATE_FAILURES as exc:
         raise InvalidRequest(
-            f"The chat template of model {model.model_id!r} does not take these messages: {exc}",
+            f"The chat template of model {model.model_id!r} rejects these messages: "
+            f"{str(exc).rstrip('.')}. Change them.",
             param=request.prompt_field,
         ) from exc
 
 
 def _message(turn: ChatTurn) -> dict[str, Any]:
-    """The turn as chat templates know it."""
+    """The turn in the form that chat templates read."""
     optional: Mapping[str, object] = {
         "name": turn.name,
         "tool_calls": [_tool_call(call) for call in turn.tool_calls] or None,
@@ -200,11 +201,11 @@ def _message(turn: ChatTurn) -> dict[str, Any]:
 
 
 def _tool(tool: ToolDefinition) -> dict[str, object]:
-    """The tool as chat templates know it, which is as OpenAI's clients send it."""
+    """The tool in the form that chat templates read: OpenAI's."""
     description = {} if tool.description is None else {"description": tool.description}
     return {"type": "function", "function": {"name": tool.name, **description, "parameters": tool.parameters}}
 
 
 def _tool_call(call: ToolCall) -> dict[str, object]:
-    """Adapters make of the arguments' text what their templates want."""
+    """Adapters convert the arguments' text to the form that their templates read."""
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

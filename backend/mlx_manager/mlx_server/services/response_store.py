@@ -1,6 +1,6 @@
-"""Responses in memory, for GET, DELETE and `previous_response_id`: bounded in bytes, each for a while. Knows no HTTP.
+"""Stores responses in memory for GET, DELETE and `previous_response_id`, within limits of bytes and age. Knows no HTTP.
 
-A key's responses are its own. What is stored is JSON, as it is sent.
+Each API key sees its own responses only. They are stored as the JSON that is sent.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from mlx_manager.mlx_server.types import ChoiceFinished, Completed, GenerationEv
 
 @dataclass(slots=True, eq=False)
 class StoredResponse:
-    """`items` are the input's, each as JSON. While the response runs, `body` is what it began with."""
+    """`items` are the input items, each as JSON. `body` is the initial snapshot until the response ends."""
 
     id: str
     owner: str | None
@@ -37,7 +37,7 @@ class StoredResponse:
 
     @property
     def size_bytes(self) -> int:
-        """Items that several responses share count for each of them."""
+        """Items shared by several responses count once for each response."""
         return len(self.body) + sum(map(len, self.items))
 
     @property
@@ -45,7 +45,7 @@ class StoredResponse:
         return not self.ended.is_set()
 
     def keep(self, response: JsonObject) -> None:
-        """The response as it ended."""
+        """Stores the finished response."""
         self.body = msgspec.json.encode(response)
         self.ended.set()
         if not self.deleted:
@@ -57,10 +57,10 @@ class StoredResponse:
             if self._stop is not None:
                 self._stop()
 
-    async def watched(self, events: GenerationEvents) -> GenerationEvents:
-        """The same events, until they are cancelled, which ends the answer where it is.
+    async def cancellable(self, events: GenerationEvents) -> GenerationEvents:
+        """Passes `events` on until `cancel`, which ends the answer at that point.
 
-        A response whose client leaves is forgotten.
+        Drops the response if its client disconnects.
         """
         loop = asyncio.get_running_loop()
         waiting: asyncio.Task[object] | None = None
@@ -82,7 +82,7 @@ class StoredResponse:
                     has_started = has_started or isinstance(event, Started)
                     yield event
         except asyncio.CancelledError:
-            if waiting is None or not self.cancelled or waiting.uncancel() > 0:  # somebody else cancels
+            if waiting is None or not self.cancelled or waiting.uncancel() > 0:  # not cancelled by `cancel`
                 self.store.forget(self)
                 raise
         except BaseException:
@@ -96,7 +96,7 @@ class StoredResponse:
 
 
 class ResponseStore:
-    """Used from one event loop. The oldest responses make room for the next."""
+    """Used from one event loop. When it is full, a new response evicts the oldest."""
 
     def __init__(self, max_bytes: int, seconds: float) -> None:
         self._max_bytes = max_bytes
@@ -107,19 +107,19 @@ class ResponseStore:
     def begin(
         self, owner: str | None, items: Sequence[bytes], snapshot: JsonObject, record: GenerationRecord
     ) -> StoredResponse:
-        """A response that runs from now on."""
+        """Stores a response that starts to run."""
         body = msgspec.json.encode(snapshot)
         stored = StoredResponse(str(snapshot["id"]), owner, tuple(items), body, self, record)
         self.add(stored)
         return stored
 
     def get(self, response_id: str, owner: str | None) -> StoredResponse:
-        """Raises ResponseNotFound, also for the response of another key."""
+        """Raises ResponseNotFound, also for a response of another API key."""
         found = self._find(response_id, owner)
         if found is None:
             raise ResponseNotFound(
-                f"There is no response {response_id[:100]!r}. Responses are stored for {self._seconds:g} s, unless "
-                "'store' is false."
+                f"Response {response_id[:100]!r} does not exist. Responses expire after {self._seconds:g} s. Check the "
+                "id, and that 'store' was not false."
             )
         return found
 
@@ -127,16 +127,16 @@ class ResponseStore:
         """The items of a response's input and output. Raises PreviousResponseNotFound."""
         found = self._find(response_id, owner)
         if found is None or found.is_running:
-            why = "does not exist" if found is None else "has not ended"
+            why = "does not exist" if found is None else "is still running"
             raise PreviousResponseNotFound(
-                f"The previous response {response_id[:100]!r} {why}. Send the conversation's items as 'input', without "
+                f"Previous response {response_id[:100]!r} {why}. Send the conversation's items as 'input', without "
                 "'previous_response_id'.",
                 param="previous_response_id",
             )
         return [*found.items, *_output(found)]
 
     def item(self, item_id: str, owner: str | None) -> bytes | None:
-        """The newest stored item of that id."""
+        """The newest stored item with that id."""
         for stored in reversed(self._responses.values()):
             if stored.owner == owner and not self._is_over(stored):
                 for item in (*stored.items, *_output(stored)):
@@ -145,7 +145,7 @@ class ResponseStore:
         return None
 
     def delete(self, stored: StoredResponse) -> None:
-        """Ends it, too, where it runs."""
+        """Also cancels a running response."""
         stored.deleted = True
         stored.cancel()
         self.forget(stored)

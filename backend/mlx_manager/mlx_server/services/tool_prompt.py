@@ -1,7 +1,7 @@
-"""Tools that a model's chat template does not show, as text of ordinary turns. Pure.
+"""Writes tools as text of ordinary turns, for chat templates without tool support. Pure.
 
-The system message lists the tools, assistants' calls are their text, and results stand in user messages. Functions have
-the layout of Hermes, custom tools, which no chat template knows, that of `parsers/custom.py`.
+The system message lists the tools, assistant messages hold the calls, and user messages hold the results. Functions
+use the layout of Hermes. Custom tools, which no chat template supports, use the layout of `parsers/custom.py`.
 """
 
 import json
@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.protocols.custom_input import custom_input
 from mlx_manager.mlx_server.types import ChatTurn, ToolCall, ToolDefinition
 
 Tool = dict[str, object]
-"""As OpenAI's clients send it."""
+"""In OpenAI's form."""
 
 _PROMPT = """\
 # Tools
@@ -51,7 +51,7 @@ def with_tools_as_text(turns: Iterable[ChatTurn], tools: Sequence[Tool]) -> list
 
 
 def with_custom_tools_as_text(turns: Iterable[ChatTurn], tools: Sequence[ToolDefinition]) -> list[ChatTurn]:
-    """`tools` are custom ones. Calls of others stay calls."""
+    """`tools` are custom tools. Calls of other tools stay calls."""
     names = {tool.name for tool in tools}
     written = _as_text(turns, lambda call: call.name in names, _custom_call)
     return _with_prompt(
@@ -65,7 +65,7 @@ def with_custom_tools_as_text(turns: Iterable[ChatTurn], tools: Sequence[ToolDef
 def _as_text(
     turns: Iterable[ChatTurn], is_text: Callable[[ToolCall], bool], write: Callable[[ToolCall], str]
 ) -> list[ChatTurn]:
-    """The turns, in which some calls are text of the assistant, and their results text of the user."""
+    """The turns with some calls written as assistant text, and the results of these calls as user text."""
     written: list[ChatTurn] = []
     follows_result = False
     others: set[str] = set()
@@ -93,13 +93,13 @@ def _with_calls_as_text(
     calls = [call for call in turn.tool_calls if is_text(call)]
     if not calls:
         return turn
-    said = [turn.content] if turn.content else []
+    content = [turn.content] if turn.content else []
     others = tuple(call for call in turn.tool_calls if call not in calls)
-    return replace(turn, content="\n".join([*said, *map(write, calls)]), tool_calls=others)
+    return replace(turn, content="\n".join([*content, *map(write, calls)]), tool_calls=others)
 
 
 def _call(call: ToolCall) -> str:
-    """As the grammar of calls has it, so that the prefix cache knows a call that the model wrote itself."""
+    """Written as the grammar of calls requires, so that a call that the model generated hits the prefix cache."""
     name = json.dumps(call.name, ensure_ascii=False)
     before = HERMES.before.replace('"{name}"', name)
     return f"{before}{_arguments(call.arguments)}{HERMES.after}"

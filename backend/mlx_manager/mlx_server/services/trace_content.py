@@ -1,4 +1,4 @@
-"""What a request and its answer say, as OpenTelemetry's GenAI conventions write it: for traces that may hold it.
+"""Contents of a request and its answer as span attributes, by OpenTelemetry's GenAI conventions.
 
 https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/gen-ai-spans.md
 """
@@ -29,7 +29,7 @@ from mlx_manager.mlx_server.types import (
 )
 
 MAX_TEXT_CHARACTERS = 100_000
-"""Of each text; what is longer is cut."""
+"""Longer texts are truncated."""
 
 _Part = dict[str, object]
 _json: Callable[[object], bytes] = msgspec.json.encode
@@ -61,13 +61,13 @@ def input_attributes(request: ChatRequest | CompletionRequest) -> dict[str, str]
 
 
 class OutputRecorder:
-    """Collects the choices as their events pass, also of an answer that is never finished."""
+    """Collects the choices from their events, also of an answer that is not completed."""
 
     def __init__(self) -> None:
         self._parts: defaultdict[int, ChoiceParts] = defaultdict(ChoiceParts)
         self._reasons: dict[int, str] = {}
 
-    def see(self, event: GenerationEvent) -> None:
+    def add(self, event: GenerationEvent) -> None:
         match event:
             case TextDelta() | ReasoningDelta() | RefusalDelta() | ToolCallStarted() | ToolCallDelta():
                 self._parts[event.index].add(event)

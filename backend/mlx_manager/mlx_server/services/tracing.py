@@ -1,7 +1,7 @@
-"""One tree of spans per request, in OpenTelemetry's GenAI terms, and its metrics: made of what its record says.
+"""Makes the span tree and the metrics of a request from its record, by OpenTelemetry's GenAI conventions.
 
-Knows the events alone, and so traces every protocol and every backend. A token costs a reading of the clock; spans and
-metrics are made at the end.
+It sees events only, so it traces every protocol and backend. Each token costs one clock reading; spans and metrics are
+made at the end.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ Attributes = dict[str, AttributeValue]
 
 @contextmanager
 def traced(request: Request, with_content: bool = False) -> Iterator["Trace"]:
-    """Traces the block, which gives the request's events. A block that is left early is one that its client left.
+    """Traces the block, which yields the request's events. A block that is left early means the client disconnected.
 
-    What the request and its answer say is on the span `with_content` alone.
+    The span holds the contents of request and answer only `with_content`.
     """
     record = request.record
     span = start_span(f"{_operation(request)} {request.model}", _request_attributes(request), record.began_ns)
@@ -75,21 +75,21 @@ def traced(request: Request, with_content: bool = False) -> Iterator["Trace"]:
 
 @dataclass(slots=True)
 class Trace:
-    """Writes down what the events say."""
+    """Records the events."""
 
     record: GenerationRecord
     output: OutputRecorder | None
     current: Callable[[], AbstractContextManager[object]]
-    """Spans that begin in such a block are children of the request's."""
+    """A context in which new spans become children of the request's span."""
     is_admitted: bool = False
     is_answering: bool = False
     _last_at: dict[int, float] = field(default_factory=dict)
 
-    def note(self, event: GenerationEvent) -> bool:
-        """False for a second `Started`, of a model that stands in for one that failed after its own."""
+    def observe(self, event: GenerationEvent) -> bool:
+        """False for the second `Started`, of a fallback for a model that failed after its own `Started`."""
         record = self.record
         if isinstance(event, _DELTAS):
-            self._note_time(event.index)
+            self._record_time(event.index)
             if isinstance(event, ToolCallStarted):
                 record.tool_calls.append(event.name)
         elif isinstance(event, ChoiceFinished):
@@ -104,10 +104,10 @@ class Trace:
             return is_first
         self.is_answering = True
         if self.output is not None:
-            self.output.see(event)
+            self.output.add(event)
         return True
 
-    def _note_time(self, choice: int) -> None:
+    def _record_time(self, choice: int) -> None:
         now = time.perf_counter()
         last_at = self._last_at.get(choice)
         self._last_at[choice] = self.record.last_output = now
@@ -159,7 +159,7 @@ def _answer_attributes(record: GenerationRecord) -> Attributes:
 
 
 def _phases(request: Request, record: GenerationRecord) -> Iterator[PastSpan]:
-    """The phases that the request reached. The worker's own measurements count from the request's admission."""
+    """The phases that the request reached. The worker measures from the request's admission."""
 
     def phase(name: str, began: float, ended: float, attributes: Attributes) -> PastSpan:
         return PastSpan(name, record.unix_ns(began), record.unix_ns(ended), attributes)

@@ -1,4 +1,4 @@
-"""A chat that is too long for its model, without its oldest turns: what `truncation: "auto"` asks for."""
+"""Drops the oldest turns of a chat that is too long for its model, for `truncation: "auto"`."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from mlx_manager.mlx_server.types import ChatRequest, ChatTurn, GenerationEvents
 async def without_oldest_turns(
     generate: Callable[[ChatRequest], GenerationEvents], request: ChatRequest
 ) -> GenerationEvents:
-    """Raises ContextLengthExceeded when what has to stay is too long as well."""
+    """Raises ContextLengthExceeded if the turns that must stay are too long."""
     while True:
         try:
             async with aclosing(generate(request)) as events:
@@ -24,13 +24,13 @@ async def without_oldest_turns(
             if len(turns) == len(request.turns):
                 raise
             left_out = len(request.turns) - len(turns)
-            request.record.warnings.append(f"input: the oldest {left_out} turns are left out: the prompt was too long")
+            request.record.warnings.append(f"input: dropped the oldest {left_out} turns: the prompt was too long")
             request.record.error = None
             request = replace(request, turns=turns)
 
 
 def _shortened(turns: tuple[ChatTurn, ...], exc: ContextLengthExceeded) -> tuple[ChatTurn, ...]:
-    """Without the oldest turns behind the leading system message, up to the last of the user's at most."""
+    """Drops the oldest turns after the leading system messages; keeps the last user turn and all after it."""
     if exc.tokens is None or exc.limit is None:
         return turns
     first = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))

@@ -1,6 +1,6 @@
-"""The turns of a chat as a model's chat template accepts them. Pure; knows no protocol and renders nothing.
+"""Fits the turns of a chat to what a model's chat template accepts. Pure; knows no protocol and renders nothing.
 
-What the template accepts stays as it is. Else text is joined or moved to a neighbour, and none is left out.
+Turns that the template accepts stay unchanged. Other text is joined or moved to a neighbouring turn; no text is lost.
 """
 
 from collections.abc import Iterable
@@ -10,13 +10,13 @@ from mlx_manager.mlx_server.models.adapters import TemplateTraits
 from mlx_manager.mlx_server.types import ChatTurn
 
 SYSTEM_BLOCK = "<system>\n{text}\n</system>"
-"""How a system message is marked that stands in a user message."""
+"""Marks a system message inside a user message."""
 
 
 def fit_turns(turns: Iterable[ChatTurn], traits: TemplateTraits, *, hoist: bool = False) -> tuple[ChatTurn, ...]:
-    """With `hoist`, system messages that the template does not accept in their places go to the beginning.
+    """With `hoist`, system messages that the template does not accept in place move to the start.
 
-    That changes the prompt from its beginning, so the prefix cache has nothing of the turns before.
+    This changes the start of the prompt, so earlier turns miss the prefix cache.
     """
     leading, later = _split(list(turns))
     if not traits.late_systems:
@@ -28,13 +28,13 @@ def fit_turns(turns: Iterable[ChatTurn], traits: TemplateTraits, *, hoist: bool 
 
 
 def _split(turns: list[ChatTurn]) -> tuple[list[ChatTurn], list[ChatTurn]]:
-    """The system messages at the beginning, and all other turns."""
+    """The leading system messages, and all later turns."""
     first = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
     return turns[:first], turns[first:]
 
 
 def _begin(leading: list[ChatTurn], later: list[ChatTurn], traits: TemplateTraits) -> list[ChatTurn]:
-    """The chat with its leading system messages: as they are, as one, or in the first user message."""
+    """The chat with its leading system messages unchanged, joined to one, or moved into the first user message."""
     has_user = any(turn.role == "user" for turn in later)
     accepted = traits.system and (has_user or traits.only_system)
     if not leading or (accepted and (traits.several_systems or len(leading) == 1)):
@@ -48,9 +48,9 @@ def _begin(leading: list[ChatTurn], later: list[ChatTurn], traits: TemplateTrait
 
 
 def _fold_systems(turns: list[ChatTurn]) -> list[ChatTurn]:
-    """Each system message as a block in the user message behind it, else in the one before it, else in one of its own.
+    """Puts each system message as a block into the next user message, else the previous one, else a new one.
 
-    It never comes between a tool call and its result.
+    A block never comes between a tool call and its result.
     """
     folded: list[ChatTurn] = []
     blocks: list[str] = []
@@ -73,13 +73,13 @@ def _append(turns: list[ChatTurn], blocks: list[str]) -> None:
     if not blocks:
         return
     if turns and turns[-1].role == "user":
-        turns[-1] = _with_text(turns[-1], behind=_joined(blocks))
+        turns[-1] = _with_text(turns[-1], after=_joined(blocks))
     else:
         turns.append(ChatTurn("user", _joined(blocks)))
 
 
 def _join_runs(turns: list[ChatTurn], traits: TemplateTraits) -> list[ChatTurn]:
-    """Turns that the template does not accept behind their neighbours are joined to them."""
+    """Joins each turn to the one before it, if the template does not accept it there."""
     joined: list[ChatTurn] = []
     for turn in turns:
         before = joined[-1] if joined else None
@@ -115,8 +115,8 @@ def _join(before: ChatTurn, turn: ChatTurn) -> ChatTurn:
     )
 
 
-def _with_text(turn: ChatTurn, *, before: str = "", behind: str = "") -> ChatTurn:
-    return replace(turn, content=_joined((before, turn.content, behind)))
+def _with_text(turn: ChatTurn, *, before: str = "", after: str = "") -> ChatTurn:
+    return replace(turn, content=_joined((before, turn.content, after)))
 
 
 def _joined(texts: Iterable[str | None]) -> str:

@@ -140,7 +140,7 @@ def test_what_a_kind_of_server_does_not_have_is_refused_by_name(kind: UpstreamKi
     for request, asked in ((CHAT, ASKED_OF_CHAT), (COMPLETION, ASKED_OF_COMPLETION)):
         for field, (value, told) in asked.items():
             if lacking in told:
-                with pytest.raises(UnsupportedParameter, match=f"has no '{lacking}'") as raised:
+                with pytest.raises(UnsupportedParameter, match=f"does not support '{lacking}'") as raised:
                     upstream_body(asking(request, field, value), kind, "llama")
                 assert raised.value.param == lacking
 

@@ -131,7 +131,7 @@ def test_stop_says_least_of_several_reasons(reasons: tuple[str, ...], reason: st
 def test_choice_that_broke_off_is_no_answer(reasons: tuple[str, ...]) -> None:
     reader = ChunkReader(1)
     events_of([chunk for each in reasons for chunk in chat({"content": "a"}, finish_reason=each)], reader)
-    with pytest.raises(BadChunk, match=r"finish_reason '(error|abort)', which does not stand for a whole answer"):
+    with pytest.raises(BadChunk, match=r"finish_reason '(error|abort)', which does not mean a complete answer"):
         list(reader.finish())
 
 
@@ -195,7 +195,7 @@ def test_empty_list_of_logprobs_is_none() -> None:
 
 def test_columns_of_different_lengths_are_a_bad_chunk() -> None:
     chunk = {"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": []}}]}
-    with pytest.raises(BadChunk, match="one length"):
+    with pytest.raises(BadChunk, match="different lengths"):
         events_of([chunk])
 
 
@@ -216,11 +216,11 @@ def test_usage_that_is_not_sent_counts_the_pieces() -> None:
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
-        (b"{", "no chunk"),
-        (b"[]", "no chunk"),
-        (b"\xff", "no chunk"),
-        (b'{"choices": [{"index": 1}]}', "sent choice 1, and 1 were asked for"),
-        (b'{"choices": [{"index": -1}]}', "sent choice -1, and 1 were asked for"),
+        (b"{", "invalid chunk"),
+        (b"[]", "invalid chunk"),
+        (b"\xff", "invalid chunk"),
+        (b'{"choices": [{"index": 1}]}', "sent choice index 1 for 1"),
+        (b'{"choices": [{"index": -1}]}', "sent choice index -1 for 1"),
     ],
 )
 def test_what_is_no_chunk_is_told(payload: bytes, words: str) -> None:

@@ -133,7 +133,7 @@ def test_arguments_of_an_object_keep_their_digits() -> None:
         ([piece("f", '{"x":1}{"y":2}', index=0)], "'f' that are not one JSON object"),
         ([piece("f", '{"x":', index=0)], "'f' that are not one JSON object"),
         ([piece("f", "[1]", index=0)], "'f' that are not one JSON object"),
-        ([piece("f", '{"x":', index=0), piece("g", "1}", index=0)], "named a tool call 'g' that it had named 'f'"),
+        ([piece("f", '{"x":', index=0), piece("g", "1}", index=0)], "renamed tool call 'f' to 'g'"),
         ([piece("f", [1], index=0)], "neither text nor an object"),
     ],
 )

@@ -43,7 +43,7 @@ async def create_response(body: schemas.ResponsesRequest, request: Request, stat
     items = await converted(request, lambda: [_as_json(item) for item in input_items(body)])
     snapshot = ResponsesWriter(generation).snapshot()
     stored = server.responses.begin(_owner(request), items, snapshot, generation.record)
-    return await respond(request, stored.watched(events), ResponsesWriter(generation, stored), body.stream)
+    return await respond(request, stored.cancellable(events), ResponsesWriter(generation, stored), body.stream)
 
 
 @_creating.post("/responses/input_tokens")

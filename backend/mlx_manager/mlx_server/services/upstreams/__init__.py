@@ -1,1 +1,1 @@
-"""Other servers that this one passes requests on to, each by the events that a local model gives."""
+"""Forwards requests to other servers, and yields the same events as a local model."""

@@ -1,6 +1,6 @@
-"""A request as the body that an upstream is sent: all that was asked for, or a refusal that names what it cannot do.
+"""Writes a request as the body for an upstream, or refuses it by the parameter that the upstream does not support.
 
-What a request does not say is the upstream's to decide.
+It leaves unset parameters out: the upstream's defaults apply.
 """
 
 import json
@@ -44,53 +44,53 @@ _EVERYWHERE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What one kind of server understands of what can be asked for."""
+    """The parameters that one kind of server supports."""
 
     title: str
     parameters: frozenset[str] | None
-    """None where the upstream itself says what it does not have."""
+    """None if the upstream itself refuses unsupported parameters."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Its names for those that it calls otherwise."""
+    """Its names for parameters that it names differently."""
     reads_token_ids: bool = False
-    """Also prompts of token ids, and several prompts at once."""
+    """Whether it accepts token ids and several prompts."""
     finds_stop_strings: bool = True
-    """Wherever they begin and end; else they are looked for here, and it is told of none."""
-    is_told_the_default_limit: bool = True
-    """Where its own limit for an answer would be too small or none at all."""
+    """Whether it finds stop strings that cross token borders. If not, this server searches and sends none."""
+    needs_default_limit: bool = True
+    """Whether to send our default max_tokens, because its own is too small or unlimited."""
 
 
 DIALECTS: Mapping[UpstreamKind, Dialect] = {
-    # llama-cpp-python's server ignores what it does not know, so only what both of llama.cpp's servers have is sent.
+    # llama-cpp-python's server ignores unknown parameters, so we send only those that both llama.cpp servers support.
     "llamacpp": Dialect(
         "llama.cpp",
         _EVERYWHERE | {"logprobs", "top_logprobs", "tool_choice", "response_format"},
         names={"repetition_penalty": "repeat_penalty"},
     ),
-    # It streams no logprobs, and goes on behind stop strings that do not begin and end with tokens.
+    # It streams no logprobs, and misses stop strings that do not start and end at token borders.
     "mlxlm": Dialect("mlx_lm.server", _EVERYWHERE, finds_stop_strings=False),
-    "openai": Dialect("an OpenAI server", None, reads_token_ids=True, is_told_the_default_limit=False),
+    "openai": Dialect("an OpenAI server", None, reads_token_ids=True, needs_default_limit=False),
 }
 
 
 def upstream_body(request: Request, kind: UpstreamKind, model: str) -> JsonObject:
-    """For a stream of upstream's `model`. Raises UnsupportedParameter for what its kind cannot do."""
+    """The body of a streaming request to the upstream's `model`. Raises UnsupportedParameter."""
     dialect = DIALECTS[kind]
     body: JsonObject = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     match request:
         case ChatRequest():
             body["messages"] = [_message(turn) for turn in request.turns]
             request.record.warnings += [
-                f"tool {tool.name!r}: its grammar is not enforced by an upstream"
+                f"tool {tool.name!r}: its grammar is not enforced: the model is on an upstream"
                 for tool in request.tool_use.callable
                 if tool.grammar is not None
             ]
-            asked = _asked(request, dialect) | _asked_of_chat(request, dialect)
+            parameters = _common_parameters(request, dialect) | _chat_parameters(request, dialect)
         case CompletionRequest():
             body["prompt"] = _prompt(request, dialect)
-            asked = _asked(request, dialect) | _asked_of_completion(request)
+            parameters = _common_parameters(request, dialect) | _completion_parameters(request)
         case _:
             assert_never(request)
-    for name, value in asked.items():
+    for name, value in parameters.items():
         if value is None:
             continue
         if dialect.parameters is not None and name not in dialect.parameters:
@@ -101,12 +101,12 @@ def upstream_body(request: Request, kind: UpstreamKind, model: str) -> JsonObjec
 
 def _unsupported(request: Request, dialect: Dialect, name: str) -> UnsupportedParameter:
     return UnsupportedParameter(
-        f"Model {request.model!r} is served by {dialect.title}, which has no {name!r}: leave it out.", param=name
+        f"Model {request.model!r} is on {dialect.title}, which does not support {name!r}. Remove it.", param=name
     )
 
 
-def _asked(request: Request, dialect: Dialect) -> JsonObject:
-    """What both kinds of requests may ask for, by its name on the wire; None where nothing is."""
+def _common_parameters(request: Request, dialect: Dialect) -> JsonObject:
+    """Parameters of both kinds of requests, by name on the wire; None if unset."""
     sampling = {field.name: getattr(request.sampling, field.name) for field in fields(request.sampling)}
     return {
         **sampling,
@@ -141,20 +141,20 @@ def _answer_format(grammar: Grammar | None) -> JsonObject:
 
 
 def _max_tokens(request: Request, dialect: Dialect) -> int | None:
-    """Completions have the same default everywhere."""
-    tells_default = dialect.is_told_the_default_limit or isinstance(request, CompletionRequest)
-    if request.max_tokens == NO_TOKEN_LIMIT and not tells_default:
+    """Completions have the same default on every server."""
+    sends_default = dialect.needs_default_limit or isinstance(request, CompletionRequest)
+    if request.max_tokens == NO_TOKEN_LIMIT and not sends_default:
         return None
-    return request.default_max_tokens if request.max_tokens is None and tells_default else request.max_tokens
+    return request.default_max_tokens if request.max_tokens is None and sends_default else request.max_tokens
 
 
-def _asked_of_chat(request: ChatRequest, dialect: Dialect) -> JsonObject:
+def _chat_parameters(request: ChatRequest, dialect: Dialect) -> JsonObject:
     template_kwargs = dict(request.template_kwargs)
     effort = None
     if dialect.parameters is None and "reasoning_effort" in template_kwargs:
         effort = template_kwargs.pop("reasoning_effort")
         if template_kwargs.get("enable_thinking") is (effort != "none"):
-            del template_kwargs["enable_thinking"]  # which goes without saying
+            del template_kwargs["enable_thinking"]  # implied by the effort
     return {
         "logprobs": True if request.logprobs is not None else None,
         "top_logprobs": request.logprobs or None,
@@ -168,7 +168,7 @@ def _asked_of_chat(request: ChatRequest, dialect: Dialect) -> JsonObject:
 
 
 def _tools(use: ToolUse) -> JsonObject:
-    """A custom tool is a function with one argument: its grammar is not the upstream's to enforce."""
+    """Sends a custom tool as a function with one argument, without its grammar."""
     if not use.tools:
         return {}
     is_named = use.required and len(use.callable) < len(use.tools)
@@ -185,11 +185,11 @@ def _tool(tool: ToolDefinition) -> JsonObject:
     return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.parameters}}
 
 
-def _asked_of_completion(request: CompletionRequest) -> JsonObject:
+def _completion_parameters(request: CompletionRequest) -> JsonObject:
     if request.best_of > request.n:
         raise UnsupportedParameter(
-            f"Model {request.model!r} is served by an upstream, whose answers are streamed, and the best of several "
-            "choices are known at their end only: leave 'best_of' out.",
+            f"Model {request.model!r} is on an upstream, which streams its answers. best_of > n cannot be streamed. "
+            "Remove 'best_of'.",
             param="best_of",
         )
     return {"logprobs": request.logprobs, "echo": request.echo or None, "suffix": request.suffix}
@@ -202,8 +202,8 @@ def _prompt(request: CompletionRequest, dialect: Dialect) -> object:
     if len(prompts) == 1 and isinstance(prompts[0], str):
         return prompts[0]
     raise UnsupportedParameter(
-        f"Model {request.model!r} is served by {dialect.title}, which reads one prompt at a time, and no token ids: "
-        "give one text.",
+        f"Model {request.model!r} is on {dialect.title}, which accepts one text as prompt, and no token ids. "
+        "Send one string.",
         param="prompt",
     )
 

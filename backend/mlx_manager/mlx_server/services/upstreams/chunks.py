@@ -1,4 +1,4 @@
-"""The chunks of an OpenAI stream, of chats and of completions, to events. Knows no HTTP."""
+"""Turns the chunks of an OpenAI stream of a chat or a completion into events. Knows no HTTP."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from mlx_manager.mlx_server.services.upstreams.shapes import (
     Token,
     TopToken,
     read_chunk,
-    words_of,
+    texts_of,
 )
 from mlx_manager.mlx_server.services.upstreams.tool_calls import ToolCallCollector
 from mlx_manager.mlx_server.types import (
@@ -36,15 +36,15 @@ _CUT_SHORT: tuple[FinishReason, ...] = ("length", "content_filter")
 
 
 class ChunkReader:
-    """One request's chunks, of which it expects so many choices."""
+    """Reads the chunks of one request for a number of choices."""
 
     def __init__(self, choices: int, stop: tuple[str, ...] = (), include_stop: bool = False) -> None:
-        """`stop` are the stop strings that the upstream does not know of."""
+        """`stop` are the stop strings that were not sent to the upstream."""
         self._choices = [_ChoiceReader(index, StopStringParser(stop, include=include_stop)) for index in range(choices)]
         self._usage: object = None
 
     def read(self, payload: bytes) -> Iterator[GenerationEvent]:
-        """Raises BadChunk for what is no chunk, and UpstreamFailure for an error."""
+        """Raises BadChunk for an invalid chunk, and UpstreamFailure for an error."""
         chunk = read_chunk(payload)
         if chunk.is_failure:
             raise UpstreamFailure(error_object(payload))
@@ -53,26 +53,26 @@ class ChunkReader:
         for place, choice in enumerate(chunk.choices or ()):
             index = choice.index if choice.index is not None else place
             if not 0 <= index < len(self._choices):
-                raise BadChunk(f"sent choice {index}, and {len(self._choices)} were asked for")
+                raise BadChunk(f"sent choice index {index} for {len(self._choices)} requested choices")
             yield from self._choices[index].read(choice)
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing is to come, whatever the upstream goes on to send."""
+        """Whether all choices met a stop string: the reader ignores later chunks."""
         return all(choice.stopped for choice in self._choices)
 
     @property
     def ended(self) -> bool:
-        """Whether the upstream has said of every choice why it ended. It may send more nevertheless."""
+        """Whether every choice has a finish reason. The upstream may still send more."""
         return all(choice.reason is not None or choice.stopped for choice in self._choices)
 
     @property
-    def rests(self) -> bool:
-        """Whether it said so in chunks that say nothing else, so that no more is to be expected."""
-        return self.ended and all(choice.rests or choice.stopped for choice in self._choices)
+    def expects_no_more(self) -> bool:
+        """Whether it has `ended`, and each finish reason came in a chunk without content: no more is expected."""
+        return self.ended and all(choice.expects_no_more or choice.stopped for choice in self._choices)
 
     def finish(self) -> Iterator[GenerationEvent]:
-        """What is left when the stream has ended, or has stopped. Raises BadChunk for an answer that is not whole."""
+        """The remaining events, after the end of the stream or a stop. Raises BadChunk for an incomplete answer."""
         for choice in self._choices:
             yield from choice.finish()
         yield Completed(self._read_usage())
@@ -80,7 +80,7 @@ class ChunkReader:
     def _read_usage(self) -> Usage:
         usage = self._usage if isinstance(self._usage, dict) else {}
         completion_tokens = _count(usage, "completion_tokens")
-        if completion_tokens is None:  # each piece of text is a token, or some
+        if completion_tokens is None:  # each piece of text is at least one token
             completion_tokens = sum(choice.pieces for choice in self._choices)
         return Usage(
             _count(usage, "prompt_tokens") or 0,
@@ -94,7 +94,7 @@ class _ChoiceReader:
     def __init__(self, index: int, stop: StopStringParser) -> None:
         self.pieces = 0
         self.reason: FinishReason | Literal["broken"] | None = None
-        self.rests = False
+        self.expects_no_more = False
         self._reason_as_sent: object = None
         self._index = index
         self._stop = stop
@@ -112,43 +112,43 @@ class _ChoiceReader:
         delta = choice.delta or choice.message or Delta()
         if delta.content is None:
             delta.content = choice.text
-        words = words_of(delta)
+        texts = texts_of(delta)
         logprobs = self._logprobs(choice.logprobs) if isinstance(choice.logprobs, LogprobColumns) else ()
-        if words["thoughts"]:
+        if texts["reasoning"]:
             self.pieces += 1
-            yield ReasoningDelta(self._index, words["thoughts"], logprobs if not words["text"] else ())
-        if words["refusal"]:
+            yield ReasoningDelta(self._index, texts["reasoning"], logprobs if not texts["text"] else ())
+        if texts["refusal"]:
             self.pieces += 1
-            yield RefusalDelta(self._index, words["refusal"])
-        if words["text"] or (logprobs and not words["thoughts"]):
+            yield RefusalDelta(self._index, texts["refusal"])
+        if texts["text"] or (logprobs and not texts["reasoning"]):
             self.pieces += 1
-            text = self._stop.feed(words["text"])
+            text = self._stop.feed(texts["text"])
             if text or logprobs:
                 yield TextDelta(self._index, text, logprobs)
         pieces = delta.call_pieces
         for piece in pieces:
             self.pieces += 1
             yield from self._calls.add(piece)
-        self._note_reason(choice.finish_reason)
+        self._update_reason(choice.finish_reason)
         if isinstance(choice.stop_reason, str):
             self._named_stop = choice.stop_reason
-        self.rests = self.reason is not None and not any(words.values()) and not pieces
+        self.expects_no_more = self.reason is not None and not any(texts.values()) and not pieces
 
-    def _note_reason(self, said: object) -> None:
-        """Some servers give a reason with every chunk, so the choice goes on: "stop" gives way to any other."""
-        reason = read_finish_reason(said)
+    def _update_reason(self, sent: object) -> None:
+        """Some servers send a reason with every chunk: the choice continues, and any other reason replaces "stop"."""
+        reason = read_finish_reason(sent)
         if reason == "broken" or (reason is not None and self.reason in (None, "stop")):
-            self.reason, self._reason_as_sent = reason, said
+            self.reason, self._reason_as_sent = reason, sent
 
     def finish(self) -> Iterator[GenerationEvent]:
         if self.stopped:
             self.reason = "stop"
         if self.reason is None:
-            raise BadChunk(f"ended its answer before choice {self._index} had an end")
+            raise BadChunk(f"ended its answer before the end of choice {self._index}")
         if self.reason == "broken":
             raise BadChunk(
-                f"ended choice {self._index} with the finish_reason {self._reason_as_sent!r}, which does not stand for "
-                "a whole answer"
+                f"ended choice {self._index} with finish_reason {self._reason_as_sent!r}, which does not mean a "
+                "complete answer"
             )
         rest = self._stop.flush()
         if rest:
@@ -175,7 +175,7 @@ class _ChoiceReader:
             offset = columns.text_offset[place] if columns.text_offset is not None else self._offset
             likeliest = columns.top_logprobs[place] if columns.top_logprobs is not None else None
         except IndexError as exc:
-            raise BadChunk("sent columns of logprobs that are not of one length") from exc
+            raise BadChunk("sent columns of logprobs of different lengths") from exc
         self._offset = offset + len(token)
         top = tuple(TopLogprob(other, value, other.encode()) for other, value in (likeliest or {}).items())
         return TokenLogprob(
@@ -188,7 +188,7 @@ def _bytes(token: TopToken) -> bytes:
 
 
 def _count(usage: object, name: str) -> int | None:
-    """A count that makes sense, in whatever form; a usage that makes none takes no answer away."""
+    """A finite, non-negative count, else None: bad usage must not fail the answer."""
     count = usage.get(name) if isinstance(usage, dict) else None
     if not isinstance(count, int | float) or not math.isfinite(count) or count < 0:
         return None

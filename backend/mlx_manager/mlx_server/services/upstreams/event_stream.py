@@ -1,8 +1,8 @@
-"""The bytes of a server-sent event stream to the payloads that it carries. Knows no JSON of any server's, and no HTTP.
+"""Decodes the bytes of a server-sent event stream into payloads. Knows no JSON schema and no HTTP.
 
-It follows the standard (https://html.spec.whatwg.org/multipage/server-sent-events.html), and reads three things that
-servers send and the standard does not have: events without a blank line between them, `error:` in place of `event:
-error` (llama.cpp), and a line that is JSON by itself (Ollama's errors).
+It follows the standard (https://html.spec.whatwg.org/multipage/server-sent-events.html), with three extensions that
+servers need: events without a blank line between them, `error:` in place of `event: error` (llama.cpp), and a line of
+bare JSON (Ollama's errors).
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -22,7 +22,7 @@ class ServerSentEvent:
     payload: bytes
     """Never blank."""
     is_error: bool = False
-    """Whether the server named it so."""
+    """Whether the event is named `error`."""
 
     @property
     def is_done(self) -> bool:
@@ -30,7 +30,7 @@ class ServerSentEvent:
 
 
 class EventStreamDecoder:
-    """Feed it what arrives, and flush it at the end: a last event need not have a line break behind it."""
+    """Feed it bytes, and flush it at the end: the last event may lack its line break."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -41,7 +41,7 @@ class EventStreamDecoder:
 
     def feed(self, piece: bytes) -> list[ServerSentEvent]:
         """Raises BadChunk for an event of more than MAX_EVENT_BYTES."""
-        lines = (self._rest + piece).splitlines(keepends=True)  # of bytes: at CR, LF and CRLF, and at no U+2028
+        lines = (self._rest + piece).splitlines(keepends=True)  # bytes split at CR, LF and CRLF, not at U+2028
         # A CR at the end may be the first half of a line break.
         self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
         if len(self._rest) > MAX_EVENT_BYTES:
@@ -50,7 +50,7 @@ class EventStreamDecoder:
         return [event for event in events if event is not None]
 
     def flush(self) -> list[ServerSentEvent]:
-        """What is left, without an event that breaks off."""
+        """The remaining events, without an incomplete one."""
         rest, self._rest = self._rest.rstrip(b"\r\n"), b""
         events = (self._read(rest), self._dispatch())
         return [event for event in events if event is not None and (event.is_error or _is_whole(event.payload))]
@@ -76,7 +76,7 @@ class EventStreamDecoder:
             self._bytes += len(value)
             if self._bytes > MAX_EVENT_BYTES:
                 raise BadChunk(f"sent an event of more than {MAX_EVENT_BYTES} bytes")
-            if len(self._data) == 1 and _is_whole(value):  # does not wait for the blank line, which may not come
+            if len(self._data) == 1 and _is_whole(value):  # the blank line may never come
                 return self._dispatch()
         return None
 
@@ -88,7 +88,7 @@ class EventStreamDecoder:
 
 
 async def events_of(pieces: AsyncIterator[bytes]) -> AsyncGenerator[ServerSentEvent, None]:
-    """Raises BadChunk, and what `pieces` raise."""
+    """Raises BadChunk, and what `pieces` raises."""
     decoder = EventStreamDecoder()
     async for piece in pieces:
         for event in decoder.feed(piece):
@@ -98,7 +98,7 @@ async def events_of(pieces: AsyncIterator[bytes]) -> AsyncGenerator[ServerSentEv
 
 
 def _is_whole(value: bytes) -> bool:
-    """A part of an object's JSON is no JSON, so an event whose first line is an object ends with that line."""
+    """Whether `value` is a whole JSON object or [DONE], which ends the event: a prefix of an object is not JSON."""
     value = value.strip()
     if value == _DONE:
         return True

@@ -1,4 +1,4 @@
-"""The error objects that servers answer with, in the place of an answer or of its rest. Knows no HTTP."""
+"""Reads the error objects that servers send instead of an answer, or in mid-stream. Knows no HTTP."""
 
 import json
 
@@ -7,7 +7,7 @@ _STATUSES = {str(status) for status in range(400, 600)}
 
 
 class UpstreamFailure(Exception):
-    """The upstream tells of an error in a reply whose status says that all is well. `error` is the error object."""
+    """The upstream sent an error in a reply with a success status. `error` is the error object."""
 
     def __init__(self, error: object) -> None:
         super().__init__(error)
@@ -15,7 +15,7 @@ class UpstreamFailure(Exception):
 
 
 def error_object(content: bytes) -> object:
-    """The error of the reply, or else its text."""
+    """The error object of the reply, else the reply."""
     try:
         reply = json.loads(content)
     except (ValueError, RecursionError):
@@ -29,7 +29,7 @@ def error_object(content: bytes) -> object:
 
 
 def is_error(error: object) -> bool:
-    """Whether it says anything: servers also write null, false, true, "" and {}."""
+    """Whether it is an error: for success, servers write null, false, true, "" or {}."""
     return bool(error) and error is not True
 
 
@@ -46,12 +46,12 @@ def error_param(error: object) -> str | None:
 
 
 def error_status(error: object) -> int | None:
-    """The HTTP status that the error object gives itself, or that its code stands for."""
-    if is_about_context(error):
+    """The HTTP status that the error object or its code stands for."""
+    if is_context_error(error):
         return 400
     code = str(error.get("code")) if isinstance(error, dict) else ""
     return int(code) if code in _STATUSES else None
 
 
-def is_about_context(error: object) -> bool:
+def is_context_error(error: object) -> bool:
     return isinstance(error, dict) and not _CONTEXT_CODES.isdisjoint((str(error.get("code")), str(error.get("type"))))

@@ -1,4 +1,4 @@
-"""Why an upstream says that a choice ended, in its words and in OpenAI's."""
+"""Maps the finish reasons of upstreams to OpenAI's."""
 
 from typing import Literal
 
@@ -34,13 +34,13 @@ _REASONS: dict[str, FinishReason] = {
         "content_filter",
     ),
 }
-"""As OpenAI, Anthropic, Google, Mistral, Cohere, Amazon, Zhipu and the servers of open models name them."""
+"""The names of OpenAI, Anthropic, Google, Mistral, Cohere, Amazon, Zhipu and the servers of open models."""
 
 
 def read_finish_reason(reason: object) -> FinishReason | Literal["broken"] | None:
-    """None where the choice goes on; "broken" where the upstream gave up, or says what has no meaning here.
+    """None if the choice continues; "broken" if the upstream aborted it, or for an unknown reason.
 
-    What is not known counts as broken: an answer that may lack its end is never passed on as a whole one.
+    An unknown reason counts as broken, so that a possibly incomplete answer never passes for a complete one.
     """
     if reason is None or reason is False:
         return None

@@ -1,4 +1,4 @@
-"""All upstreams: which of them has a model, and how each of them is."""
+"""All upstreams: which one serves a model, and the health of each."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from mlx_manager.providers.base import LOADING
 
 @dataclass(frozen=True, slots=True)
 class UpstreamHealth:
-    """`status` is `ready`, `loading`, `down`, or `unknown` before the first answer; `error` says why it is down."""
+    """`status` is `ready`, `loading`, `down`, or `unknown` before the first check; `error` is why it is down."""
 
     name: str
     kind: str
@@ -21,7 +21,7 @@ class UpstreamHealth:
 
 
 class Upstreams:
-    """Made and used in one event loop. `start` begins to ask each of them how it is; `aclose` ends it."""
+    """Created and used in one event loop. `start` starts the health checks; `aclose` stops them."""
 
     def __init__(self, settings: Sequence[UpstreamSettings] = (), poll_seconds: float = 10) -> None:
         self._servers = [UpstreamServer(upstream) for upstream in settings]
@@ -30,7 +30,7 @@ class Upstreams:
         self._retiring: dict[UpstreamServer, asyncio.Task[None]] = {}
 
     def update(self, settings: Sequence[UpstreamSettings], poll_seconds: float) -> None:
-        """From now on. An upstream whose entry is as before stays as it is; those that go may finish their requests."""
+        """Applies new settings. Upstreams with an unchanged entry stay; removed ones finish their requests."""
         self._poll_seconds = poll_seconds
         before, self._servers = self._servers, []
         for upstream in settings:
@@ -43,11 +43,11 @@ class Upstreams:
         self.start()
 
     def find(self, model_id: str) -> UpstreamServer | None:
-        """The first that has the model, or may have it while its list has not come yet."""
+        """The first upstream that has the model, or may have it before it first listed its models."""
         return next((server for server in self._servers if server.may_have(model_id)), None)
 
     def models(self) -> dict[str, UpstreamServer]:
-        """Each id with the first upstream that lists it."""
+        """Maps each id to the first upstream that lists it."""
         owners: dict[str, UpstreamServer] = {}
         for server in self._servers:
             for model_id in server.model_ids:
@@ -63,7 +63,7 @@ class Upstreams:
                 self._polling[server] = asyncio.create_task(self._poll(server))
 
     async def aclose(self) -> None:
-        """Requests that are still under way raise NotReady."""
+        """Running requests raise NotReady."""
         tasks = [*self._polling.values(), *self._retiring.values()]
         for task in tasks:
             task.cancel()

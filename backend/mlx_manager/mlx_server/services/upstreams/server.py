@@ -1,4 +1,4 @@
-"""One upstream server: a request's events from it, its models, and whether it is well."""
+"""One upstream server: forwards requests, lists its models, and checks its health."""
 
 import asyncio
 import contextlib
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 10.0
 USAGE_SECONDS = 5.0
-"""How long the usage, or the end of the stream, may take behind the end of the last choice."""
+"""Time limit for the usage, or the end of the stream, after the end of the last choice."""
 LAST_BYTES_SECONDS = 1.0
-"""How long the end of the stream may take behind [DONE], so that the connection can be used again."""
-_BROKEN_OFF = (BadChunk, UpstreamFailure, httpx.RequestError, RuntimeError)
-"""How an answer ends whose connections are closed."""
+"""Time limit for the end of the stream after [DONE], which lets the connection be reused."""
+_READ_FAILURES = (BadChunk, UpstreamFailure, httpx.RequestError, RuntimeError)
+"""What reading an answer raises once its connection is closed."""
 _PROVIDERS: dict[UpstreamKind, Provider[Any]] = {"llamacpp": LLAMACPP, "mlxlm": MLXLM, "openai": OPENAI}
 _HEADERS = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Content-Type": "application/json"}
 
@@ -47,11 +47,11 @@ class UpstreamServer:
         self.settings = settings
         self.name = settings.name
         self.health: ProviderHealthStatus | None = None
-        """As it was last asked for."""
+        """The result of the last check."""
         self._replies = Replies(settings)
         self._client = _client(settings)
         self._checking: asyncio.Task[ProviderHealthStatus] | None = None
-        self._own_ids = self._by_id_here(settings.models) if settings.models is not None else None
+        self._own_ids = self._by_local_id(settings.models) if settings.models is not None else None
         self._closed = False
         self._requests = 0
         self._idle = asyncio.Event()
@@ -59,17 +59,17 @@ class UpstreamServer:
 
     @property
     def model_ids(self) -> Collection[str]:
-        """The ids here of its models, as far as it has been asked for them."""
+        """The ids of its models on this server; empty before the first check."""
         return self._own_ids if self._own_ids is not None else ()
 
     def may_have(self, model_id: str) -> bool:
-        """Whether the model is known to be its own, or may be while its list is not there yet."""
+        """Whether it lists the model, or may list it at the first check."""
         if self._own_ids is None:
             return model_id.startswith(self.settings.prefix_of_ids)
         return model_id in self._own_ids
 
     async def check(self) -> ProviderHealthStatus:
-        """Asks whether it is well, and for its models; those who wait at the same time share one answer."""
+        """Checks the health and lists the models. Concurrent calls share one check."""
         if self._checking is None:
             self._checking = asyncio.create_task(self._check())
         return await asyncio.shield(self._checking)
@@ -81,29 +81,29 @@ class UpstreamServer:
             self._checking = None
         if before is None or (before.connected, before.error) != (health.connected, health.error):
             if health.error is None:
-                logger.info("Upstream %s is there: %s", self.name, health.metadata.get("status", "it lists its models"))
+                logger.info("Upstream %s is up: %s", self.name, health.metadata.get("status", "it lists its models"))
             else:
-                logger.warning("Upstream %s is not well: %s", self.name, health.error)
+                logger.warning("Upstream %s is unhealthy: %s", self.name, health.error)
         self.health = health
         if self.settings.models is None and "models" in health.metadata:
-            self._own_ids = self._by_id_here(health.metadata["models"])
+            self._own_ids = self._by_local_id(health.metadata["models"])
         return health
 
-    def _by_id_here(self, own_ids: list[str]) -> dict[str, str]:
+    def _by_local_id(self, own_ids: list[str]) -> dict[str, str]:
         return {self.settings.prefix_of_ids + own_id: own_id for own_id in own_ids}
 
     async def generate(self, request: Request, model_id: str) -> GenerationEvents:
-        """The events of its model's answer, `Started` once it sends headers. Closing them ends the upstream's request.
+        """The events of the answer, with `Started` once headers arrive. Closing them cancels the upstream's request.
 
-        Raises UpstreamError, and what the upstream's own refusal stands for.
+        Raises UpstreamError, or the ServerError that matches the upstream's error status.
         """
         path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
-        unknown_to_it = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
-        reader = ChunkReader(request.sequences, unknown_to_it, request.include_stop)
-        with self._replies.translated(), self._under_way():
+        searched_here = () if DIALECTS[self.settings.kind].finds_stop_strings else request.stop
+        reader = ChunkReader(request.sequences, searched_here, request.include_stop)
+        with self._replies.translated(), self._counted():
             body = upstream_body(request, self.settings.kind, await self.own_id(model_id))
             request.record.model, request.record.upstream = model_id, self.name
-            logger.debug("Asking upstream %s: %s, model=%s", self.name, request.id, model_id)
+            logger.debug("Forwarding to upstream %s: %s, model=%s", self.name, request.id, model_id)
             content, headers = msgspec.json.encode(body), _HEADERS | trace_headers()
             async with aclosing(await self._client.connections.send("POST", path, content, headers)) as response:
                 if await self._replies.is_stream(response):
@@ -117,25 +117,27 @@ class UpstreamServer:
                         yield event
 
     async def own_id(self, model_id: str) -> str:
-        """What the upstream calls the model. Raises UpstreamError where its list cannot be had, else ModelNotFound."""
+        """The upstream's id of the model. Raises ModelNotFound, or UpstreamError if its list is missing."""
         if self._own_ids is None:
             health = await self.check()
             if self._own_ids is None:
-                raise UpstreamError(f"Upstream {self.name!r} does not list its models: {health.error or 'it loads'}.")
+                why = health.error or "It is loading. Retry later."
+                raise UpstreamError(f"Upstream {self.name!r} does not list its models yet. {why}")
         if model_id not in self._own_ids:
-            raise ModelNotFound(f"Upstream {self.name!r} has no model {model_id[:200]!r}.", param="model")
+            what = f"Upstream {self.name!r} has no model {model_id[:200]!r}."
+            raise ModelNotFound(f"{what} Use an id of GET /v1/models.", param="model")
         return self._own_ids[model_id]
 
     @contextlib.contextmanager
-    def _under_way(self) -> Iterator[None]:
-        """Counts the request of the block. Raises NotReady when its answer breaks off because the server stops."""
+    def _counted(self) -> Iterator[None]:
+        """Counts running requests. Raises NotReady if `aclose` cut the answer off."""
         self._requests += 1
         self._idle.clear()
         try:
             yield
-        except _BROKEN_OFF as exc:
+        except _READ_FAILURES as exc:
             if self._closed:
-                raise NotReady("The server is shutting down.") from exc
+                raise NotReady("The server is shutting down. Retry later.") from exc
             raise
         finally:
             self._requests -= 1
@@ -143,13 +145,13 @@ class UpstreamServer:
                 self._idle.set()
 
     async def retire(self) -> None:
-        """Closes it once the requests that are under way have ended; there must come no others."""
+        """Closes it after its running requests end. Send it no more requests."""
         await self._idle.wait()
         await self.aclose()
-        logger.info("Upstream %s has left", self.name)
+        logger.info("Upstream %s is removed", self.name)
 
     async def aclose(self) -> None:
-        """Requests that are still under way raise NotReady."""
+        """Running requests raise NotReady."""
         self._closed = True
         if self._checking is not None:
             self._checking.cancel()
@@ -157,11 +159,11 @@ class UpstreamServer:
 
 
 def _client(settings: UpstreamSettings) -> ProviderClient:
-    # All settings are given, so that none comes from the environment.
-    of_checks = ProviderSettings(
+    # Pass every setting, so that none is read from the environment.
+    check_settings = ProviderSettings(
         base_url=settings.base_url, model_name=None, api_key=settings.api_key, timeout=CHECK_SECONDS
     )
-    return ProviderClient(_PROVIDERS[settings.kind], of_checks, settings.name, settings.timeout_seconds)
+    return ProviderClient(_PROVIDERS[settings.kind], check_settings, settings.name, settings.timeout_seconds)
 
 
 async def _streamed(response: httpx.Response, reader: ChunkReader) -> GenerationEvents:
@@ -180,17 +182,17 @@ async def _streamed(response: httpx.Response, reader: ChunkReader) -> Generation
 
 
 async def _next(sent: AsyncGenerator[ServerSentEvent, None], reader: ChunkReader) -> ServerSentEvent | None:
-    """None at the end. An answer that has ended is whole, whatever becomes of the connection behind it."""
+    """The next event, None at the end. After the end of the answer, a connection error is ignored."""
     if not reader.ended:
         return await anext(sent, None)
     with contextlib.suppress(TimeoutError, httpx.RequestError):
-        async with asyncio.timeout(USAGE_SECONDS if reader.rests else None):
+        async with asyncio.timeout(USAGE_SECONDS if reader.expects_no_more else None):
             return await anext(sent, None)
     return None
 
 
 async def _read_to_the_end(sent: AsyncGenerator[ServerSentEvent, None]) -> None:
-    """A connection that was read to its end can be used again."""
+    """Lets the connection be reused."""
     with contextlib.suppress(TimeoutError, httpx.RequestError, BadChunk):
         async with asyncio.timeout(LAST_BYTES_SECONDS):
             async for _ in sent:

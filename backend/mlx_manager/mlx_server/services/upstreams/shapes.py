@@ -1,4 +1,4 @@
-"""The chunks of an OpenAI stream, of chats and of completions, as upstreams really write them."""
+"""The chunks of OpenAI streams of chats and completions, in the shapes that upstreams actually send."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ _EXCERPT_CHARACTERS = 100
 
 
 class BadChunk(Exception):
-    """What an upstream did wrong, to go behind its name."""
+    """Invalid data from an upstream. The message follows the upstream's name: "sent ..."."""
 
 
 class _Function(msgspec.Struct):
@@ -20,7 +20,7 @@ class _Function(msgspec.Struct):
 
 
 class CallPiece(msgspec.Struct):
-    """A piece of a tool call. Its arguments are text, or an object that is whole."""
+    """A piece of a tool call. Its arguments are text, or a whole object."""
 
     index: int | float | str | None = None
     id: str | int | None = None
@@ -40,7 +40,7 @@ class CallPiece(msgspec.Struct):
 
 
 class Delta(msgspec.Struct):
-    """Text and thoughts are a text, or parts of one."""
+    """Content and reasoning are a string or a list of parts."""
 
     content: object = None
     reasoning_content: object = None
@@ -67,7 +67,7 @@ class Token(TopToken):
 
 
 class LogprobColumns(msgspec.Struct):
-    """Those of chats are a list of tokens, those of completions are columns."""
+    """Logprobs: chats have a list of tokens in `content`, completions have columns."""
 
     content: list[Token] | None = None
     tokens: list[str] | None = None
@@ -77,17 +77,17 @@ class LogprobColumns(msgspec.Struct):
 
 
 class ChoiceChunk(msgspec.Struct):
-    """Of a stream, it has a `delta` or `text`; of an answer that is not streamed, it has a `message` or `text`."""
+    """Has `delta` or `text` in a stream, and `message` or `text` in a whole answer."""
 
     index: int | None = None
     delta: Delta | None = None
     message: Delta | None = None
     text: object = None
     logprobs: LogprobColumns | list[object] | None = None
-    """A list is what some servers send where there are none."""
+    """Some servers send a list for no logprobs."""
     finish_reason: object = None
     stop_reason: object = None
-    """vLLM's: the stop string that ended the choice."""
+    """The stop string that ended the choice (vLLM)."""
     error: object = None
 
 
@@ -100,7 +100,7 @@ class Chunk(msgspec.Struct):
 
     @property
     def is_failure(self) -> bool:
-        """Whether it tells of an error, in one of the shapes that servers have for it."""
+        """Whether it reports an error, in any of the shapes that servers use."""
         if self.choices is None:
             return is_error(self.error) or isinstance(self.message, str) or is_error(self.detail)
         return is_error(self.error) or any(is_error(choice.error) for choice in self.choices)
@@ -114,34 +114,34 @@ def read_chunk(payload: bytes) -> Chunk:
     try:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:  # a ValidationError is a DecodeError
-        raise BadChunk(f"sent what is no chunk of an answer: {exc}") from exc
+        raise BadChunk(f"sent an invalid chunk: {exc}") from exc
 
 
-Kind = Literal["text", "thoughts", "refusal"]
+Kind = Literal["text", "reasoning", "refusal"]
 _KINDS: dict[str, Kind] = {
     "text": "text",
     "output_text": "text",
-    "thinking": "thoughts",
-    "reasoning": "thoughts",
-    "reasoning_content": "thoughts",
-    "reasoning_text": "thoughts",
+    "thinking": "reasoning",
+    "reasoning": "reasoning",
+    "reasoning_content": "reasoning",
+    "reasoning_text": "reasoning",
     "refusal": "refusal",
 }
-"""Of the parts that content may be made of, by their type."""
+"""Kinds of content parts by their `type`."""
 
 
-def words_of(delta: Delta) -> dict[Kind, str]:
-    """What is said, by its kind. Thoughts that are sent under several names are taken once. Raises BadChunk."""
-    words: dict[Kind, str] = {"text": "", "thoughts": "", "refusal": delta.refusal or ""}
-    thoughts = delta.reasoning_content or delta.reasoning or delta.thinking
-    said: tuple[tuple[object, Kind], ...] = ((thoughts, "thoughts"), (delta.content, "text"))
-    for content, kind in said:
+def texts_of(delta: Delta) -> dict[Kind, str]:
+    """The text of a delta by kind. Reasoning sent under several names counts once. Raises BadChunk."""
+    texts: dict[Kind, str] = {"text": "", "reasoning": "", "refusal": delta.refusal or ""}
+    reasoning = delta.reasoning_content or delta.reasoning or delta.thinking
+    sources: tuple[tuple[object, Kind], ...] = ((reasoning, "reasoning"), (delta.content, "text"))
+    for content, kind in sources:
         if isinstance(content, str):
-            words[kind] += content
+            texts[kind] += content
         elif content is not None:
             for part_kind, text in _parts(content, kind):
-                words[part_kind] += text
-    return words
+                texts[part_kind] += text
+    return texts
 
 
 def _parts(content: object, kind: Kind) -> Iterator[tuple[Kind, str]]:
@@ -159,7 +159,7 @@ def _parts(content: object, kind: Kind) -> Iterator[tuple[Kind, str]]:
             names = (name for name in (part_type, "text", "content") if part_kind is not None and name in content)
             name = next(names, None)
             if part_kind is None or name is None:
-                raise BadChunk(f"sent a part of content that is not text: {str(content)[:_EXCERPT_CHARACTERS]}")
+                raise BadChunk(f"sent a content part that is not text: {str(content)[:_EXCERPT_CHARACTERS]}")
             yield from _parts(content[name], kind if part_kind == "text" else part_kind)
         case _:
             raise BadChunk(f"sent content that is not text: {str(content)[:_EXCERPT_CHARACTERS]}")

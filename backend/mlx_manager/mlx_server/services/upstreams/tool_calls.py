@@ -1,8 +1,8 @@
-"""Tool calls of one choice, put together from an upstream's pieces. Knows no HTTP.
+"""Assembles the tool calls of one choice from an upstream's pieces. Knows no HTTP.
 
-OpenAI's servers number the calls, give id and name with a call's first piece, and then its arguments piece by piece.
-Others number all calls 0 or none of them, repeat ids and names, send a name behind its id or in pieces, or send the
-arguments as an object.
+OpenAI's servers number the calls and send id and name with the first piece, then the arguments in pieces. Others use
+index 0 for all calls or no index, repeat ids and names, send the name after the id or in pieces, or send the arguments
+as an object.
 """
 
 import uuid
@@ -22,14 +22,14 @@ _EXCERPT_CHARACTERS = 100
 class _Call:
     index: float | str | None
     id: str
-    """As the upstream has it; empty where it gives none."""
+    """The upstream's id; empty if it sends none."""
     name: str = ""
     pieces: list[str] = field(default_factory=list)
-    """Of its arguments, none of them empty."""
+    """Non-empty pieces of the arguments."""
     sent: int = 0
-    """How many of the pieces have been sent."""
+    """Number of pieces already sent."""
     number: int | None = None
-    """Among the calls of the choice, once its beginning has been sent."""
+    """Index among the calls of the choice, once the call has started."""
 
     @property
     def arguments(self) -> str:
@@ -47,15 +47,15 @@ class ToolCallCollector:
         self._sent_ids: set[str] = set()
 
     def add(self, piece: CallPiece) -> Iterator[CallEvent]:
-        """Raises BadChunk for a piece that contradicts those before it."""
+        """Raises BadChunk for a piece that contradicts earlier ones."""
         arguments = _arguments(piece)
         call = self._call_of(piece, arguments)
         if call is None:
-            yield from self._send_named()  # whose names are whole now
+            yield from self._send_named()  # their names are complete now
             call = _Call(piece.index, piece.call_id)
             self._calls.append(call)
         elif arguments.startswith("{") and call.is_whole and arguments == call.arguments:
-            return  # the same once more
+            return  # a repetition
         call.id = call.id or piece.call_id
         _add_name(call, piece.name)
         if arguments and (call.pieces or arguments != "null"):
@@ -63,7 +63,7 @@ class ToolCallCollector:
             yield from self._send(call)
 
     def finish(self, *, whole: bool) -> Iterator[CallEvent]:
-        """What is left. Where the calls must be `whole`, it raises BadChunk for one that is not."""
+        """The remaining events. With `whole`, raises BadChunk for an incomplete call."""
         yield from self._send_named()
         for call in self._calls if whole else ():
             if not call.name:
@@ -73,10 +73,10 @@ class ToolCallCollector:
                 yield from self._send(call)
             elif not call.is_whole:
                 shown = repr(call.arguments[:_EXCERPT_CHARACTERS])
-                raise BadChunk(f"sent arguments of the tool call {call.name!r} that are not one JSON object: {shown}")
+                raise BadChunk(f"sent arguments of tool call {call.name!r} that are not one JSON object: {shown}")
 
     def _call_of(self, piece: CallPiece, arguments: str) -> _Call | None:
-        """The call that the piece goes on with; None for a new one."""
+        """The call that the piece continues; None for a new call."""
         latest_first = self._calls[::-1]
         numbered = [call for call in latest_first if piece.index is None or call.index in (piece.index, None)]
         by_id = next((call for call in numbered if piece.call_id and call.id == piece.call_id), None)
@@ -104,16 +104,16 @@ class ToolCallCollector:
         call.sent = len(call.pieces)
 
     def _id_to_send(self, call: _Call) -> str:
-        """The upstream's, if it gives one that no call of the choice has yet: a client answers by it."""
+        """The upstream's id if it is unique in the choice, else a new one: clients answer by id."""
         call_id = call.id if call.id and call.id not in self._sent_ids else f"call_{uuid.uuid4().hex[:24]}"
         self._sent_ids.add(call_id)
         return call_id
 
 
 def _begins_another(call: _Call, piece: CallPiece, arguments: str) -> bool:
-    """Whether the piece, which has the place of `call` and not its id, is of another call.
+    """Whether the piece, with the index of `call` but another id, starts another call.
 
-    vLLM has sent a new id with each piece of one call, so an id alone says it only behind a call that is whole.
+    vLLM has sent a new id with each piece of one call, so a new id alone counts only after a whole call.
     """
     if piece.call_id and call.id:
         return bool(piece.name) or call.is_whole
@@ -125,11 +125,11 @@ def _begins_another(call: _Call, piece: CallPiece, arguments: str) -> bool:
 
 
 def _add_name(call: _Call, name: str) -> None:
-    """A name may come in pieces until there are arguments, and again as a whole."""
+    """A name may come in pieces before the arguments, and be repeated whole."""
     if not name or name == call.name:
         return
     if call.number is not None:
-        raise BadChunk(f"named a tool call {name!r} that it had named {call.name!r} before")
+        raise BadChunk(f"renamed tool call {call.name!r} to {name!r}")
     call.name += name
 
 
@@ -141,7 +141,7 @@ def _arguments(piece: CallPiece) -> str:
         return msgspec.json.decode(raw, type=str)
     if raw.startswith(b"{"):
         return raw.decode()
-    raise BadChunk(f"sent arguments of a tool call that are neither text nor an object: {raw[:_EXCERPT_CHARACTERS]!r}")
+    raise BadChunk(f"sent tool call arguments that are neither text nor an object: {raw[:_EXCERPT_CHARACTERS]!r}")
 
 
 def _is_object(text: str) -> bool:
