@@ -81,7 +81,7 @@ def test_a_hub_that_cannot_be_reached_is_told_even_if_the_model_is_here(hub: Hub
     [
         (("someone/nothing",), "The hub has no someone/nothing"),
         ((REPO, "--revision", "v9"), "has no revision 'v9'"),
-        (("gated/model",), "accept its terms"),
+        (("gated/model",), "accept the terms"),
         (("down/model",), "refused: "),
         (("no such id",), "is not a Hugging Face repo id"),
     ],

@@ -66,7 +66,9 @@ def bench(
         print_table(COLUMNS, [_cells(level) for level in levels])
     failed = sum(level.failed for level in levels)
     if failed:
-        raise CommandFailed(f"{failed} of {sum(level.requests for level in levels)} requests failed.")
+        raise CommandFailed(
+            f"{failed} of {sum(level.requests for level in levels)} requests failed. Check the server's log."
+        )
 
 
 async def _measure(server: Server, model: str, clients: Sequence[int], rounds: int, max_tokens: int) -> list[Level]:
@@ -149,7 +151,7 @@ async def _read(response: httpx.Response, started: float) -> Answer:
     async for line in response.aiter_lines():
         now = time.perf_counter() - started
         if line.startswith('data: {"error"'):
-            raise CommandFailed(f"The stream broke off: {line}")
+            raise CommandFailed(f"The stream ended with an error: {line}. Check the server's log.")
         if not line.startswith("data: {"):
             continue
         chunk = json.loads(line.removeprefix("data: "))
@@ -157,7 +159,9 @@ async def _read(response: httpx.Response, started: float) -> Answer:
             answer.arrivals.append(now)
         answer.tokens = (chunk.get("usage") or {}).get("completion_tokens", answer.tokens)
     if not answer.arrivals or not answer.tokens:
-        raise CommandFailed(f"{response.url} sent no text, or no `usage`. This server cannot be measured.")
+        raise CommandFailed(
+            f"{response.url} sent no text, or no `usage`, so it cannot be measured. Choose another server."
+        )
     return answer
 
 

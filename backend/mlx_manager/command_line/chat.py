@@ -45,7 +45,9 @@ def _piped_message() -> str:
     try:
         message = sys.stdin.buffer.read().decode("utf-8-sig").strip()
     except UnicodeDecodeError as exc:
-        raise CommandFailed(f"The message is not UTF-8: byte {exc.start + 1} is {exc.object[exc.start]:#x}.") from exc
+        raise CommandFailed(
+            f"The message is not UTF-8: byte {exc.start + 1} is {exc.object[exc.start]:#x}. Convert it."
+        ) from exc
     if not message:
         raise CommandFailed("The input is empty. Pipe a message in, or start the chat in a terminal.")
     return message
@@ -143,7 +145,7 @@ class _Terminal:
             case "save":
                 self._save(argument)
             case _:
-                raise CommandFailed(f"There is no command /{name}. /help lists them.")
+                raise CommandFailed(f"Unknown command /{name}. See /help for all commands.")
 
     def _answer(self, text: str) -> None:
         with contextlib.closing(self._conversation.ask(self._server, text)) as pieces:
@@ -182,7 +184,7 @@ class _Terminal:
         except FileExistsError as exc:
             raise CommandFailed(f"{file} already exists. Choose another name.") from exc
         except OSError as exc:
-            raise CommandFailed(f"{file} cannot be written: {exc.strerror}.") from exc
+            raise CommandFailed(f"{file} cannot be written: {exc.strerror}. Choose another file.") from exc
         self._saved.add(file)
         note(f"Saved to {file}")
 

@@ -61,7 +61,7 @@ class Server:
         """The id of a loaded model that generates, else of the first one in the list."""
         listed = [model for model in self.models() if model.get("kind") in (None, "generate")]
         if not listed:
-            raise CommandFailed(f"The server at {self.root} lists no models that generate. Name one with --model.")
+            raise CommandFailed(f"The server at {self.root} lists no models that generate. Specify one with --model.")
         return str(next((model for model in listed if model.get("loaded")), listed[0])["id"])
 
     def serves(self, model: str) -> bool:
@@ -101,7 +101,7 @@ class Server:
             ) from exc
         except httpx.HTTPError as exc:
             raise CommandFailed(
-                f"The server at {self.root} closed the connection: {str(exc) or type(exc).__name__}."
+                f"The server at {self.root} closed the connection: {str(exc) or type(exc).__name__}. Check its log."
             ) from exc
 
 
@@ -156,4 +156,6 @@ def _json(response: httpx.Response, url: str) -> Any:
     try:
         return response.json()
     except ValueError as exc:
-        raise CommandFailed(f"{url} did not answer with JSON: {response.text[:EXCERPT_CHARACTERS]!r}") from exc
+        raise CommandFailed(
+            f"{url} did not answer with JSON: {response.text[:EXCERPT_CHARACTERS]!r}. Check --base-url."
+        ) from exc

@@ -64,16 +64,16 @@ def read_chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
         if payload == "[DONE]":
             return
         yield _chunk(payload)
-    raise CommandFailed("The server ended its answer early.")
+    raise CommandFailed("The server ended its answer early. Check its log.")
 
 
 def _chunk(payload: str) -> dict[str, Any]:
     try:
         chunk = json.loads(payload)
     except ValueError as exc:
-        raise CommandFailed(f"The server sent invalid JSON: {payload[:200]!r}") from exc
+        raise CommandFailed(f"The server sent invalid JSON: {payload[:200]!r}. Check its log.") from exc
     if not isinstance(chunk, dict):
-        raise CommandFailed(f"The server sent an invalid chunk: {payload[:200]!r}")
+        raise CommandFailed(f"The server sent an invalid chunk: {payload[:200]!r}. Check its log.")
     if "error" in chunk:
         error = chunk["error"]
         raise CommandFailed(str(error.get("message", error) if isinstance(error, dict) else error))

@@ -33,27 +33,29 @@ def pull(repo: str, revision: str | None) -> None:
     try:
         folder = _download(repo, revision)
     except HFValidationError as exc:
-        raise CommandFailed(f"{repo!r} is not a Hugging Face repo id (example: {EXAMPLE}).") from exc
+        raise CommandFailed(f"{repo!r} is not a Hugging Face repo id. Use one like {EXAMPLE}.") from exc
     except GatedRepoError as exc:
         raise CommandFailed(
-            f"{repo} requires that you accept its terms at {constants.ENDPOINT}/{repo}, "
-            "then run `hf auth login` or set HF_TOKEN."
+            f"You must accept the terms of {repo} at {constants.ENDPOINT}/{repo}. Then run `hf auth login`, or set "
+            "HF_TOKEN."
         ) from exc
     except RepositoryNotFoundError as exc:
         raise CommandFailed(
-            f"The hub has no {repo}, or only for those who may see it: look for it at {constants.ENDPOINT}/models, "
-            "or `hf auth login` when it is private."
+            f"The hub shows you no {repo}. Check the name at {constants.ENDPOINT}/models, or run `hf auth login` for a "
+            "private one."
         ) from exc
     except RevisionNotFoundError as exc:
         raise CommandFailed(f"{repo} has no revision {revision!r}: omit --revision for the newest.") from exc
     except HfHubHTTPError as exc:
-        raise CommandFailed(f"The hub at {constants.ENDPOINT} refused: {str(exc).splitlines()[0]}") from exc
+        raise CommandFailed(
+            f"The hub at {constants.ENDPOINT} refused: {str(exc).splitlines()[0]}. Check the name and your access."
+        ) from exc
     except (ImportError, ValueError, httpx2.InvalidURL) as exc:  # what makes the hub's client
         raise CommandFailed(str(unusable(exc))) from exc
     except (httpx2.HTTPError, OSError) as exc:
         raise CommandFailed(
-            f"The hub at {constants.ENDPOINT} cannot be reached, or broke off ({str(exc) or type(exc).__name__}). "
-            "Try again when it is there: files that are complete are not fetched again."
+            f"The hub at {constants.ENDPOINT} cannot be reached, or closed the connection: "
+            f"{str(exc) or type(exc).__name__}. Retry later. Complete files are not downloaded again."
         ) from exc
     note(f"{repo} is here. Serve it: mlx-manager serve {repo}")
     print(folder)
