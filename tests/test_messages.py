@@ -27,8 +27,8 @@ MESSAGE_ARGUMENTS = {
 
 VERBS = frozenset(
     "accept add change check choose close convert copy correct create delete download fix flatten free give increase "
-    "install keep leave lower omit open pass raise reduce reload remove rename repair replace resend restart retry rewrite run "
-    "see send set shorten simplify specify split start stop try unload unset update upgrade use wait write".split()
+    "install keep leave lower omit open pass raise reduce reload remove rename repair replace resend restart retry rewrite "
+    "run see send set shorten simplify specify split start stop try unload unset update upgrade use wait write".split()
 )
 """The imperative with which a remedy begins."""
 RETIRED = (

@@ -131,7 +131,7 @@ def test_save_keeps_files_of_others_and_says_what_it_cannot_write(server: Runnin
         assert "already exists" in say(terminal, f"/save {other}")
         assert "cannot be written" in say(terminal, "/save /no/such/folder/chat.json")
         assert "/save FILE" in say(terminal, "/save")
-        assert "There is no command /sve" in say(terminal, "/sve x")
+        assert "Unknown command /sve" in say(terminal, "/sve x")
         terminal.type("/quit\n")
     assert other.read_text() == "mine"
 

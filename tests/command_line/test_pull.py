@@ -79,7 +79,7 @@ def test_a_hub_that_cannot_be_reached_is_told_even_if_the_model_is_here(hub: Hub
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        (("someone/nothing",), "The hub has no someone/nothing"),
+        (("someone/nothing",), "The hub shows you no someone/nothing"),
         ((REPO, "--revision", "v9"), "has no revision 'v9'"),
         (("gated/model",), "accept the terms"),
         (("down/model",), "refused: "),
