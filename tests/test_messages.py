@@ -26,9 +26,10 @@ MESSAGE_ARGUMENTS = {
 """The position of the message among the arguments of each error."""
 
 VERBS = frozenset(
-    "accept add change check choose close convert copy correct create delete download fix flatten free give increase "
-    "install keep leave lower omit open pass raise reduce reload remove rename repair replace resend restart retry rewrite "
-    "run see send set shorten simplify specify split start stop try unload unset update upgrade use wait write".split()
+    "accept add change check choose close convert copy correct create delete download fix flatten free give "
+    "increase install keep leave lower omit open pass raise reduce reload remove rename repair replace resend "
+    "restart retry rewrite run see send set shorten simplify specify split start stop try unload unset update "
+    "upgrade use wait write".split()
 )
 """The imperative with which a remedy begins."""
 RETIRED = (
