@@ -79,6 +79,7 @@ PYTHON = [
     for page in PAGES[4:]
     if page.name != "providers.md"
     for program in blocks(page, "python")
+    if "langchain" not in program  # make test-clients
 ]
 
 
