@@ -103,6 +103,34 @@ def chat(
     run(lambda: command.chat(model, base_url, api_key, system))
 
 
+@app.command(epilog="Example: mlx-manager launch codex --model coder -- exec 'List the files here'")
+def launch(
+    client: Annotated[
+        str | None,
+        typer.Argument(metavar="CLIENT", help="claude, codex, opencode, qwen, continue, aider, llm; see --list."),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- ARGS", help="Arguments for the client, after `--`.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="An id of the server, a repo id, or a folder.")] = None,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Show settings, changes and command; write and start nothing.")
+    ] = False,
+    list_clients: Annotated[bool, typer.Option("--list", help="List the clients, and which are installed.")] = False,
+) -> None:
+    """Start a coding agent on a model; starts a server for it when none runs, and sets the agent up."""
+    from mlx_manager.command_line import launch as command
+
+    if list_clients:
+        run(command.list_clients)
+        return
+    if client is None:
+        raise typer.BadParameter("Name a client, or give --list.", param_hint="CLIENT")
+    run(lambda: command.launch(client, model, base_url, api_key, arguments or (), only_print))
+
+
 @app.command(epilog="Example: mlx-manager bench --clients 1 --clients 8 --tokens 64")
 def bench(
     base_url: BaseUrl = None,

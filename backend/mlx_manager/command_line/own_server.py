@@ -15,8 +15,14 @@ from typing import Any
 
 import httpx
 
-from mlx_manager.command_line.connection import ANSWER_SECONDS, Server, key_of_settings
-from mlx_manager.command_line.console import USAGE, CommandFailed
+from mlx_manager.command_line.connection import (
+    ANSWER_SECONDS,
+    Server,
+    ServerUnreachable,
+    find_server,
+    key_of_settings,
+)
+from mlx_manager.command_line.console import USAGE, CommandFailed, note
 from mlx_manager.mlx_server.utils.mlx_backend import why_mlx_cannot_run
 
 POLL_SECONDS = 0.1
@@ -26,8 +32,38 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
+def server_for(
+    model: str | None, base_url: str | None, api_key: str | None, *, purpose: str, quiet: bool = False
+) -> Iterator[Server]:
+    """The running server, or one for `purpose` where none runs, or where that one does not have the model."""
+    server = find_server(base_url, api_key)
+    obstacle = None if base_url is not None else _obstacle(server, model)
+    if obstacle is None:
+        yield server
+        return
+    if not quiet:
+        note(f"{obstacle}: starting one for {purpose}.")
+    with own_server(model) as server:
+        yield server
+
+
+def _obstacle(server: Server, model: str | None) -> str | None:
+    """Why the command needs a server of its own, if it does."""
+    try:
+        if model is None or server.serves(model):
+            server.get("/health")
+            return None
+    except ServerUnreachable:
+        return f"No server answers at {server.root}"
+    return f"The server at {server.root} does not serve {model}"
+
+
+@contextlib.contextmanager
 def own_server(model: str | None) -> Iterator[Server]:
-    """A server on a free port that has loaded `model`, or the default one. Raises CommandFailed when it cannot."""
+    """A server that has loaded `model`, or the default one. Raises CommandFailed when it cannot.
+
+    It listens on the port of the settings where that is free: what clients keep of its address stays true.
+    """
     fault = why_mlx_cannot_run()
     if fault is not None:
         raise CommandFailed(fault)
@@ -36,7 +72,7 @@ def own_server(model: str | None) -> Iterator[Server]:
     if model is not None:
         settings["DEFAULT_MODEL"] = model
     environment = os.environ | {f"MLX_SERVER_{name}": value for name, value in settings.items()}
-    with tempfile.TemporaryDirectory(prefix="mlx-manager-") as folder, _signals_end_the_block():
+    with tempfile.TemporaryDirectory(prefix="mlx-manager-") as folder, signals_end_the_block():
         log = Path(folder) / "server.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -89,8 +125,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextlib.contextmanager
-def _signals_end_the_block() -> Iterator[None]:
-    """A closed terminal and a SIGTERM end the server as well: as they come, they would leave it behind."""
+def signals_end_the_block() -> Iterator[None]:
+    """A closed terminal and a SIGTERM end what the command started: as they come, they would leave it behind."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -104,7 +140,11 @@ def _signals_end_the_block() -> Iterator[None]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    from mlx_manager.mlx_server.config import mlx_server_settings
+
+    for wanted in (mlx_server_settings.port, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that ended a moment ago does not count
+            probe.bind(("127.0.0.1", wanted))
+            return int(probe.getsockname()[1])
+    raise CommandFailed("No port of 127.0.0.1 is free. End some programs, and try again.")
