@@ -72,7 +72,11 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """`first_request_tokens` were measured with its default prompt and tools; `program` is None for `--print` alone."""
+    """`program` is None for `--print` alone.
+
+    `first_request_tokens` were measured with the client's default prompt and tools and the demo model's tokenizer
+    (docs/agents.md); those of `--print` clients are estimates.
+    """
 
     name: str
     program: str | None
@@ -258,12 +262,12 @@ def _openwebui(target: Target, _: Mapping[str, str]) -> Setup:
 CLIENTS = {
     client.name: client
     for client in (
-        Client("claude", "claude", "npm install -g @anthropic-ai/claude-code", 18_800, True, _claude),
-        Client("codex", "codex", "npm install -g @openai/codex", 9_000, True, _codex),
-        Client("opencode", "opencode", "npm install -g opencode-ai", 9_000, True, _opencode),
-        Client("qwen", "qwen", "npm install -g @qwen-code/qwen-code", 16_000, True, _qwen),
-        Client("continue", "cn", "npm install -g @continuedev/cli", 7_600, True, _continue),
-        Client("aider", "aider", "python3 -m pip install aider-install && aider-install", 2_500, False, _aider),
+        Client("claude", "claude", "npm install -g @anthropic-ai/claude-code", 16_700, True, _claude),
+        Client("codex", "codex", "npm install -g @openai/codex", 5_800, True, _codex),
+        Client("opencode", "opencode", "npm install -g opencode-ai", 11_500, True, _opencode),
+        Client("qwen", "qwen", "npm install -g @qwen-code/qwen-code", 24_300, True, _qwen),
+        Client("continue", "cn", "npm install -g @continuedev/cli", 1_500, True, _continue),
+        Client("aider", "aider", "python3 -m pip install aider-install && aider-install", 1_200, False, _aider),
         Client("llm", "llm", "python3 -m pip install llm", 100, False, _llm),
         Client("cline", None, "code --install-extension saoudrizwan.claude-dev", 12_000, True, _cline),
         Client("goose", None, "brew install block-goose-cli", 8_000, True, _goose),

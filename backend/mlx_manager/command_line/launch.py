@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from mlx_manager.command_line.clients import CLIENTS, NO_KEY, Client, JsonFile, Setup, Target
 from mlx_manager.command_line.config_files import change_of
@@ -123,8 +124,9 @@ def _user_key() -> str | None:
 def _target(server: Server, model: str | None) -> tuple[Target, Facts]:
     """Raises CommandFailed where the server does not have the model."""
     model = model if model is not None else server.a_model()
-    facts = _facts(server.get(f"/v1/models/{model}"), server.get("/v1/models"))
-    return _target_of(server.root, server.api_key, model, facts), facts
+    found = server.get(f"/v1/models/{quote(model, safe='/')}")
+    facts = _facts(found, server.get("/v1/models"))
+    return _target_of(server.root, server.api_key, found["id"], facts), facts
 
 
 def _target_of(root: str, key: str | None, model: str, facts: Facts) -> Target:

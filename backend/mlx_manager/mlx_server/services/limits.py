@@ -43,8 +43,9 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
     if context_length is not None:
         if prompt_tokens + min(max_tokens, 1) > context_length:
             raise ContextLengthExceeded(
-                f"The prompt has {prompt_tokens} tokens, and the context of model {model.model_id!r} is "
-                f"{context_length} tokens for prompt and answer together. Shorten the prompt.",
+                # Agents compact the conversation where they find "this model's maximum context length is N tokens".
+                f"The prompt has {prompt_tokens} tokens for model {model.model_id!r}, and this model's maximum context "
+                f"length is {context_length} tokens for prompt and answer together. Shorten the prompt.",
                 param=request.prompt_field,
                 tokens=prompt_tokens,
                 limit=context_length,
