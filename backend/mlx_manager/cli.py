@@ -141,9 +141,20 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Requests of each client, one after another.")] = 2,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
+    tools: Annotated[bool, typer.Option("--tools", help="Measure tool calls instead, by 40 questions.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(dir_okay=False, metavar="FILE", help="With --tools: draw the result, as SVG.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a server: tokens per second, time to first token, time between chunks."""
+    """Measure a server: tokens per second, time to first token, time between chunks; or a model's tool calls."""
+    if tools:
+        from mlx_manager.command_line.bench_tools import bench_tools
+
+        run(lambda: bench_tools(base_url, api_key, model, picture, as_json))
+        return
+    if picture is not None:
+        raise typer.BadParameter("It draws what --tools measures: give both.", param_hint="--picture")
     from mlx_manager.command_line import bench as command
 
     counts = clients if clients is not None else command.DEFAULT_CLIENTS

@@ -58,7 +58,7 @@ def launch(
         return
     program = _program(client)
     api_key = api_key if api_key is not None or base_url is not None else _user_key()
-    with server_for(model, base_url, api_key, purpose=client.name) as server:
+    with server_for(model, base_url, api_key, purpose=client.name, lasting_address=True) as server:
         target, facts = _target(server, model)
         for warning in warnings(client, target.model, facts):
             note(f"Warning: {warning}")

@@ -33,7 +33,13 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def server_for(
-    model: str | None, base_url: str | None, api_key: str | None, *, purpose: str, quiet: bool = False
+    model: str | None,
+    base_url: str | None,
+    api_key: str | None,
+    *,
+    purpose: str,
+    quiet: bool = False,
+    lasting_address: bool = False,
 ) -> Iterator[Server]:
     """The running server, or one for `purpose` where none runs, or where that one does not have the model."""
     server = find_server(base_url, api_key)
@@ -43,7 +49,7 @@ def server_for(
         return
     if not quiet:
         note(f"{obstacle}: starting one for {purpose}.")
-    with own_server(model) as server:
+    with own_server(model, lasting_address) as server:
         yield server
 
 
@@ -59,15 +65,15 @@ def _obstacle(server: Server, model: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def own_server(model: str | None) -> Iterator[Server]:
+def own_server(model: str | None, lasting_address: bool = False) -> Iterator[Server]:
     """A server that has loaded `model`, or the default one. Raises CommandFailed when it cannot.
 
-    It listens on the port of the settings where that is free: what clients keep of its address stays true.
+    With `lasting_address` it listens on the port of the settings where that is free: clients may keep its address.
     """
     fault = why_mlx_cannot_run()
     if fault is not None:
         raise CommandFailed(fault)
-    port = _free_port()
+    port = _free_port(lasting_address)
     settings = {"HOST": "127.0.0.1", "PORT": str(port), "DRAIN_TIMEOUT_SECONDS": "1", "LOG_LEVEL": "INFO"}
     if model is not None:
         settings["DEFAULT_MODEL"] = model
@@ -139,10 +145,10 @@ def signals_end_the_block() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_port() -> int:
+def _free_port(that_of_settings: bool) -> int:
     from mlx_manager.mlx_server.config import mlx_server_settings
 
-    for wanted in (mlx_server_settings.port, 0):
+    for wanted in (mlx_server_settings.port, 0) if that_of_settings else (0,):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that ended a moment ago does not count
             probe.bind(("127.0.0.1", wanted))
