@@ -1,4 +1,4 @@
-"""`bench --tools`: how well a model calls tools, by the questions of `tool_questions`, over HTTP and at temperature 0."""
+"""`bench --tools`: how well a model calls tools, by the questions of `tool_questions`, at temperature 0."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def _ask(client: httpx.Client, server: Server, model: str, question: Question) -
     if not response.is_success:
         raise refusal(response, server.root)
     called = _called(response.json()["choices"][0]["message"].get("tool_calls") or [])
-    expected = [{"name": call.name, "arguments": call.arguments} for call in question.calls]
+    expected: list[dict[str, object]] = [{"name": call.name, "arguments": call.arguments} for call in question.calls]
     return Outcome(question.kind, question.text, _is_right(called, question.calls), called, expected)
 
 

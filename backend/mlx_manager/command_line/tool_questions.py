@@ -1,4 +1,4 @@
-"""Forty questions that show whether a model is fit for an agent: which tool it calls, with what, and when it calls none.
+"""Forty questions that show whether a model is fit for an agent: which tools it calls, with what, and when none.
 
 Each has one right answer, which is in the question's own words. Pure data.
 """
