@@ -62,6 +62,7 @@ class Person:
         environment = environment_of_server({"port": front.port}) | {
             "HOME": str(self.home),
             "PATH": os.pathsep.join([str(installed(name).parent), os.environ["PATH"]]),
+            "PWD": str(self.folder),  # OpenCode goes by it
             "IS_SANDBOX": "1",  # Claude Code as root
         }
         ended = subprocess.run(
