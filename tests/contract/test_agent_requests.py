@@ -131,6 +131,11 @@ def test_a_model_tells_its_context_under_each_name_that_clients_read(server: Run
 LONG = "word " * 9000
 
 
+def tokens_read(usage: dict[str, int]) -> int:
+    """The whole prompt, of which Anthropic counts three parts."""
+    return usage["input_tokens"] + usage["cache_read_input_tokens"] + usage["cache_creation_input_tokens"]
+
+
 def test_chat_clients_recognise_an_overflow_of_the_context(server: RunningServer) -> None:
     answer = server.post("/v1/chat/completions", {"model": "demo", "messages": [{"role": "user", "content": LONG}]})
     error = answer.json()["error"]
@@ -193,3 +198,28 @@ def test_codex_finds_the_models(server: RunningServer) -> None:
     models = send(server, "codex_oss_models").json()
     assert "demo" in [model["id"] for model in models["data"]]
     assert "demo" in [model["slug"] for model in models["models"]]
+
+
+def test_a_second_turn_of_claude_code_reads_only_what_is_new(server: RunningServer) -> None:
+    body = REQUESTS["claude_messages_create"]["body"]
+    body = {**body, "model": "demo", "stream": False, "max_tokens": 24, "temperature": 0}
+    body["system"] = [*body["system"], {"type": "text", "text": "This text is of this test alone."}]
+    first = server.post("/v1/messages", body).json()
+    turn = [{"role": "assistant", "content": first["content"]}, {"role": "user", "content": "And now?"}]
+    second = server.post("/v1/messages", {**body, "messages": [*body["messages"], *turn]}).json()
+    read = tokens_read(first["usage"])
+    assert read > 150
+    assert second["usage"]["cache_read_input_tokens"] >= read
+
+
+def test_a_second_turn_of_codex_reads_only_what_is_new(server: RunningServer) -> None:
+    body = REQUESTS["codex_responses_create"]["body"]
+    body = {**body, "model": "demo", "stream": False, "max_output_tokens": 24, "temperature": 0}
+    said = {"type": "message", "role": "developer", "content": "This text is of this test alone."}
+    body["input"] = [said, *body["input"]]
+    first = server.post("/v1/responses", body).json()
+    turn = [*first["output"], {"type": "message", "role": "user", "content": "And now?"}]
+    second = server.post("/v1/responses", {**body, "input": [*body["input"], *turn]}).json()
+    cached = second["usage"]["input_tokens_details"]["cached_tokens"]
+    assert first["usage"]["input_tokens"] > 150
+    assert cached >= first["usage"]["input_tokens"]
