@@ -57,9 +57,9 @@ def launch(
         _print(client, model, base_url, api_key, arguments)
         return
     program = _program(client)
-    api_key = api_key if api_key is not None or base_url is not None else _user_key()
+    key = api_key if api_key is not None or base_url is not None else _user_key()
     with server_for(model, base_url, api_key, purpose=client.name, lasting_address=True) as server:
-        target, facts = _target(server, model)
+        target, facts = _target(server, model, key)
         for warning in warnings(client, target.model, facts):
             note(f"Warning: {warning}")
         setup = client.set_up(target, os.environ)
@@ -121,12 +121,12 @@ def _user_key() -> str | None:
     return next((key.key.get_secret_value() for key in mlx_server_settings.all_api_keys()), None)
 
 
-def _target(server: Server, model: str | None) -> tuple[Target, Facts]:
-    """Raises CommandFailed where the server does not have the model."""
+def _target(server: Server, model: str | None, key: str | None = None) -> tuple[Target, Facts]:
+    """The client gets `key`, else the server's own. Raises CommandFailed where the server does not have the model."""
     model = model if model is not None else server.a_model()
     found = server.get(f"/v1/models/{quote(model, safe='/')}")
     facts = _facts(found, server.get("/v1/models"))
-    return _target_of(server.root, server.api_key, found["id"], facts), facts
+    return _target_of(server.root, key if key is not None else server.api_key, found["id"], facts), facts
 
 
 def _target_of(root: str, key: str | None, model: str, facts: Facts) -> Target:

@@ -176,8 +176,6 @@ class GenerationRequest:
     default_max_tokens: int
     stop: tuple[str, ...]
     include_usage: bool
-    max_tokens_is_a_ceiling: bool = False
-    """Whether a limit that memory has no room for is cut, as one beyond the context is, and not refused."""
     n: int = 1
     """Choices for each prompt. The first is the one that n = 1 gives."""
     logprobs: int | None = None

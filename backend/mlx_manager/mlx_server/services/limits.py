@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_manager.mlx_server.errors import ContextLengthExceeded, InvalidRequest
 from mlx_manager.mlx_server.models.pool import LoadedModel
-from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT, GenerationRequest, SamplingOverrides, SamplingParams
+from mlx_manager.mlx_server.types import GenerationRequest, SamplingOverrides, SamplingParams
 
 
 def resolve_sampling(model: LoadedModel, request: GenerationRequest) -> SamplingParams:
@@ -35,7 +35,7 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
     """The request's limit, then the model's own, then the default; cut to what context and memory have left for it.
 
     At least 1, which the engine draws also where none is asked for. Raises ContextLengthExceeded when the prompt leaves
-    no room for a single token, if one is asked for, or memory none for the request's.
+    no room for a single token: in the context, if one is asked for, or in memory.
     """
     limits = (request.max_tokens, model.defaults.max_tokens, request.default_max_tokens)
     max_tokens = next(limit for limit in limits if limit is not None)
@@ -56,16 +56,14 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
 
 def _within_memory(model: LoadedModel, request: GenerationRequest, prompt_tokens: int, max_tokens: int) -> int:
     fits = model.engine.largest_sequence_tokens
-    is_limit_asked_for = request.max_tokens not in (None, NO_TOKEN_LIMIT) and not request.max_tokens_is_a_ceiling
-    asked = prompt_tokens + (max_tokens if is_limit_asked_for else 1)
-    if asked <= fits:
+    if prompt_tokens + 1 <= fits:
         return min(max_tokens, fits - prompt_tokens)
     raise ContextLengthExceeded(
-        f"Prompt and answer would have {asked} tokens, {prompt_tokens} of them the prompt's. At "
-        f"{model.engine.kv_bytes_per_token} bytes of KV cache for each, the memory of this server holds {fits} tokens "
-        f"of model {model.model_id!r}. Ask for less, or raise MLX_SERVER_MAX_MEMORY_GB.",
-        param=request.prompt_field if prompt_tokens >= fits else "max_tokens",
-        tokens=asked,
+        f"The prompt has {prompt_tokens} tokens for model {model.model_id!r}, and this model's maximum context length "
+        f"is {fits} tokens in the memory of this server, at {model.engine.kv_bytes_per_token} bytes of KV cache for "
+        "each. Shorten the prompt, or raise MLX_SERVER_MAX_MEMORY_GB.",
+        param=request.prompt_field,
+        tokens=prompt_tokens,
         limit=fits,
     )
 
