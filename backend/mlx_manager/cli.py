@@ -140,7 +140,9 @@ def bench(
         list[int] | None, typer.Option(min=1, help="Clients at once; more than once (1, 4, 16).")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Requests of each client, one after another.")] = 2,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of each answer (128); with --tools, at most so many (512).")
+    ] = None,
     tools: Annotated[bool, typer.Option("--tools", help="Measure tool calls instead, by 40 questions.")] = False,
     picture: Annotated[
         Path | None, typer.Option(dir_okay=False, metavar="FILE", help="With --tools: draw the result, as SVG.")
@@ -151,14 +153,15 @@ def bench(
     if tools:
         from mlx_manager.command_line.bench_tools import bench_tools
 
-        run(lambda: bench_tools(base_url, api_key, model, picture, as_json))
+        run(lambda: bench_tools(base_url, api_key, model, tokens if tokens is not None else 512, picture, as_json))
         return
     if picture is not None:
         raise typer.BadParameter("It draws what --tools measures: give both.", param_hint="--picture")
     from mlx_manager.command_line import bench as command
 
     counts = clients if clients is not None else command.DEFAULT_CLIENTS
-    run(lambda: command.bench(base_url, api_key, model, counts, rounds, tokens, as_json))
+    length = tokens if tokens is not None else 128
+    run(lambda: command.bench(base_url, api_key, model, counts, rounds, length, as_json))
 
 
 @app.command(epilog="Example: mlx-manager ps")

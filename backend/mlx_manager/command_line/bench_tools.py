@@ -14,7 +14,6 @@ from mlx_manager.command_line.console import CommandFailed, note, print_json, pr
 from mlx_manager.command_line.tool_questions import KINDS, QUESTIONS, TOOLS, Call, Question
 
 COLUMNS = ("KIND", "RIGHT", "OF", "WHAT IS ASKED FOR")
-MAX_TOKENS = 512
 LIMIT_SECONDS = 600
 FIT_SHARE = 0.8
 _SYSTEM = "You are an assistant with tools. Call them when they are needed. Answer in words when they are not."
@@ -33,18 +32,25 @@ class Outcome:
 
 
 def bench_tools(
-    base_url: str | None, api_key: str | None, model: str | None, picture: Path | None, as_json: bool
+    base_url: str | None, api_key: str | None, model: str | None, max_tokens: int, picture: Path | None, as_json: bool
 ) -> None:
     server = find_server(base_url, api_key)
     model = model if model is not None else server.a_model()
     with server.client(httpx.Client, timeout=LIMIT_SECONDS) as client:
-        outcomes = [_ask(client, server, model, question) for question in QUESTIONS]
+        outcomes = [_ask(client, server, model, max_tokens, question) for question in QUESTIONS]
     if picture is not None:
         _write(picture, _drawn(model, outcomes))
     if as_json:
-        print_json({"base_url": server.root, "model": model, "questions": [asdict(outcome) for outcome in outcomes]})
+        print_json(
+            {
+                "base_url": server.root,
+                "model": model,
+                "max_tokens": max_tokens,
+                "questions": [asdict(outcome) for outcome in outcomes],
+            }
+        )
         return
-    note(f"{model} at {server.root}, temperature 0, at most {MAX_TOKENS} tokens for each of {len(outcomes)} answers.")
+    note(f"{model} at {server.root}, temperature 0, at most {max_tokens} tokens for each of {len(outcomes)} answers.")
     right = sum(outcome.right for outcome in outcomes)
     rows = [(kind, *map(str, _score(outcomes, kind)), told) for kind, told in KINDS.items()]
     print_table(COLUMNS, [*rows, ("all", str(right), str(len(outcomes)), _verdict(right, len(outcomes)))])
@@ -59,9 +65,9 @@ def _score(outcomes: Sequence[Outcome], kind: str) -> tuple[int, int]:
     return sum(of_kind), len(of_kind)
 
 
-def _ask(client: httpx.Client, server: Server, model: str, question: Question) -> Outcome:
+def _ask(client: httpx.Client, server: Server, model: str, max_tokens: int, question: Question) -> Outcome:
     """Raises CommandFailed where the server does not answer."""
-    body = {"model": model, "temperature": 0, "max_tokens": MAX_TOKENS, "tools": TOOLS, "messages": _messages(question)}
+    body = {"model": model, "temperature": 0, "max_tokens": max_tokens, "tools": TOOLS, "messages": _messages(question)}
     try:
         response = client.post(f"{server.root}/v1/chat/completions", json=body)
     except httpx.HTTPError as exc:
