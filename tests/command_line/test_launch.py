@@ -98,7 +98,7 @@ def test_claude_code_gets_the_server_the_limits_and_the_switches_by_its_environm
         "ANTHROPIC_AUTH_TOKEN": "none",
         "ANTHROPIC_MODEL": "coder",
         "ANTHROPIC_DEFAULT_HAIKU_MODEL": "coder",
-        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": "65536",
+        "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "65536",
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "16384",
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
     }
@@ -301,5 +301,5 @@ def test_without_a_server_launch_starts_one_and_ends_it_with_the_client(person: 
 def test_without_a_server_print_shows_what_is_known_of_the_model(person: Person) -> None:
     ran = person.launch("claude", "--print", "--model", "demo")
     assert ran.returncode == 0
-    assert "export CLAUDE_CODE_AUTO_COMPACT_WINDOW=8192" in ran.stdout
+    assert "export CLAUDE_CODE_MAX_CONTEXT_TOKENS=8192" in ran.stdout
     assert "launch would start one" in ran.stderr

@@ -97,7 +97,7 @@ def _known(**values: object) -> dict[str, object]:
 def _claude(target: Target, _: Mapping[str, str]) -> Setup:
     names = ("MODEL", "DEFAULT_OPUS_MODEL", "DEFAULT_SONNET_MODEL", "DEFAULT_HAIKU_MODEL", "SMALL_FAST_MODEL")
     limits = _known(
-        CLAUDE_CODE_MAX_OUTPUT_TOKENS=target.output_tokens, CLAUDE_CODE_AUTO_COMPACT_WINDOW=target.context_tokens
+        CLAUDE_CODE_MAX_OUTPUT_TOKENS=target.output_tokens, CLAUDE_CODE_MAX_CONTEXT_TOKENS=target.context_tokens
     )
     return Setup(
         {
