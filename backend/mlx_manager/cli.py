@@ -105,6 +105,34 @@ def chat(
     run(lambda: command.chat(model, base_url, api_key, system))
 
 
+@app.command(epilog="Example: mlx-manager launch codex --model coder -- exec 'List the files here'")
+def launch(
+    client: Annotated[
+        str | None,
+        typer.Argument(metavar="CLIENT", help="claude, codex, opencode, qwen, continue, aider, llm; see --list."),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="-- ARGS", help="Arguments for the client, after `--`.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="An id of the server, a repo id, or a folder.")] = None,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Show settings, changes and command; write and start nothing.")
+    ] = False,
+    list_clients: Annotated[bool, typer.Option("--list", help="List the clients, and which are installed.")] = False,
+) -> None:
+    """Start a coding agent on a model; starts a server for it when none runs, and sets the agent up."""
+    from mlx_manager.command_line import launch as command
+
+    if list_clients:
+        run(command.list_clients)
+        return
+    if client is None:
+        raise typer.BadParameter("Name a client, or give --list.", param_hint="CLIENT")
+    run(lambda: command.launch(client, model, base_url, api_key, arguments or (), only_print))
+
+
 @app.command(epilog="Example: mlx-manager bench --clients 1 --clients 8 --tokens 64")
 def bench(
     base_url: BaseUrl = None,
@@ -115,14 +143,28 @@ def bench(
         typer.Option(min=1, help="Concurrent clients; repeat the option for several levels (1, 4, 16)."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Requests of each client.")] = 2,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens in each answer.")] = 128,
+    tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens in each answer (128); with --tools, at most this many (512).")
+    ] = None,
+    tools: Annotated[bool, typer.Option("--tools", help="Measure tool calls instead, with 40 questions.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(dir_okay=False, metavar="FILE", help="With --tools: draw the result as SVG.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a server: tokens per second, time to first token, time between chunks."""
+    """Measure a server: tokens per second, time to first token, time between chunks; or a model's tool calls."""
+    if tools:
+        from mlx_manager.command_line.bench_tools import bench_tools
+
+        run(lambda: bench_tools(base_url, api_key, model, tokens if tokens is not None else 512, picture, as_json))
+        return
+    if picture is not None:
+        raise typer.BadParameter("It draws what --tools measures: give both.", param_hint="--picture")
     from mlx_manager.command_line import bench as command
 
     counts = clients if clients is not None else command.DEFAULT_CLIENTS
-    run(lambda: command.bench(base_url, api_key, model, counts, rounds, tokens, as_json))
+    length = tokens if tokens is not None else 128
+    run(lambda: command.bench(base_url, api_key, model, counts, rounds, length, as_json))
 
 
 @app.command(epilog="Example: mlx-manager ps")

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from tests.running_server import HANG_SECONDS, RunningServer
 FOLDER = Path(__file__).parents[1] / "agent_requests"
 REQUESTS = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
 RESPONSES = [name for name, request in REQUESTS.items() if request["path"] == "/v1/responses"]
+CHATS = [name for name, request in REQUESTS.items() if request["path"] == "/v1/chat/completions"]
+COMPLETIONS = [name for name, request in REQUESTS.items() if request["path"] == "/v1/completions"]
+EMBEDDINGS = [name for name, request in REQUESTS.items() if request["path"] == "/v1/embeddings"]
+REFUSED = {"openwebui_chat_params": "mirostat"}
+"""By the parameter that this server does not have."""
 MESSAGES = [name for name, request in REQUESTS.items() if request["path"].split("?")[0] == "/v1/messages"]
 
 
@@ -68,8 +74,101 @@ def test_claude_code_finds_the_server_and_its_models(server: RunningServer) -> N
     assert {(model["object"], model["type"]) for model in models["data"]} == {("model", "model")}
 
 
-def test_claude_code_behind_litellm_is_answered(server: RunningServer) -> None:
-    assert "data: [DONE]" in send(server, "litellm_chat_reasoning", max_tokens=24).text
+@pytest.mark.parametrize("name", [*CHATS, *COMPLETIONS])
+@pytest.mark.parametrize("stream", [False, True])
+def test_chats_and_completions_of_agents_are_answered(server: RunningServer, name: str, stream: bool) -> None:
+    body = {**REQUESTS[name]["body"], "model": "demo", "stream": stream}
+    body["max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"] = 24
+    answer = server.post(REQUESTS[name]["path"], body if stream else without(body, "stream_options"))
+    if name in REFUSED:
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, REFUSED[name])
+        body = without(body, REFUSED[name])
+        answer = server.post(REQUESTS[name]["path"], body if stream else without(body, "stream_options"))
+    assert answer.status_code == 200, answer.text
+    (reason,) = finish_reasons(answer, stream)
+    assert reason in ("stop", "length", "tool_calls")
+
+
+def without(body: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key != name}
+
+
+def finish_reasons(answer: httpx.Response, stream: bool) -> list[str]:
+    """Of the one choice: a whole stream has one, and ends with [DONE]."""
+    if not stream:
+        return [choice["finish_reason"] for choice in answer.json()["choices"]]
+    payloads = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert payloads[-1] == "[DONE]"
+    choices = (choice for payload in payloads[:-1] for choice in json.loads(payload)["choices"])
+    return [choice["finish_reason"] for choice in choices if choice["finish_reason"] is not None]
+
+
+def test_every_recorded_request_is_answered_by_a_test() -> None:
+    """Those for embeddings by `test_openai_embeddings.py`."""
+    others = {"claude_count_tokens", "claude_head_hello", "claude_models", "codex_oss_models"}
+    answered = {*CHATS, *COMPLETIONS, *EMBEDDINGS, *MESSAGES, *RESPONSES} | others
+    assert (len(REQUESTS), answered) == (74, set(REQUESTS))
+
+
+def test_a_model_tells_its_context_under_each_name_that_clients_read(server: RunningServer) -> None:
+    loaded, *_ = models = send(server, "claude_models").json()["data"]
+    assert loaded["loaded"]
+    assert sorted(models, key=lambda model: not model["loaded"]) == models
+    (demo,) = (model for model in models if model["id"] == "demo")
+    names = ("context_length", "context_window", "max_model_len", "max_input_tokens", "max_tokens", "max_output_tokens")
+    assert {name: demo[name] for name in names} == dict.fromkeys(names, 8192)
+    assert demo["meta"] == {"n_ctx": 8192}
+    assert {name: demo["capabilities"][name] for name in ("chat", "tools", "reasoning", "structured_output")} == {
+        "chat": True,
+        "tools": "native",
+        "reasoning": True,
+        "structured_output": True,
+    }
+    (short,) = (model for model in models if model["id"] == "short")
+    assert (short["max_model_len"], short["capabilities"]["tools"]) == (32, False)
+
+
+LONG = "word " * 9000
+
+
+def tokens_read(usage: dict[str, int]) -> int:
+    """The whole prompt, of which Anthropic counts three parts."""
+    return usage["input_tokens"] + usage["cache_read_input_tokens"] + usage["cache_creation_input_tokens"]
+
+
+def test_chat_clients_recognise_an_overflow_of_the_context(server: RunningServer) -> None:
+    answer = server.post("/v1/chat/completions", {"model": "demo", "messages": [{"role": "user", "content": LONG}]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "maximum context length is 8192 tokens" in error["message"]
+
+
+def test_codex_recognises_an_overflow_of_the_context(server: RunningServer) -> None:
+    answer = server.post("/v1/responses", {"model": "demo", "input": LONG, "stream": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_claude_code_recognises_an_overflow_of_the_context(server: RunningServer) -> None:
+    body = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": LONG}]}
+    answer = server.post("/v1/messages", body)
+    assert answer.status_code == 400
+    assert re.match(r"prompt is too long: \d+ tokens > 8192 maximum", answer.json()["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "prompt"),
+    [
+        ("/v1/chat/completions", "max_tokens", {"messages": [{"role": "user", "content": "Count to 5"}]}),
+        ("/v1/completions", "max_tokens", {"prompt": "Count to 5", "stop": "\n"}),
+        ("/v1/responses", "max_output_tokens", {"input": "Count to 5"}),
+        ("/v1/messages", "max_tokens", {"messages": [{"role": "user", "content": "Count to 5"}]}),
+    ],
+)
+def test_a_limit_above_what_the_context_has_left_is_cut_and_not_refused(
+    server: RunningServer, path: str, limit: str, prompt: dict[str, Any]
+) -> None:
+    answer = server.post(path, {"model": "demo", "temperature": 0, limit: 64_000, **prompt})
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("name", RESPONSES)
@@ -99,3 +198,28 @@ def test_codex_finds_the_models(server: RunningServer) -> None:
     models = send(server, "codex_oss_models").json()
     assert "demo" in [model["id"] for model in models["data"]]
     assert "demo" in [model["slug"] for model in models["models"]]
+
+
+def test_a_second_turn_of_claude_code_reads_only_what_is_new(server: RunningServer) -> None:
+    body = REQUESTS["claude_messages_create"]["body"]
+    body = {**body, "model": "demo", "stream": False, "max_tokens": 24, "temperature": 0}
+    body["system"] = [*body["system"], {"type": "text", "text": "This text is of this test alone."}]
+    first = server.post("/v1/messages", body).json()
+    turn = [{"role": "assistant", "content": first["content"]}, {"role": "user", "content": "And now?"}]
+    second = server.post("/v1/messages", {**body, "messages": [*body["messages"], *turn]}).json()
+    read = tokens_read(first["usage"])
+    assert read > 150
+    assert second["usage"]["cache_read_input_tokens"] >= read
+
+
+def test_a_second_turn_of_codex_reads_only_what_is_new(server: RunningServer) -> None:
+    body = REQUESTS["codex_responses_create"]["body"]
+    body = {**body, "model": "demo", "stream": False, "max_output_tokens": 24, "temperature": 0}
+    said = {"type": "message", "role": "developer", "content": "This text is of this test alone."}
+    body["input"] = [said, *body["input"]]
+    first = server.post("/v1/responses", body).json()
+    turn = [*first["output"], {"type": "message", "role": "user", "content": "And now?"}]
+    second = server.post("/v1/responses", {**body, "input": [*body["input"], *turn]}).json()
+    cached = second["usage"]["input_tokens_details"]["cached_tokens"]
+    assert first["usage"]["input_tokens"] > 150
+    assert cached >= first["usage"]["input_tokens"]

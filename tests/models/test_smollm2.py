@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.test_client_chats import CHATS
+from tests.contract.test_agent_requests import CHATS, REFUSED, REQUESTS
 from tests.running_server import RunningServer, chunks_of, running_server
 
 FOLDER = Path(__file__).parents[2] / ".cache" / "models" / "smollm2"
@@ -62,7 +62,8 @@ def test_it_answers_without_tools(smollm2: RunningServer) -> None:
 
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_that_a_client_sends_is_answered(smollm2: RunningServer, name: str) -> None:
-    body = {**CHATS[name]["body"], "model": "smollm2"}
+    body = {**REQUESTS[name]["body"], "model": "smollm2"}
+    body.pop(REFUSED.get(name), None)
     body["max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"] = 8
     if body.get("stream"):
         with smollm2.stream("/v1/chat/completions", body) as payloads:

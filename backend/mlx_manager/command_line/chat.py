@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlx_manager.command_line.connection import Server, ServerUnreachable, find_server
+from mlx_manager.command_line.connection import Server
 from mlx_manager.command_line.console import CommandFailed, note
 from mlx_manager.command_line.conversation import Conversation, Piece
-from mlx_manager.command_line.own_server import own_server
+from mlx_manager.command_line.own_server import server_for
 
 HELP = """\
 /system TEXT   sets the system message; without TEXT, removes it
@@ -32,7 +32,8 @@ _ENDS = {"stopped": "(stopped)", "length": "(cut off: the answer reached its lim
 
 def chat(model: str | None, base_url: str | None, api_key: str | None, system: str | None) -> None:
     message = None if sys.stdin.isatty() else _piped_message()
-    with _server_for(model, base_url, api_key) as server:
+    quiet = not sys.stderr.isatty()
+    with server_for(model, base_url, api_key, purpose="this chat", quiet=quiet) as server:
         conversation = Conversation(model if model is not None else server.a_model(), system)
         if message is not None:
             _answer_once(server, conversation, message)
@@ -51,31 +52,6 @@ def _piped_message() -> str:
     if not message:
         raise CommandFailed("The input is empty. Pipe a message in, or start the chat in a terminal.")
     return message
-
-
-@contextlib.contextmanager
-def _server_for(model: str | None, base_url: str | None, api_key: str | None) -> Iterator[Server]:
-    """Opens the running server. Starts one for this chat if none runs or the running one does not have the model."""
-    server = find_server(base_url, api_key)
-    obstacle = None if base_url is not None else _obstacle(server, model)
-    if obstacle is None:
-        yield server
-        return
-    if sys.stderr.isatty():
-        note(f"{obstacle}. Starting one for this chat.")
-    with own_server(model) as server:
-        yield server
-
-
-def _obstacle(server: Server, model: str | None) -> str | None:
-    """Why the chat needs its own server; None if it does not."""
-    try:
-        if model is None or server.serves(model):
-            server.get("/health")
-            return None
-    except ServerUnreachable:
-        return f"No server answers at {server.root}"
-    return f"The server at {server.root} does not serve {model}"
 
 
 def _answer_once(server: Server, conversation: Conversation, message: str) -> None:

@@ -15,8 +15,14 @@ from typing import Any
 
 import httpx
 
-from mlx_manager.command_line.connection import ANSWER_SECONDS, Server, key_of_settings
-from mlx_manager.command_line.console import USAGE, CommandFailed
+from mlx_manager.command_line.connection import (
+    ANSWER_SECONDS,
+    Server,
+    ServerUnreachable,
+    find_server,
+    key_of_settings,
+)
+from mlx_manager.command_line.console import USAGE, CommandFailed, note
 from mlx_manager.mlx_server.utils.mlx_backend import why_mlx_cannot_run
 
 POLL_SECONDS = 0.1
@@ -26,17 +32,53 @@ _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def own_server(model: str | None) -> Iterator[Server]:
-    """A server on a free port that has loaded `model` or the default model. Raises CommandFailed if it fails."""
+def server_for(
+    model: str | None,
+    base_url: str | None,
+    api_key: str | None,
+    *,
+    purpose: str,
+    quiet: bool = False,
+    lasting_address: bool = False,
+) -> Iterator[Server]:
+    """Opens the running server. Starts one for `purpose` if none runs or the running one does not have the model."""
+    server = find_server(base_url, api_key)
+    obstacle = None if base_url is not None else _obstacle(server, model)
+    if obstacle is None:
+        yield server
+        return
+    if not quiet:
+        note(f"{obstacle}. Starting one for {purpose}.")
+    with own_server(model, lasting_address) as server:
+        yield server
+
+
+def _obstacle(server: Server, model: str | None) -> str | None:
+    """Why the command needs its own server; None if it does not."""
+    try:
+        if model is None or server.serves(model):
+            server.get("/health")
+            return None
+    except ServerUnreachable:
+        return f"No server answers at {server.root}"
+    return f"The server at {server.root} does not serve {model}"
+
+
+@contextlib.contextmanager
+def own_server(model: str | None, lasting_address: bool = False) -> Iterator[Server]:
+    """A server that has loaded `model` or the default model. Raises CommandFailed if it fails.
+
+    With `lasting_address` it listens on the port of the settings if that is free: clients may keep its address.
+    """
     fault = why_mlx_cannot_run()
     if fault is not None:
         raise CommandFailed(fault)
-    port = _free_port()
+    port = _free_port(lasting_address)
     settings = {"HOST": "127.0.0.1", "PORT": str(port), "DRAIN_TIMEOUT_SECONDS": "1", "LOG_LEVEL": "INFO"}
     if model is not None:
         settings["DEFAULT_MODEL"] = model
     environment = os.environ | {f"MLX_SERVER_{name}": value for name, value in settings.items()}
-    with tempfile.TemporaryDirectory(prefix="mlx-manager-") as folder, _signals_end_the_block():
+    with tempfile.TemporaryDirectory(prefix="mlx-manager-") as folder, signals_end_the_block():
         log = Path(folder) / "server.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -89,8 +131,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextlib.contextmanager
-def _signals_end_the_block() -> Iterator[None]:
-    """Makes SIGHUP and SIGTERM end the server too. By default they would leave it running."""
+def signals_end_the_block() -> Iterator[None]:
+    """Makes SIGHUP and SIGTERM end what the command started. By default they would leave it running."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -103,8 +145,12 @@ def _signals_end_the_block() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def _free_port(that_of_settings: bool) -> int:
+    from mlx_manager.mlx_server.config import mlx_server_settings
+
+    for wanted in (mlx_server_settings.port, 0) if that_of_settings else (0,):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that ended a moment ago does not count
+            probe.bind(("127.0.0.1", wanted))
+            return int(probe.getsockname()[1])
+    raise CommandFailed("No port of 127.0.0.1 is free. End some programs, and try again.")

@@ -174,8 +174,6 @@ class GenerationRequest:
     default_max_tokens: int
     stop: tuple[str, ...]
     include_usage: bool
-    max_tokens_is_a_ceiling: bool = False
-    """Whether `max_tokens` beyond the memory is lowered, as beyond the context, instead of an error."""
     n: int = 1
     """Choices per prompt. The first equals the choice of n = 1."""
     logprobs: int | None = None

@@ -39,7 +39,6 @@ def test_a_plain_request() -> None:
     request = parse("Hi", instructions="Be brief.", temperature=0, top_p=0.5, max_output_tokens=7)
     assert request.turns == (ChatTurn("system", "Be brief."), ChatTurn("user", "Hi"))
     assert (request.sampling.temperature, request.sampling.top_p, request.max_tokens) == (0, 0.5, 7)
-    assert request.max_tokens_is_a_ceiling
     assert request.id.startswith("resp_")
     assert request.prompt_field == "input"
 

@@ -51,7 +51,6 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
             sampling=_sampling(limits) if limits is not None else SamplingOverrides(),
             max_tokens=limits.max_tokens if limits is not None else 1,
             default_max_tokens=options.default_max_tokens,
-            max_tokens_is_a_ceiling=True,
             stop=tuple(filter(None, limits.stop_sequences or ())) if limits is not None else (),
             include_usage=True,
             grammar=_grammar(body, reject_unknown),

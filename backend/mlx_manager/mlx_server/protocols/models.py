@@ -14,6 +14,8 @@ from mlx_manager.mlx_server.schemas.models import (
     ThinkingTypes,
 )
 
+_CONTEXT_NAMES = ("max_input_tokens", "max_tokens", "context_window", "max_model_len", "max_output_tokens")
+"""Of Anthropic (the first two), of OpenRouter's and Codex's clients, and of vLLM's."""
 _YES, _NO = Support(supported=True), Support(supported=False)
 
 
@@ -21,7 +23,10 @@ def model_info(model_id: str, created: int, **facts: object) -> ModelInfo:
     """`created`: Unix seconds. `facts`: fields of `ModelInfo`."""
     moment = datetime.fromtimestamp(created, UTC)
     length = facts.get("context_length")
-    shared = {"display_name": model_id, "created_at": moment, "max_input_tokens": length, "max_tokens": length}
+    sizes = dict.fromkeys(_CONTEXT_NAMES, length) | {"meta": None if length is None else {"n_ctx": length}}
+    if facts.get("kind") in ("embed", "rerank"):
+        sizes["max_output_tokens"] = None
+    shared = {"display_name": model_id, "created_at": moment, **sizes}
     return ModelInfo.model_validate({"id": model_id, "created": created, **shared, **facts})
 
 

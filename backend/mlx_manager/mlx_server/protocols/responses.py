@@ -54,7 +54,6 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
             sampling=SamplingOverrides(temperature=answer.temperature, top_p=answer.top_p),
             max_tokens=answer.max_output_tokens,
             default_max_tokens=options.default_max_tokens,
-            max_tokens_is_a_ceiling=True,
             stop=(),
             include_usage=True,
             logprobs=_logprobs(answer),

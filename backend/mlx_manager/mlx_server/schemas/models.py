@@ -64,8 +64,17 @@ class ModelCapabilities(BaseModel):
     thinking: ThinkingSupport
 
 
+class LlamaCppMeta(BaseModel):
+    """Where clients of llama.cpp's server look for the context."""
+
+    n_ctx: int
+
+
 class ModelInfo(BaseModel):
-    """Fields read from the model's files are null before the download."""
+    """Fields read from the model's files are null before the download.
+
+    The context appears under every name that clients read. An answer may fill all that the prompt leaves.
+    """
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -82,6 +91,10 @@ class ModelInfo(BaseModel):
     context_length: int | None = None
     max_input_tokens: int | None = None
     max_tokens: int | None = None
+    context_window: int | None = None
+    max_model_len: int | None = None
+    max_output_tokens: int | None = None
+    meta: LlamaCppMeta | None = None
     kind: ModelKind | None = None
     size_bytes: int | None = None
     """Memory of the weights."""

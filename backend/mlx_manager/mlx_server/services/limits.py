@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_manager.mlx_server.errors import ContextLengthExceeded, InvalidRequest
 from mlx_manager.mlx_server.models.pool import LoadedModel
-from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT, GenerationRequest, SamplingOverrides, SamplingParams
+from mlx_manager.mlx_server.types import GenerationRequest, SamplingOverrides, SamplingParams
 
 
 def resolve_sampling(model: LoadedModel, request: GenerationRequest) -> SamplingParams:
@@ -35,8 +35,8 @@ def resolve_sampling(model: LoadedModel, request: GenerationRequest) -> Sampling
 def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_tokens: int) -> int:
     """The limit of the request, else of the model, else the default; cut to what context and memory have left.
 
-    At least 1: the engine samples a token even for max_tokens=0. Raises ContextLengthExceeded if the context has no
-    room for a requested token, or memory has no room for the requested limit.
+    At least 1: the engine samples a token even for max_tokens=0. Raises ContextLengthExceeded if the prompt leaves no
+    room for a single token: in the context, if the request asks for one, or in memory.
     """
     limits = (request.max_tokens, model.defaults.max_tokens, request.default_max_tokens)
     max_tokens = next(limit for limit in limits if limit is not None)
@@ -44,8 +44,9 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
     if context_length is not None:
         if prompt_tokens + min(max_tokens, 1) > context_length:
             raise ContextLengthExceeded(
-                f"The prompt has {prompt_tokens} tokens, but the context length of model {model.model_id!r} is "
-                f"{context_length} tokens for prompt and completion together. Shorten the prompt.",
+                # Agents compact the conversation where they find "this model's maximum context length is N tokens".
+                f"The prompt has {prompt_tokens} tokens for model {model.model_id!r}, and this model's maximum context "
+                f"length is {context_length} tokens for prompt and answer together. Shorten the prompt.",
                 param=request.prompt_field,
                 tokens=prompt_tokens,
                 limit=context_length,
@@ -56,16 +57,14 @@ def resolve_max_tokens(model: LoadedModel, request: GenerationRequest, prompt_to
 
 def _within_memory(model: LoadedModel, request: GenerationRequest, prompt_tokens: int, max_tokens: int) -> int:
     fits = model.engine.largest_sequence_tokens
-    is_limit_requested = request.max_tokens not in (None, NO_TOKEN_LIMIT) and not request.max_tokens_is_a_ceiling
-    asked = prompt_tokens + (max_tokens if is_limit_requested else 1)
-    if asked <= fits:
+    if prompt_tokens + 1 <= fits:
         return min(max_tokens, fits - prompt_tokens)
     raise ContextLengthExceeded(
-        f"The request needs {asked} tokens (prompt {prompt_tokens} + completion {asked - prompt_tokens}), but only "
-        f"{fits} fit in memory for model {model.model_id!r}, at {model.engine.kv_bytes_per_token} bytes of KV cache "
-        "each. Lower max_tokens, shorten the prompt, or raise MLX_SERVER_MAX_MEMORY_GB.",
-        param=request.prompt_field if prompt_tokens >= fits else "max_tokens",
-        tokens=asked,
+        f"The prompt has {prompt_tokens} tokens for model {model.model_id!r}, and this model's maximum context length "
+        f"is {fits} tokens in the memory of this server, at {model.engine.kv_bytes_per_token} bytes of KV cache for "
+        "each. Shorten the prompt, or raise MLX_SERVER_MAX_MEMORY_GB.",
+        param=request.prompt_field,
+        tokens=prompt_tokens,
         limit=fits,
     )
 
