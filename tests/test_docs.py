@@ -39,8 +39,8 @@ ELSEWHERE = {
     "export": "sets a variable for the lines that follow",
 }
 """Commands that other tests run."""
-LEFT_OPEN = ("serve", "MLX_SERVER_", "LOGFIRE_TOKEN=", "OTEL_EXPORTER_")
-"""What begins or contains these starts a server with settings of the reader's own: tests/command_line, tests/e2e."""
+LEFT_OPEN = ("launch claude", "launch codex", "serve", "MLX_SERVER_", "LOGFIRE_TOKEN=", "OTEL_EXPORTER_")
+"""What begins or contains these starts a server with settings of the reader's own, or a client: tests/command_line, tests/e2e, make test-agents."""
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -26,12 +26,12 @@ class Change:
 
     @property
     def diff(self) -> str:
-        """As `diff -u` shows it; empty where nothing changes."""
+        """As `diff -u` shows it; empty without a change."""
         lines = ((self.before or "").splitlines(), self.after.splitlines())
         return "\n".join(difflib.unified_diff(*lines, str(self.path), str(self.path), lineterm=""))
 
     def write(self) -> Path | None:
-        """The backup, where one was made. The file is its owner's alone. Raises CommandFailed."""
+        """Writes the file, readable only by its owner; returns the backup, if any. Raises CommandFailed."""
         try:
             return self._write()
         except OSError as exc:
@@ -54,7 +54,7 @@ class Change:
 
 
 def change_of(file: ConfigFile) -> Change:
-    """What has to be written so that the file says what it should. Raises CommandFailed for one that cannot be read."""
+    """The change that gives the file its settings. Raises CommandFailed if the file cannot be read."""
     before = _read(file.path)
     if isinstance(file, YamlItem):
         return Change(file.path, before, _with_item(file, before or ""), backed_up=True)
@@ -79,7 +79,7 @@ def _parsed(file: JsonFile, text: str) -> dict[str, object]:
     except ValueError as exc:
         raise CommandFailed(
             f"{file.path} is not plain JSON ({exc}), so that launch cannot merge into it without losing its comments. "
-            f"Add this by hand: {json.dumps(file.content, ensure_ascii=False)}"
+            f"Add this by hand: {json.dumps(file.content, ensure_ascii=False)}."
         ) from exc
     if not isinstance(value, dict):
         raise CommandFailed(f"{file.path} holds no JSON object. Repair or remove the file.")
@@ -107,7 +107,7 @@ def _with_item(file: YamlItem, text: str) -> str:
     first = next((line for line in lines if line.strip() and not line.startswith(("#", "---"))), "-")
     if not first.startswith("-"):
         raise CommandFailed(
-            f"{file.path} is not a list of YAML items that begin with '- '. Add one by hand: {file.item}"
+            f"{file.path} is not a list of YAML items that begin with '- '. Add one by hand: {file.item}."
         )
     return "\n".join([*_without_item(lines, file.item), f"- {json.dumps(file.item, ensure_ascii=False)}{_MARK}"]) + "\n"
 

@@ -1,7 +1,7 @@
-"""`launch`: starts a coding agent or a tool on a model of the server, and the server too where none runs.
+"""`launch`: starts a coding agent or tool on a model of the server, and a server if none runs.
 
-The client's settings go into its environment and arguments where it reads them there, so that they hold for this run
-alone; else into its configuration file. What is not set there stays as it is.
+Settings go into the client's environment and arguments if it reads them there, so they hold for this run only;
+otherwise they are merged into its configuration file.
 """
 
 import json
@@ -23,7 +23,7 @@ from mlx_manager.command_line.own_server import server_for, signals_end_the_bloc
 
 COLUMNS = ("CLIENT", "INSTALLED", "PROGRAM", "TO INSTALL")
 ROOM_FOR_WORK = 2
-"""A context of so many first requests: the rest is for files, results and answers."""
+"""The context should hold this many first requests: the rest is for files, results and answers."""
 _SHOWN_KEY = "YOUR-KEY"
 
 
@@ -71,7 +71,7 @@ def launch(
 
 
 def warnings(client: Client, model: str, facts: Facts) -> Iterator[str]:
-    """Why the model may not do for the client, and what to do."""
+    """Warnings about a model that does not fit the client, with remedies."""
     context, first = facts.context_tokens, client.first_request_tokens
     advice = (
         "Choose another one with --model (`mlx-manager models` lists them with their context), or raise its "
@@ -106,11 +106,12 @@ def _client(name: str) -> Client:
 def _program(client: Client) -> str:
     if client.program is None:
         raise CommandFailed(
-            f"launch cannot start {client.name}. `mlx-manager launch {client.name} --print` shows its settings.", USAGE
+            f"launch cannot start {client.name}. Run `mlx-manager launch {client.name} --print` for its settings.",
+            USAGE,
         )
     program = shutil.which(client.program)
     if program is None:
-        raise CommandFailed(f"{client.name} is not installed: {client.program} is not on PATH. Run: {client.install}")
+        raise CommandFailed(f"{client.name} is not installed: {client.program} is not on PATH. Run `{client.install}`.")
     return program
 
 
