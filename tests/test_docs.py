@@ -40,7 +40,7 @@ ELSEWHERE = {
 }
 """Commands that other tests run."""
 LEFT_OPEN = ("launch claude", "launch codex", "serve", "MLX_SERVER_", "LOGFIRE_TOKEN=", "OTEL_EXPORTER_")
-"""What begins or contains these starts a server with settings of the reader's own, or a client: tests/command_line, tests/e2e, make test-agents."""
+"""Commands that contain these start a server or a client with settings of the reader's own."""
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
