@@ -43,7 +43,7 @@ def test_output_is_escaped_where_the_locale_cannot_show_it(server: RunningServer
 
 def test_message_that_is_not_utf_8_is_an_error(server: RunningServer) -> None:
     ran = shell("printf 'Hi \\377' | \"$@\" chat demo", server)
-    assert (ran.returncode, ran.stderr) == (1, b"Error: The message is not UTF-8: byte 4 is 0xff.\n")
+    assert (ran.returncode, ran.stderr) == (1, b"Error: The message is not UTF-8: byte 4 is 0xff. Convert it.\n")
 
 
 @pytest.mark.parametrize("command", ["chat", "serve", "pull", "models --base-url", "chat demo --system"])

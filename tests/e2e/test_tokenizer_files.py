@@ -56,4 +56,4 @@ def test_a_tokenizer_in_python_that_is_not_trusted_is_refused_with_the_remedy(se
     answer = server.post("/v1/completions", {"model": "coder", "prompt": "Hi", "max_tokens": 1})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (503, "model_load_failed")
-    assert "set trust_remote_code = true in its [[models]] entry" in error["message"]
+    assert "trust_remote_code = true in its [[models]] entry" in error["message"]

@@ -81,7 +81,7 @@ async def test_models_of_upstreams_answer() -> None:
 
 
 async def test_limits_of_the_server_hold(running: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidRequest, match="a request may have 1000"):
+    with pytest.raises(InvalidRequest, match="the limit is 1000"):
         await generate_completion("demo", "word " * 300)
     monkeypatch.setattr(running.state.server.inference, "timeout_seconds", 0.1)
     with pytest.raises(RequestTimeout):

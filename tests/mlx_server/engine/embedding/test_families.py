@@ -220,8 +220,8 @@ def test_a_module_that_is_not_built_is_refused(tmp_path: Path) -> None:
     [
         ("modules.json", {"0": "Transformer"}, "no list of modules"),
         ("modules.json", ["Transformer"], "no list of modules"),
-        ("modules.json", [{"type": "x.Dense", "path": "../elsewhere"}], "outside of the model's"),
-        ("1_Pooling/config.json", {"pooling_mode": 7}, "pooling has no mode"),
+        ("modules.json", [{"type": "x.Dense", "path": "../elsewhere"}], "outside the model's"),
+        ("1_Pooling/config.json", {"pooling_mode": 7}, "pooling without a mode"),
         ("1_Pooling/config.json", {"pooling_mode": "attention"}, "pooling attention"),
         ("1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False}, "include_prompt"),
     ],
