@@ -249,7 +249,7 @@ def test_a_model_without_tools_is_said_before_the_client_starts(person: Person, 
 def test_a_client_that_is_not_installed_is_told_with_the_command_that_installs_it(person: Person) -> None:
     ran = person.launch("codex")
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr == "Error: codex is not installed: codex is not on PATH. Run: npm install -g @openai/codex\n"
+    assert ran.stderr == "Error: codex is not installed: codex is not on PATH. Run `npm install -g @openai/codex`.\n"
 
 
 @pytest.mark.parametrize("client", PRINTED, ids=lambda client: client.name)
@@ -291,7 +291,7 @@ def test_without_a_server_launch_starts_one_and_ends_it_with_the_client(person: 
         port = probe.getsockname()[1]
     health = f"http://127.0.0.1:{port}/health"
     ran = person.launch("llm", "--model", "demo", "--", "Hello", MLX_SERVER_PORT=port, ASK=health, EXIT_CODE=3)
-    assert "starting one for llm" in ran.stderr
+    assert "Starting one for llm" in ran.stderr
     assert ran.returncode == 3, ran.stderr
     assert person.record()["environment"]["LLM_MODEL"] == "mlx-manager/demo"
     with pytest.raises(httpx.ConnectError):
