@@ -75,7 +75,7 @@ def kinds_table(outcomes: Sequence[Outcome]) -> str:
         of_kind = [outcome for outcome in outcomes if outcome.kind == kind]
         ends = Counter(outcome.end if outcome.code is None else outcome.code for outcome in of_kind)
         rows.append([kind, str(len(of_kind)), ", ".join(f"{end} {count}" for end, count in ends.most_common())])
-    return _table(["request", "sent", "what came of it"], rows)
+    return _table(["request", "sent", "results"], rows)
 
 
 def _faults_table(soak: Soak) -> str:
@@ -85,7 +85,7 @@ def _faults_table(soak: Soak) -> str:
         took = window.until_seconds - window.from_seconds
         costs = ", ".join(f"{code} {count}" for code, count in cost.most_common())
         rows.append([f"{window.from_seconds:.0f} s", window.name, f"{took:.1f} s", costs or "nothing"])
-    return _table(["at", "fault", "until it was over", "what it cost"], rows)
+    return _table(["at", "fault", "until recovery", "errors caused"], rows)
 
 
 def _minute(minute: int, seconds: float, asked: Sequence[Outcome], samples: Sequence[Sample]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The coding agents and tools that `launch` knows: what each needs of a model, and how each is told of a server.
+"""The coding agents and tools that `launch` supports: what each needs of a model, and its configuration.
 
 One table. Knows nothing of servers, files or processes.
 """

@@ -54,6 +54,13 @@ class GenerationRecord:
     error: Exception | None = None
     client_left: bool = False
 
+    def note_lease(self, model_id: str, loaded_at: float, asked_at: float) -> None:
+        """The model is ready. Both times are Unix seconds; a load after `asked_at` was a wait of this request."""
+        self.model, self.upstream = model_id, None  # an upstream may have failed before
+        self.leased = time.perf_counter()
+        if loaded_at >= asked_at:
+            self.load_seconds = time.time() - asked_at
+
     def unix_ns(self, moment: float) -> int:
         """Unix time in nanoseconds of a `moment` of this record."""
         return self.began_ns + int((moment - self.began) * 1e9)

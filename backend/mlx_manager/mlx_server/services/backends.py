@@ -62,7 +62,7 @@ class LocalModel:
         check_length(request, self.rules.max_characters)
         record, asked_at = request.record, time.time()
         async with self.pool.lease(self.entry, request.sequences, request.keep_alive_seconds) as model:
-            _record_lease(record, model, asked_at)
+            record.note_lease(model.model_id, model.loaded_at, asked_at)
             prompts = await read_prompts(model, request, self.rules)
             record.prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
             grammar = await compile_grammar(self.pool.grammars, model, request)
@@ -178,14 +178,6 @@ class Backends:
     def _local(self, entry: ModelEntry, name: str) -> LocalModel:
         fallbacks = self.fallbacks.get(entry.id, self.fallbacks.get(name, ()))
         return LocalModel(entry, fallbacks, self.pool, self.rules)
-
-
-def _record_lease(record: GenerationRecord, model: LoadedModel, asked_at: float) -> None:
-    """`asked_at` is in Unix seconds, like `loaded_at`."""
-    record.model, record.upstream = model.model_id, None  # an upstream may have failed before
-    record.leased = time.perf_counter()
-    if model.loaded_at >= asked_at:
-        record.load_seconds = time.time() - asked_at
 
 
 def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[EngineSequence]) -> Prefilled:

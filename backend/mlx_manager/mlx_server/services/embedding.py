@@ -16,7 +16,6 @@ from mlx_manager.mlx_server.embedding_types import (
 from mlx_manager.mlx_server.errors import ContextLengthExceeded, InvalidRequest, NotReady
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.encoders import Embedder, EncoderModel, Reranker
-from mlx_manager.mlx_server.models.resident import Resident
 from mlx_manager.mlx_server.protocols.sizes import too_long
 from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.services.backends import LocalModel
@@ -51,7 +50,7 @@ class EmbeddingService:
         self._check_length(request.text_length, "input")
         record, asked_at = request.record, time.time()
         async with self._pool.lease_as(Embedder, entry, 1, request.keep_alive_seconds) as model:
-            _record_lease(record, model, asked_at)
+            record.note_lease(model.model_id, model.loaded_at, asked_at)
             dimensions = _dimensions(model, request)
             ids = await _off_loop(request.text_length, lambda: _tokens(model, request))
             record.prompt_tokens = sum(map(len, ids))
@@ -69,7 +68,7 @@ class EmbeddingService:
             )
         record, asked_at = request.record, time.time()
         async with self._pool.lease_as(Reranker, entry, 1, request.keep_alive_seconds) as model:
-            _record_lease(record, model, asked_at)
+            record.note_lease(model.model_id, model.loaded_at, asked_at)
             ids, second_at = await _off_loop(request.text_length, lambda: _pairs(model, request))
             record.prompt_tokens = sum(map(len, ids))
             scores = await _recorded(record, model.engine.encode(ids, record, second_at=second_at))
@@ -113,13 +112,6 @@ async def _recorded(record: GenerationRecord, work: Awaitable[bytes]) -> bytes:
     encoded = await work
     record.prefilled = time.perf_counter()
     return encoded
-
-
-def _record_lease(record: GenerationRecord, model: Resident, asked_at: float) -> None:
-    """`asked_at` is in Unix seconds, like `loaded_at`."""
-    record.model, record.leased = model.model_id, time.perf_counter()
-    if model.loaded_at >= asked_at:
-        record.load_seconds = time.time() - asked_at
 
 
 def _dimensions(model: Embedder, request: EmbeddingRequest) -> int:

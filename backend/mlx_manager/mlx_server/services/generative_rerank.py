@@ -45,9 +45,7 @@ async def rerank_by_generation(pool: ModelPoolManager, entry: ModelEntry, reques
     record, asked_at = request.record, time.time()
     at_once = 2 * min(len(request.documents), DOCUMENTS_AT_ONCE)
     async with pool.lease(entry, at_once, request.keep_alive_seconds) as model:
-        record.model, record.leased = model.model_id, time.perf_counter()
-        if model.loaded_at >= asked_at:
-            record.load_seconds = time.time() - asked_at
+        record.note_lease(model.model_id, model.loaded_at, asked_at)
         answers = _answer_tokens(model)
         prompts = await asyncio.to_thread(lambda: list(_prompts(model, request)))
         record.prompt_tokens = sum(map(len, prompts))
