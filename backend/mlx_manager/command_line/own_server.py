@@ -107,10 +107,10 @@ def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", log: P
             if readiness.get("status") == "failed":
                 raise CommandFailed(str(readiness.get("error", "The model cannot be loaded.")))
             time.sleep(POLL_SECONDS)
-    last_words = "\n".join(log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:])
+    stderr_tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:])
     if process.returncode == USAGE:  # its last lines give the reason
-        raise CommandFailed(last_words)
-    raise CommandFailed(f"The server ended while it started, with status {process.returncode}:\n{last_words}")
+        raise CommandFailed(stderr_tail)
+    raise CommandFailed(f"The server ended while it started, with status {process.returncode}:\n{stderr_tail}")
 
 
 def _readiness(client: httpx.Client, server: Server) -> dict[str, Any]:
