@@ -52,7 +52,7 @@ def bench_tools(
         return
     note(f"{model} at {server.root}, temperature 0, at most {max_tokens} tokens for each of {len(outcomes)} answers.")
     right = sum(outcome.right for outcome in outcomes)
-    rows = [(kind, *map(str, _score(outcomes, kind)), told) for kind, told in KINDS.items()]
+    rows = [(kind, *map(str, _score(outcomes, kind)), description) for kind, description in KINDS.items()]
     print_table(COLUMNS, [*rows, ("all", str(right), str(len(outcomes)), _verdict(right, len(outcomes)))])
 
 
