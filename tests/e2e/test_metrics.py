@@ -63,20 +63,19 @@ def test_a_request_is_counted_with_its_tokens_and_times(counted: RunningServer) 
 
 
 def test_every_gap_of_a_stream_is_counted(counted: RunningServer) -> None:
-    counted.chat("Count to 2")
+    counted.post(CHAT, TALKS_ON | {"max_tokens": 1})
     before = scrape(counted)
-    body = {"model": "demo", "messages": [{"role": "user", "content": "Count to 20"}], "temperature": 0}
-    with counted.stream(CHAT, body) as payloads:
+    with counted.stream(CHAT, TALKS_ON | {"max_tokens": 1000}) as payloads:
         pieces = [chunk for chunk in chunks_of(payloads) if chunk["choices"][0]["delta"].get("content")]
-    grows(counted, before, "requests_total", 1, endpoint=CHAT, model="demo", status="200")
+    grows(counted, before, "requests_total", 1, endpoint=CHAT, model="babbler", status="200")
     after = scrape(counted)
     gaps, seconds = (
-        after.value(f"inter_token_seconds_{what}", model="demo")
-        - before.value(f"inter_token_seconds_{what}", model="demo")
+        after.value(f"inter_token_seconds_{what}", model="babbler")
+        - before.value(f"inter_token_seconds_{what}", model="babbler")
         for what in ("count", "sum")
     )
-    total = after.value("request_duration_seconds_sum", endpoint=CHAT, model="demo") - before.value(
-        "request_duration_seconds_sum", endpoint=CHAT, model="demo"
+    total = after.value("request_duration_seconds_sum", endpoint=CHAT, model="babbler") - before.value(
+        "request_duration_seconds_sum", endpoint=CHAT, model="babbler"
     )
     assert gaps == len(pieces) - 1 > 0
     assert 0 < seconds < total
