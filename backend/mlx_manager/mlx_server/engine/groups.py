@@ -14,8 +14,6 @@ from mlx_manager.mlx_server.engine.prompt_queue import Sequence
 from mlx_manager.mlx_server.engine.shapes import Shapes, grown
 
 MAX_GROUPS = 8
-MIN_PASS_BYTES = 2**25
-"""A model call costs at least the time to read this much memory."""
 HYSTERESIS = 2
 """Rows move to another group only if that saves this many model calls, or the groups are joined if it costs less than
 one call divided by this."""
@@ -37,7 +35,6 @@ class Groups:
     def __init__(self, facts: ModelFacts) -> None:
         self._facts = facts
         self._shapes = Shapes(facts.repeats_shapes)
-        self._pass_bytes = max(facts.weights_bytes, MIN_PASS_BYTES)
         self._groups: list[Group] = []
         self._edits: list[GroupEdit] = []
         self._count = 0
@@ -126,7 +123,7 @@ class Groups:
             joined = [*places[:best], (rows + 1, max(longest, length)), *places[best + 1 :]]
             is_full = len(places) >= MAX_GROUPS or not self._facts.decodes_together
             fits = memory.fits(memory.with_copies([*_bytes(joined, memory), *others]))
-            if is_full or (padded_bytes <= self._pass_bytes and fits):
+            if is_full or (padded_bytes <= self._facts.pass_bytes and fits):
                 places[:] = joined
                 return best
         places.append((1, length))
@@ -141,7 +138,7 @@ class Groups:
                 padding = abs(other.longest - group.longest) * (
                     len(group.rows) if group.longest < other.longest else len(other.rows)
                 )
-                if padding * self._facts.bytes_per_token * HYSTERESIS < self._pass_bytes and self._may_join(
+                if padding * self._facts.bytes_per_token * HYSTERESIS < self._facts.pass_bytes and self._may_join(
                     group, other, memory, others
                 ):
                     self._move(group.rows, group, other)
@@ -166,7 +163,9 @@ class Groups:
             lengths = [len(row.tokens) for row in rows]
             saved, at = max(((lengths[-1] - lengths[at - 1]) * at, at) for at in range(1, len(rows)))
             must = not memory.fits(memory.with_copies([*self.needed(memory), *others]))
-            if saved * self._facts.bytes_per_token > HYSTERESIS * self._pass_bytes or (must and saved >= grown(1)):
+            if saved * self._facts.bytes_per_token > HYSTERESIS * self._facts.pass_bytes or (
+                must and saved >= grown(1)
+            ):
                 fewer = rows[:at] if sum(lengths[:at]) < sum(lengths[at:]) else rows[at:]
                 new = self._new()
                 self._groups.append(new)

@@ -27,8 +27,8 @@ class ModelFacts(msgspec.Struct, frozen=True, array_like=True):
     """Of one row's cache, in the layers that can be cut at any token."""
     needs_snapshots: bool
     """Whether the cache has layers that cannot be cut: a prefix is usable only where these were copied."""
-    weights_bytes: int = 0
-    """Of the model: what a model call reads at least."""
+    pass_bytes: int = 2**25
+    """A model call takes the time in which so much memory is read: its weights, and more if it is small."""
     growing_layers: int = 1
     """The number of layers that grow with the sequence."""
     repeats_shapes: bool = False

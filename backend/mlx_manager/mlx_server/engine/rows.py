@@ -29,6 +29,7 @@ class Span:
         self._is_even = False
         self._masks: dict[tuple[int, int | None, bool], mx.array | str | None] = {}
         self._targets: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
+        self._indices: dict[tuple[int, int], tuple[mx.array, mx.array]] = {}
 
     @property
     def rows(self) -> int:
@@ -86,15 +87,23 @@ class Span:
 
     def _positions(self, queries: int) -> mx.array:
         """(rows, queries)"""
-        return self.starts[:, None] + mx.arange(queries)
+        starts = self.starts[:, None]
+        return starts if queries == 1 else starts + mx.arange(queries)
 
     def _target(self, heads: int) -> tuple[mx.array, mx.array, mx.array]:
         """The indices of what is written, in slots, heads and positions."""
         if heads not in self._targets:
-            positions = mx.minimum(self._positions(self._queries), self.tokens - 1)[:, None]
-            rows = mx.arange(positions.shape[0])[:, None, None]
-            self._targets[heads] = (rows, mx.arange(heads)[:, None], positions)
+            positions = self._positions(self._queries)[:, None]
+            if self._queries > 1:
+                positions = mx.minimum(positions, self.tokens - 1)
+            self._targets[heads] = (*self._slots_and_heads(heads), positions)
         return self._targets[heads]
+
+    def _slots_and_heads(self, heads: int) -> tuple[mx.array, mx.array]:
+        key = (self.rows, heads)
+        if key not in self._indices:
+            self._indices[key] = mx.arange(self.rows)[:, None, None], mx.arange(heads)[:, None]
+        return self._indices[key]
 
 
 class SlotsKVCache:

@@ -45,6 +45,9 @@ from mlx_manager.mlx_server.engine.sampling import Guard, MakeProcessors
 COMPILE_WAIT_SECONDS = 0.005
 """Longest wait for a grammar when there is no other work. It also delays the next message."""
 
+MIN_PASS_BYTES = 2**25
+"""The time to build a model call is about that of reading this much memory."""
+
 
 class Runner:
     """Runs plans, on the thread that constructed it."""
@@ -55,8 +58,9 @@ class Runner:
         make_processors: MakeProcessors,
         tokenizer_file: Path,
         repeats_shapes: bool | None = None,
+        pass_bytes: int | None = None,
     ) -> None:
-        """`repeats_shapes` is None for what fits the device."""
+        """`repeats_shapes` and `pass_bytes` (`ModelFacts`) are None for what fits the device and the model."""
         cache = make_prompt_cache(model)
         vocabulary_size = _vocabulary_size(model, cache)
         if repeats_shapes is None:
@@ -73,7 +77,7 @@ class Runner:
             bytes_per_row(cache),
             cut_bytes_per_token(cache),
             self._prefixes.needs_snapshots,
-            weights_bytes=sum(part.nbytes for _, part in tree_flatten(model.parameters())),
+            pass_bytes=_pass_bytes(model) if pass_bytes is None else pass_bytes,
             growing_layers=growing_layers(cache),
             repeats_shapes=repeats_shapes and batching.prefills,
         )
@@ -195,6 +199,11 @@ class Runner:
             length = segment.prefix.length if segment.prefix is not None else 0
             cache = RowsCache.alone(self._prefixes.load(segment.prefix), length)
         return cache
+
+
+def _pass_bytes(model: nn.Module) -> int:
+    weights_bytes: int = sum(part.nbytes for _, part in tree_flatten(model.parameters()))
+    return max(MIN_PASS_BYTES, weights_bytes)
 
 
 def _vocabulary_size(model: nn.Module, cache: Cache) -> int:

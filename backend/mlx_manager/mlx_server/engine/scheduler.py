@@ -79,9 +79,19 @@ class Scheduler:
         return len(self._sequences)
 
     @property
+    def prefilling(self) -> int:
+        """Sequences whose prompts are prefilled in part."""
+        return len(self._queue.begun)
+
+    @property
     def has_work(self) -> bool:
         """Whether the next plan would have any content."""
         return bool(self._sequences or self._pending or self._freed or self.prefixes.has_edits)
+
+    @property
+    def charged_bytes(self) -> int:
+        """Bytes of the caches of all sequences."""
+        return sum([*self._groups.held(self.memory), *self._prefilling()])
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets new limits: evicts stored prefixes now, and preempts sequences that do not fit at the next step."""
