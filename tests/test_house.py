@@ -69,6 +69,7 @@ WORKER_MODULES = (
     "encoder",
     "generator",
     "grammar",
+    "groups",
     "kv_cache",
     "kv_memory",
     "logprobs",
@@ -78,9 +79,12 @@ WORKER_MODULES = (
     "prefix_cache",
     "prefix_tree",
     "prompt_queue",
+    "refusal",
+    "rows",
     "runner",
     "sampling",
     "scheduler",
+    "shapes",
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}

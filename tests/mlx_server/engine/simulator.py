@@ -3,6 +3,7 @@
 The runner has no model. It checks every plan, and a cost model gives the seconds that each takes.
 """
 
+import collections
 import heapq
 import itertools
 import random
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import (
     Admitted,
     Cancel,
@@ -26,21 +28,25 @@ from mlx_manager.mlx_server.engine.plan import (
     Compiled,
     Evict,
     Failed,
+    GroupEdit,
     ModelFacts,
+    Move,
     NodeSize,
     Outcome,
     Plan,
+    Resize,
     Split,
     Store,
 )
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
+from mlx_manager.mlx_server.engine.shapes import grown
 from mlx_manager.mlx_server.types import SamplingParams
 
 VOCABULARY = 1000
 END = 7
-LLAMA = ModelFacts(VOCABULARY, True, True, 100, 0, 256, 100, needs_snapshots=False)
-RECURRENT = ModelFacts(VOCABULARY, True, True, 60, 5000, 256, 60, needs_snapshots=True)
-ALONE = ModelFacts(VOCABULARY, False, False, 100, 0, 256, 100, needs_snapshots=False)
+LLAMA = ModelFacts(VOCABULARY, True, True, 100, 0, 100, needs_snapshots=False, growing_layers=8)
+RECURRENT = ModelFacts(VOCABULARY, True, True, 60, 5000, 60, needs_snapshots=True, growing_layers=8)
+ALONE = ModelFacts(VOCABULARY, False, False, 100, 0, 100, needs_snapshots=False, growing_layers=8)
 AMPLE = 2**40
 
 
@@ -71,6 +77,7 @@ class _Row:
     is_new: bool = True
     """Whether it has had no step: then the input is a token that the scheduler knows."""
     whole_nucleus: bool = False
+    group: int = 0
 
 
 def drawn(sequence: int, place: int) -> int:
@@ -87,6 +94,8 @@ class SimulatedRunner:
         self.known: dict[int, Submit] = {}
         self.prefilling: dict[int, list[int]] = {}
         self.batch: dict[int, _Row] = {}
+        self.groups: dict[int, tuple[int, int]] = {}
+        """The slots of each group, and their tokens."""
         self.stored: dict[int, list[int]] = {}
         self.snapshots: dict[int, int] = {}
         self.compiling: dict[int, int] = {}
@@ -105,6 +114,8 @@ class SimulatedRunner:
         for sequence in plan.free:
             del self.known[sequence]
             self.compiling.pop(sequence, None)
+        for change in plan.groups:
+            self._edit_group(change)
         for message in plan.begin:
             assert message.sequence not in self.known
             self.known[message.sequence] = message
@@ -122,12 +133,12 @@ class SimulatedRunner:
     def stored_bytes(self) -> int:
         return sum(kept.cut_bytes + kept.snapshot_bytes for kept in map(self._size, self.stored))
 
-    def caches(self) -> tuple[int, int]:
-        """How many, and the tokens of the longest."""
-        lengths = [len(row.tokens) for row in self.batch.values()] + [
-            len(tokens) for tokens in self.prefilling.values()
-        ]
-        return len(lengths), max(lengths, default=0)
+    def caches(self) -> list[int]:
+        """Bytes of the slots of each group, and of each cache in prefill."""
+        memory = KvMemory.of(self.facts, 0)
+        rows = collections.Counter(row.group for row in self.batch.values())
+        groups = [memory.held(count, *self.groups[group]) for group, count in rows.items()]
+        return groups + [memory.held(1, 1, grown(len(tokens))) for tokens in self.prefilling.values()]
 
     def _size(self, node: int) -> NodeSize:
         snapshot = self.facts.bytes_per_row if node in self.snapshots else 0
@@ -151,7 +162,26 @@ class SimulatedRunner:
                 del self.stored[node]
                 self.snapshots.pop(node, None)
 
+    def _edit_group(self, edit: GroupEdit) -> None:
+        match edit:
+            case Resize(group, slots, tokens):
+                self.groups[group] = (slots, tokens)
+            case Move(sequences, group):
+                for sequence in sequences:
+                    self.batch[sequence].group = group
+        self._check_slots()
+
+    def _check_slots(self) -> None:
+        """Every row has a slot that holds its tokens."""
+        for group in {row.group for row in self.batch.values()}:
+            slots, tokens = self.groups[group]
+            rows = [row for row in self.batch.values() if row.group == group]
+            assert len(rows) <= slots
+            assert max(len(row.tokens) for row in rows) <= tokens
+
     def _prefill(self, chunk: Chunk) -> Outcome:
+        assert chunk.rows >= len(chunk.segments)
+        assert chunk.queries >= max(len(segment.tokens) for segment in chunk.segments)
         assert len(chunk.joins) in (0, len(chunk.segments))
         assert len(chunk.segments) == 1 or chunk.joins
         assert len(chunk.segments) == 1 or self.facts.prefills_together
@@ -165,6 +195,7 @@ class SimulatedRunner:
                 self.prefilling[segment.sequence] = tokens[: segment.prefix.length]
             cache = self.prefilling.setdefault(segment.sequence, [])
             cache += segment.tokens
+            assert len(cache) < chunk.tokens
             prompt = self.known[segment.sequence].prompt_tokens
             assert cache[: len(prompt)] == prompt[: len(cache)]
         for join in chunk.joins:
@@ -172,7 +203,8 @@ class SimulatedRunner:
             assert cache == join.tokens[:-1]
             assert self.known[join.sequence].grammar is None or join.sequence not in self.compiling
             assert self.facts.decodes_together or not self.batch
-            self.batch[join.sequence] = _Row(cache, join.tokens[-1], whole_nucleus=join.whole_nucleus)
+            self.batch[join.sequence] = _Row(cache, join.tokens[-1], whole_nucleus=join.whole_nucleus, group=join.group)
+        self._check_slots()
         padded = len(chunk.segments) * max(len(segment.tokens) for segment in chunk.segments)
         return Outcome(seconds=padded * self._costs.prompt_token)
 
@@ -184,6 +216,7 @@ class SimulatedRunner:
                 self._tell(outcome, sequence, row)
             row.is_new = False
             row.input = self._draw(sequence, row)
+        self._check_slots()
         return outcome
 
     def _tell(self, outcome: Outcome, sequence: int, row: _Row) -> None:
@@ -295,9 +328,9 @@ class Simulation:
     def _check_memory(self) -> None:
         runner, memory = self.runner, self.scheduler.memory
         assert runner.stored_bytes() <= self.scheduler.prefixes.limit_bytes
-        rows, longest = runner.caches()
-        if rows > 1 or runner.stored_bytes():
-            assert memory.needed(rows, longest) + runner.stored_bytes() <= memory.limit_bytes
+        caches = runner.caches()
+        if len(runner.batch) + len(runner.prefilling) > 1 or runner.stored_bytes():
+            assert memory.with_copies(caches) + runner.stored_bytes() <= memory.limit_bytes
 
     def _told(self, message: UpMessage) -> None:
         match message:

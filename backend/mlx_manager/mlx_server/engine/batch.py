@@ -5,7 +5,7 @@ worker, on the engine's thread.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -13,13 +13,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import TokenBuffer
 
-from mlx_manager.mlx_server.engine.batching import Batching
 from mlx_manager.mlx_server.engine.grammar import Constraint, Masks
-from mlx_manager.mlx_server.engine.kv_cache import Cache, RowCache
+from mlx_manager.mlx_server.engine.kv_cache import RowCache, RowsCache
 from mlx_manager.mlx_server.engine.logprobs import StepLogprobs, step_logprobs
 from mlx_manager.mlx_server.engine.messages import Submit
-from mlx_manager.mlx_server.engine.plan import Failed, Join, Outcome
-from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard
+from mlx_manager.mlx_server.engine.plan import Failed, GroupEdit, Join, Move, Outcome, Resize
+from mlx_manager.mlx_server.engine.rows import places_without
+from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard, Integers
 
 
 @dataclass(slots=True, eq=False)
@@ -31,8 +31,8 @@ class Row:
     constraint: Constraint | None = None
     context: TokenBuffer | None = None
     whole_nucleus: bool = False
-    lead: int = 0
-    """Tokens in its cache minus steps of the batch."""
+    is_new: bool = True
+    """Whether it joined after the last step: its input is a token of its prompt, not a draw."""
 
     @property
     def sequence(self) -> int:
@@ -50,19 +50,52 @@ class Row:
         return self.constraint.failure if self.constraint is not None else None
 
 
-class DecodeBatch:
-    """Rows join with all tokens prefilled except the last one, which is their first input."""
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Rows that share a model call. `size` is that of its slots: their number, and the tokens of each."""
 
-    def __init__(self, model: nn.Module, vocabulary_size: int, batching: Batching) -> None:
+    rows: list[Row] = field(default_factory=list)
+    size: tuple[int, int] = (0, 0)
+    cache: RowsCache | None = None
+
+    def join(self, rows: list[Row], cache: RowsCache) -> None:
+        if self.cache is None:
+            self.cache = cache
+            cache.resize(*self.size)
+        else:
+            self.cache.join(cache)
+        self.rows = self.rows + rows
+
+    def keep(self, kept: list[Row]) -> None:
+        """Keeps some rows. The last ones move into the places of those that leave."""
+        assert self.cache is not None
+        order = places_without(len(self.rows), [i for i, row in enumerate(self.rows) if row not in kept])
+        self.cache.keep(order)
+        self.rows = [self.rows[i] for i in order]
+
+    def decode(self, model: nn.Module, inputs: mx.array) -> mx.array:
+        assert self.cache is not None
+        return self.cache.decode(model, inputs)
+
+
+class DecodeBatch:
+    """Rows join with all tokens prefilled except the last one, which is their first input.
+
+    Each group of rows has a model call of its own in each step; one draw follows for all of them. `batches`: whether
+    the model takes several rows. `exact`: see `Span`.
+    """
+
+    def __init__(self, model: nn.Module, vocabulary_size: int, batches: bool, exact: bool) -> None:
         self._model = model
-        self._batching = batching
+        self._batches = batches
+        self._exact = exact
+        self._groups: dict[int, _Group] = {}
         self._rows: list[Row] = []
+        """Of all groups, one group after the other."""
         self._sequences: list[int] = []
-        self._cache: Cache = []
         self._inputs = mx.zeros((0,), dtype=mx.uint32)
         self._drawn = np.zeros(0, dtype=np.uint64)
-        self._joined = 0
-        self._steps = 0
+        self._has_new = False
         self._sampler = BatchSampler([])
         self._short: tuple[list[Row], mx.array] | None = None
         self._masks = Masks(vocabulary_size)
@@ -75,34 +108,58 @@ class DecodeBatch:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def join(self, rows: list[Row], joins: list[Join], cache: Cache) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Of the caches."""
+        return sum(group.cache.nbytes for group in self._groups.values() if group.cache is not None)
+
+    def join(self, rows: list[Row], joins: list[Join], cache: RowsCache) -> None:
         """Adds rows; `cache` holds all of their tokens except the last ones."""
         for row, join in zip(rows, joins, strict=True):
             row.context = TokenBuffer(join.tokens[:-1]) if row.guard else None
             row.whole_nucleus = join.whole_nucleus
-            row.lead = len(join.tokens) - 1 - self._steps
-        if self._cache:
-            for ours, theirs in zip(self._cache, cache, strict=True):
-                ours.extend(theirs)
-        else:
-            self._cache = cache
-        self._rows += rows
+            row.is_new = True
+        for number in sorted({join.group for join in joins}):
+            places = [i for i, join in enumerate(joins) if join.group == number]
+            group = self._groups[number]
+            self._add(group, [rows[i] for i in places], cache, places)
+        self._has_new = True
         last_tokens = mx.array([join.tokens[-1] for join in joins], dtype=mx.uint32)
-        self._inputs = mx.concatenate([self._inputs, last_tokens])
-        self._drawn = np.concatenate([self._drawn, np.array([join.generated for join in joins], dtype=np.uint64)])
-        self._joined += len(rows)
-        self._rows_changed()
+        drawn = np.array([join.generated for join in joins], dtype=np.uint64)
+        self._arrange(
+            self._rows + rows, mx.concatenate([self._inputs, last_tokens]), np.concatenate([self._drawn, drawn])
+        )
+
+    def edit(self, edits: list[GroupEdit]) -> None:
+        """Changes the groups."""
+        for edit in edits:
+            group = self._groups.setdefault(edit.group, _Group())
+            match edit:
+                case Resize(_, slots, tokens):
+                    group.size = (slots, tokens)
+                    if group.cache is not None:
+                        group.cache.resize(slots, tokens)
+                case Move(sequences, _):
+                    self._move(sequences, group)
+
+    def _move(self, sequences: list[int], target: _Group) -> None:
+        source = next(group for group in self._groups.values() if any(row.sequence in sequences for row in group.rows))
+        places = [i for i, row in enumerate(source.rows) if row.sequence in sequences]
+        rows = [source.rows[i] for i in places]
+        assert source.cache is not None
+        self._add(target, rows, source.cache, places)
+        self._keep(source, [row for row in source.rows if row not in rows])
+        self._arrange(self._rows, self._inputs, self._drawn)
 
     def step(self) -> Outcome:
         """Launches the next step, and returns the tokens of the step before it."""
         inputs = self._inputs
-        raw = self._model(inputs[:, None], cache=self._cache)[:, -1, :]
+        raw = self._decode(inputs)
         logits, contexts = self._process(raw, inputs)
         if self._constrained:
             logits = self._constrain(logits, inputs)
         self._inputs = self._sampler(logits, self._drawn)
         self._drawn += np.uint64(1)
-        self._steps += 1
         logprobs, self._logprobs = self._logprobs, step_logprobs(self._rows, raw, self._inputs)
         short = self._quick_draws()
         mx.async_eval(  # type: ignore[no-untyped-call]
@@ -112,12 +169,21 @@ class DecodeBatch:
         self._short = short
         return outcome
 
+    def _add(self, group: _Group, rows: list[Row], cache: RowsCache, places: list[int]) -> None:
+        """Adds the rows of `cache` at `places` to the group."""
+        if not self._batches or (cache.is_batch and len(places) == len(cache.lengths)):
+            group.join(rows, cache)
+            return
+        for row, place in zip(rows, places, strict=True):
+            group.join([row], RowsCache.merge([cache.single(place)], self._exact))
+
     def held(self, sequence: int) -> RowCache:
         """The sequence's row of the cache."""
-        if not self._batching.decodes:
-            return RowCache(self._cache)
-        place = self._sequences.index(sequence)
-        return RowCache.of_batch(self._cache, place, self._rows[place].lead + self._steps)
+        for group in self._groups.values():
+            for place, row in enumerate(group.rows):
+                if row.sequence == sequence and group.cache is not None:
+                    return group.cache.row(place)
+        raise KeyError(sequence)
 
     def wait(self) -> None:
         """Waits until the launched step is done."""
@@ -125,21 +191,29 @@ class DecodeBatch:
 
     def remove(self, sequences: Collection[int]) -> None:
         """Removes the sequences from the batch. Ignores those that are not in it."""
-        keep = [i for i, sequence in enumerate(self._sequences) if sequence not in sequences]
-        if len(keep) == len(self._rows):
+        if not any(sequence in sequences for sequence in self._sequences):
             return
-        self._joined -= sum(sequence in sequences for sequence in self._sequences[len(self._rows) - self._joined :])
-        self._rows = [self._rows[i] for i in keep]
-        self._drawn = self._drawn[keep]
-        self._rows_changed()
-        if not keep:
-            self._cache, self._inputs = [], mx.zeros((0,), dtype=mx.uint32)
+        for group in list(self._groups.values()):
+            self._keep(group, [row for row in group.rows if row.sequence not in sequences])
+        self._arrange(self._rows, self._inputs, self._drawn)
+        if not self._rows:
             self._logprobs, self._short = None, None
-            return
-        index = mx.array(keep)
-        self._inputs = self._inputs[index]
-        for cache in self._cache:
-            cache.filter(index)
+
+    def _keep(self, group: _Group, rows: list[Row]) -> None:
+        if not rows:
+            self._groups = {number: other for number, other in self._groups.items() if other is not group}
+        elif len(rows) < len(group.rows):
+            group.keep(rows)
+
+    def _arrange(self, rows: list[Row], inputs: mx.array, drawn: Integers) -> None:
+        """Takes the order of the groups' rows for `inputs` and `drawn`, which are in the order of `rows`."""
+        places = {id(row): place for place, row in enumerate(rows)}
+        self._rows = [row for group in self._groups.values() for row in group.rows]
+        order = [places[id(row)] for row in self._rows]
+        if order != list(range(len(rows))):
+            inputs, drawn = inputs[mx.array(order, dtype=mx.uint32)], drawn[order]
+        self._inputs, self._drawn = inputs, drawn
+        self._rows_changed()
 
     def _rows_changed(self) -> None:
         rows = self._rows
@@ -149,12 +223,27 @@ class DecodeBatch:
         self._constrained = [row for row in rows if row.constraint is not None]
         self._watched = [row for row in rows if row.guard or row.constraint is not None]
 
+    def _decode(self, inputs: mx.array) -> mx.array:
+        """Logits (B, V) of all groups."""
+        groups = list(self._groups.values())
+        if len(groups) == 1:
+            return groups[0].decode(self._model, inputs)
+        parts, place = [], 0
+        for group in groups:
+            parts.append(group.decode(self._model, inputs[place : place + len(group.rows)]))
+            place += len(group.rows)
+        return mx.concatenate(parts)
+
     def _outcome(self, inputs: mx.array, invalid: list[Row], logprobs: StepLogprobs | None) -> Outcome:
         """The tokens of the last step, which `inputs` holds, without those of invalid draws."""
-        old = len(self._rows) - self._joined
-        self._joined = 0
-        drawn: Any = inputs.tolist()
-        sequences, tokens = self._sequences[:old], drawn[:old]
+        tokens: Any = inputs.tolist()
+        sequences = self._sequences
+        if self._has_new:
+            old = [i for i, row in enumerate(self._rows) if not row.is_new]
+            sequences, tokens = [sequences[i] for i in old], [tokens[i] for i in old]
+            self._has_new = False
+            for row in self._rows:
+                row.is_new = False
         outcome = Outcome(sequences, tokens)
         if invalid:
             outcome.invalid_draws = [row.sequence for row in invalid]
@@ -182,15 +271,15 @@ class DecodeBatch:
             return []
         flags: Any = self._short[1].tolist()
         invalid = {id(row) for row, is_invalid in zip(self._short[0], flags, strict=True) if is_invalid}
-        return [row for row in self._rows[: len(self._rows) - self._joined] if id(row) in invalid]
+        return [row for row in self._rows if id(row) in invalid and not row.is_new]
 
     def _constrain(self, logits: mx.array, inputs: mx.array) -> mx.array:
         """Masks the constrained rows. Reads their last tokens while the device computes the logits."""
         mx.async_eval(logits)  # type: ignore[no-untyped-call]
         tokens: Any = inputs.tolist()
         invalid = self._invalid_draws()
-        for row, token in zip(self._rows[: len(self._rows) - self._joined], tokens, strict=False):
-            if row.constraint is not None and row not in invalid:
+        for row, token in zip(self._rows, tokens, strict=True):
+            if row.constraint is not None and not row.is_new and row not in invalid:
                 row.constraint.consume(token)
                 row.constraint = None if row.constraint.is_unconstrained else row.constraint
         constrained = [(i, row.constraint) for i, row in enumerate(self._rows) if row.constraint is not None]

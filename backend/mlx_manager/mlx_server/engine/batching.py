@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_manager.mlx_server.engine.kv_cache import Cache, merge
+from mlx_manager.mlx_server.engine.kv_cache import Cache, RowsCache, can_batch
 
 STEPS = 2
 """Tokens that each row of the trial decodes."""
@@ -37,28 +37,13 @@ class Batching:
     decodes: bool
 
 
-def prefill_together(model: nn.Module, cache: Cache, prompts: list[list[int]]) -> None:
-    """Prefills one prompt for each row of the cache in one forward pass, right-padded to the longest."""
-    lengths = [len(tokens) for tokens in prompts]
-    padding = [max(lengths) - length for length in lengths]
-    if any(padding):
-        for layer in cache:
-            layer.prepare(lengths=lengths, right_padding=padding)
-    if any(lengths):
-        model(mx.array([tokens + [0] * count for tokens, count in zip(prompts, padding, strict=True)]), cache=cache)
-    if any(padding):
-        for layer in cache:
-            layer.finalize()
-    mx.eval([layer.state for layer in cache if not layer.empty()])
-
-
-def try_batching(model: nn.Module, vocabulary_size: int) -> Batching:
+def try_batching(model: nn.Module, vocabulary_size: int, repeats_shapes: bool = False) -> Batching:
     """Tests decode and prefill separately: an architecture may fail only one of them."""
-    kinds = {type(layer).__name__ for layer in make_prompt_cache(model) if not hasattr(layer, "merge")}
+    kinds = {type(layer).__name__ for layer in make_prompt_cache(model) if not can_batch(layer)}
     if kinds:
         fault: str | None = f"mlx-lm cannot merge its {', '.join(sorted(kinds))}"
     else:
-        trial = _Trial(model, vocabulary_size)
+        trial = _Trial(model, vocabulary_size, exact=not repeats_shapes)
         fault = trial.fault(trial.decoded)
     if fault is not None:
         logger.warning("This model decodes one sequence at a time: %s", fault)
@@ -71,13 +56,15 @@ def try_batching(model: nn.Module, vocabulary_size: int) -> Batching:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of the trial, run alone: its caches before and after its prompt, and its `logits` (STEPS, V)."""
+    """A row of the trial, run alone: its caches before its prompt and after it, then of `length` tokens."""
 
     beginning: Cache
     prompt: list[int]
     end: Cache
     answer: list[int]
+    length: int
     logits: mx.array
+    """(STEPS, V)"""
 
 
 class _Trial:
@@ -86,8 +73,9 @@ class _Trial:
     The others start with part of their prompts in the cache, like rows with a cached prefix.
     """
 
-    def __init__(self, model: nn.Module, vocabulary_size: int) -> None:
+    def __init__(self, model: nn.Module, vocabulary_size: int, exact: bool) -> None:
         self._model = model
+        self._exact = exact
         draw = random.Random(0)
         parts = [[[draw.randrange(vocabulary_size) for _ in range(n)] for n in (*row, STEPS)] for row in _TOKENS]
         self._rows = [self._run_alone(*row) for row in parts]
@@ -109,14 +97,21 @@ class _Trial:
         return f"batching changes the logits of {type(self._model).__module__} by {apart} of their spread"
 
     def decoded(self) -> mx.array:
-        """Logits of a batch of rows that were prefilled alone."""
-        return self._decode(merge([copy.deepcopy(row.end) for row in self._rows]), [row.answer for row in self._rows])
+        """Logits of a batch that rows join one after the other, after they were prefilled alone."""
+        first, *others = [RowsCache.alone(copy.deepcopy(row.end), row.length) for row in self._rows]
+        batch = RowsCache.merge([first], self._exact, _SLOTS, _SLOT_TOKENS)
+        for row in others:
+            batch.join(RowsCache.merge([row], self._exact))
+        return self._decode(batch)
 
     def prefilled(self) -> mx.array:
         """Logits of a batch of rows that were prefilled together. Errors of padding show only in decoding."""
-        cache = merge([copy.deepcopy(row.beginning) for row in self._rows])
-        prefill_together(self._model, cache, [row.prompt for row in self._rows])
-        return self._decode(cache, [row.answer for row in self._rows])
+        rows = [RowsCache.alone(copy.deepcopy(row.beginning), row.length - len(row.prompt)) for row in self._rows]
+        batch = RowsCache.merge(rows, self._exact, _SLOTS, _SLOT_TOKENS)
+        prompts = [row.prompt for row in self._rows]
+        batch.prefill(self._model, prompts, max(map(len, prompts)))
+        mx.eval(list(batch.arrays()))
+        return self._decode(batch)
 
     def _run_alone(self, beginning: list[int], prompt: list[int], answer: list[int]) -> _Row:
         cache = make_prompt_cache(self._model)
@@ -125,16 +120,22 @@ class _Trial:
         before = copy.deepcopy(cache)
         self._model(mx.array([prompt]), cache=cache)
         end = copy.deepcopy(cache)
-        return _Row(before, prompt, end, answer, self._decode(cache, [answer])[0])
+        steps = [self._model(mx.array([answer])[:, i : i + 1], cache=cache)[0] for i in range(STEPS)]
+        return _Row(before, prompt, end, answer, len(beginning) + len(prompt), _evaluated(mx.concatenate(steps)))
 
-    def _decode(self, cache: Cache, answers: list[list[int]]) -> mx.array:
+    def _decode(self, batch: RowsCache) -> mx.array:
         """(rows, STEPS, V): the logits after each token of the answers."""
-        steps = [self._model(mx.array(answers)[:, i : i + 1], cache=cache) for i in range(STEPS)]
-        logits = mx.concatenate(steps, axis=1).astype(mx.float32)
-        mx.eval(logits)
-        return logits
+        answers = mx.array([row.answer for row in self._rows])
+        return _evaluated(mx.stack([batch.decode(self._model, answers[:, i]) for i in range(STEPS)], axis=1))
 
 
+def _evaluated(logits: mx.array) -> mx.array:
+    logits = logits.astype(mx.float32)
+    mx.eval(logits)
+    return logits
+
+
+_SLOTS, _SLOT_TOKENS = 4, 32
 _TOKENS = ((0, 24), (12, 3), (5, 11))
 """For each row of the trial: tokens in its cache at first, and tokens of its prompt."""
 

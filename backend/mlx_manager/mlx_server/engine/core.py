@@ -30,9 +30,14 @@ class EngineCore:
         inter_token_seconds: float = 0.1,
         make_processors: MakeProcessors = make_processors,
         tokenizer_file: Path = Path("tokenizer.json"),
+        repeats_shapes: bool | None = None,
+        pass_bytes: int | None = None,
     ) -> None:
-        """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter."""
-        self._runner = Runner(model, make_processors, tokenizer_file)
+        """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter.
+
+        `repeats_shapes` and `pass_bytes` replace what the device and the model suggest.
+        """
+        self._runner = Runner(model, make_processors, tokenizer_file, repeats_shapes, pass_bytes)
         self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
 
     def __len__(self) -> int:
@@ -50,6 +55,11 @@ class EngineCore:
         return len(self._scheduler.running)
 
     @property
+    def prefilling(self) -> int:
+        """Sequences whose prompts are prefilled in part."""
+        return self._scheduler.prefilling
+
+    @property
     def peak_sequences(self) -> int:
         """The most concurrent sequences in the current busy period, or in the last one."""
         return self._scheduler.peak_sequences
@@ -65,6 +75,16 @@ class EngineCore:
     @property
     def prefixes(self) -> PrefixTree:
         return self._scheduler.prefixes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the arrays of all sequences' KV caches."""
+        return self._runner.cache_bytes
+
+    @property
+    def charged_bytes(self) -> int:
+        """Bytes that the scheduler counts for them."""
+        return self._scheduler.charged_bytes
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets limits from the next step on."""

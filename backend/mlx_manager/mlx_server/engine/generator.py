@@ -25,7 +25,7 @@ with own_descriptor_limit():
 
     from mlx_manager.mlx_server.engine.core import EngineCore
     from mlx_manager.mlx_server.engine.model_config import complete, model_classes
-    from mlx_manager.mlx_server.engine.prompt_queue import MAX_GROUP_ROWS
+    from mlx_manager.mlx_server.engine.shapes import MAX_PREFILL_ROWS
 
 
 class Generator:
@@ -62,7 +62,7 @@ class Generator:
 
     @property
     def gather_count(self) -> int:
-        return MAX_GROUP_ROWS if self._core.peak_sequences > 1 else 0
+        return MAX_PREFILL_ROWS if self._core.peak_sequences > 1 else 0
 
     @property
     def has_work(self) -> bool:

@@ -1,38 +1,54 @@
 """Computes the memory of the KV caches of running sequences. Knows counts and bytes, and no arrays."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlx_manager.mlx_server.engine.plan import ModelFacts
+from mlx_manager.mlx_server.engine.shapes import GROWTH_TOKENS, grown
 
-SAFETY_FACTOR = 1.25
-"""Caches that grow or join are copied, a layer or two at a time."""
+COPIED_LAYERS = 2
+"""A cache that grows or moves is copied, so many layers at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvMemory:
-    """Every row of a batch takes the memory of the longest, because mlx-lm pads the others."""
+    """A cache is a number of slots of as many tokens, and a part of fixed size for each row."""
 
     bytes_per_token: int
     bytes_per_row: int
-    growth_tokens: int
+    growing_layers: int
     limit_bytes: int
 
     @classmethod
     def of(cls, facts: ModelFacts, limit_bytes: int) -> "KvMemory":
-        return cls(facts.bytes_per_token, facts.bytes_per_row, facts.growth_tokens, limit_bytes)
+        return cls(facts.bytes_per_token, facts.bytes_per_row, facts.growing_layers, limit_bytes)
+
+    def held(self, rows: int, slots: int, tokens: int) -> int:
+        """Bytes of the cache of `rows` rows."""
+        return rows * self.bytes_per_row + slots * tokens * self.bytes_per_token
+
+    def with_copies(self, caches: Iterable[int]) -> int:
+        """Bytes of all caches, and of copies of the largest while it grows."""
+        caches = list(caches)
+        return sum(caches) + self._copied(max(caches, default=0))
 
     def needed(self, rows: int, longest: int) -> int:
-        """Bytes for `rows` rows when the longest has `longest` tokens."""
-        padded = -(-longest // self.growth_tokens) * self.growth_tokens
-        return int(SAFETY_FACTOR * rows * (self.bytes_per_row + padded * self.bytes_per_token))
+        """Bytes for one cache of `rows` rows when the longest has `longest` tokens."""
+        return self.with_copies([self.held(rows, rows, grown(longest))])
 
     @property
     def largest_sequence_tokens(self) -> int:
         """The longest sequence, prompt and answer, that fits when it runs alone."""
         if not self.bytes_per_token:
             return 2**31
-        tokens = (self.limit_bytes / SAFETY_FACTOR - self.bytes_per_row) / self.bytes_per_token
-        return max(0, int(tokens) // self.growth_tokens * self.growth_tokens)
+        layers = self.growing_layers
+        cache_bytes = self.limit_bytes * layers // (layers + min(COPIED_LAYERS, layers))
+        tokens = (cache_bytes - self.bytes_per_row) // self.bytes_per_token
+        return max(0, tokens // GROWTH_TOKENS * GROWTH_TOKENS)
 
-    def fits(self, rows: int, longest: int) -> bool:
-        return self.needed(rows, longest) <= self.limit_bytes
+    def fits(self, nbytes: int) -> bool:
+        return nbytes <= self.limit_bytes
+
+    def _copied(self, nbytes: int) -> int:
+        layers = max(1, self.growing_layers)
+        return nbytes * min(COPIED_LAYERS, layers) // layers

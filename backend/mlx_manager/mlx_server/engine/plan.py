@@ -23,12 +23,16 @@ class ModelFacts(msgspec.Struct, frozen=True, array_like=True):
     """Of one row's cache, in the layers that grow with the sequence."""
     bytes_per_row: int
     """Of one row's cache, in the layers of fixed size."""
-    growth_tokens: int
-    """Caches grow in steps of this many tokens."""
     cut_bytes_per_token: int
     """Of one row's cache, in the layers that can be cut at any token."""
     needs_snapshots: bool
     """Whether the cache has layers that cannot be cut: a prefix is usable only where these were copied."""
+    pass_bytes: int = 2**25
+    """A model call takes the time in which so much memory is read: its weights, and more if it is small."""
+    growing_layers: int = 1
+    """The number of layers that grow with the sequence."""
+    repeats_shapes: bool = False
+    """Whether the sizes of model calls come from a small set (`shapes.py`)."""
     tokens_per_step: int = 1
     """The most tokens that a step gives a sequence."""
 
@@ -84,8 +88,26 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     prefix: Prefix | None
 
 
+class Resize(_Edit, frozen=True):
+    """Give `group` so many slots of so many tokens. A group is new if no row is in it."""
+
+    group: int
+    slots: int
+    tokens: int
+
+
+class Move(_Edit, frozen=True):
+    """Move the rows of the sequences to the end of another group, which may be new."""
+
+    sequences: list[int]
+    group: int
+
+
+GroupEdit = Resize | Move
+
+
 class Join(msgspec.Struct, frozen=True, array_like=True):
-    """A sequence joins the batch. Its cache holds `tokens` except the last one, its first input.
+    """A sequence joins a group of the batch. Its cache holds `tokens` except the last one, its first input.
 
     `generated` counts its generated tokens. With `whole_nucleus` it draws from the sorted vocabulary.
     """
@@ -94,6 +116,7 @@ class Join(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[int]
     generated: int
     whole_nucleus: bool
+    group: int
 
 
 class Scored(msgspec.Struct, frozen=True, array_like=True):
@@ -104,9 +127,15 @@ class Scored(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
-    """Segments of prompts that share a forward pass. Several segments always complete their prompts, which join."""
+    """Segments of prompts that share a forward pass. Several segments always complete their prompts, which join.
+
+    The pass has `rows` rows of `queries` tokens, padding included, and their caches have slots of `tokens` tokens.
+    """
 
     segments: list[Segment]
+    rows: int
+    queries: int
+    tokens: int
     joins: list[Join] = []
     scored: Scored | None = None
     """Only for a single segment."""
@@ -123,6 +152,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     """Finished sequences."""
     begin: list[Submit] = []
     """New sequences; the runner starts to compile their grammars."""
+    groups: list[GroupEdit] = []
+    """Changes to the groups of the batch."""
     chunk: Chunk | None = None
     decode: bool = False
     """Whether to run one decode step of the batch."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from mlx_manager.mlx_server.engine.prefix_tree import NO_MATCH, Match, PrefixTree, Tokens, common_length, token_array
+from mlx_manager.mlx_server.engine.shapes import MAX_PREFILL_ROWS, Shapes
 
-MAX_GROUP_ROWS = 16
 SCORED_CHUNK_TOKENS = 128
 """Largest chunk of a prompt with prompt logprobs: the logits of the whole chunk are in memory at once."""
 MAX_CANDIDATES = 64
@@ -62,6 +62,8 @@ class Prompt:
     matched_version: int = -1
     has_begun: bool = False
     done: int = 0
+    slot_tokens: int = 0
+    """Tokens that its cache has memory for."""
     is_awaited: bool = False
     stored: int = 0
     """Length of the prefix that was stored during prefill, for prompts that share it."""
@@ -116,8 +118,13 @@ class Selection:
         return self.ends[0] == self.prompts[0].length - 1
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return max(end - prompt.known for prompt, end in zip(self.prompts, self.ends, strict=True))
+
+    @property
     def padded_tokens(self) -> int:
-        return len(self.prompts) * max(end - prompt.known for prompt, end in zip(self.prompts, self.ends, strict=True))
+        return len(self.prompts) * self.longest
 
 
 FitsMemory = Callable[[list[Prompt]], bool]
@@ -127,11 +134,12 @@ FitsMemory = Callable[[list[Prompt]], bool]
 class PromptQueue:
     """`add` and `remove` prompts, `choose` the next chunk, and report with `advance` that it has run."""
 
-    def __init__(self, prefixes: PrefixTree, together: bool) -> None:
+    def __init__(self, prefixes: PrefixTree, together: bool, shapes: Shapes) -> None:
         self.begun: list[Prompt] = []
         """Prompts that have a cache."""
         self._prefixes = prefixes
         self._together = together
+        self._shapes = shapes
         self._waiting: deque[Prompt] = deque()
         self._oldest: Prompt | None = None
         self._overtaken_tokens = 0
@@ -164,7 +172,7 @@ class PromptQueue:
         """Preempts a prompt: it loses its cache and keeps its place in the queue."""
         self.begun.remove(prompt)
         prompt.has_begun = False
-        prompt.done = 0
+        prompt.done = prompt.slot_tokens = 0
         prompt.matched_version = -1
 
     def choose(self, chunk_tokens: int, fits_memory: FitsMemory) -> Selection | None:
@@ -265,11 +273,12 @@ class PromptQueue:
         group = [first]
         longest = first.left
         for prompt in candidates:
-            if len(group) == MAX_GROUP_ROWS:
+            if len(group) == MAX_PREFILL_ROWS:
                 break
             if prompt is first or prompt.goes_alone or self._should_await(prompt, group):
                 continue
-            padded = max(longest, prompt.left) * (len(group) + 1)
+            queries = self._shapes.queries(max(longest, prompt.left))
+            padded = self._shapes.prefill_rows(len(group) + 1) * queries
             if padded <= chunk_tokens and fits_memory([*group, prompt]):
                 group.append(prompt)
                 longest = max(longest, prompt.left)

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import make_prompt_cache
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row
-from mlx_manager.mlx_server.engine.batching import prefill_together, try_batching
+from mlx_manager.mlx_server.engine.batching import try_batching
 from mlx_manager.mlx_server.engine.grammar import CompiledGrammar, Constraint, GrammarCompiler
 from mlx_manager.mlx_server.engine.kv_cache import (
-    GROWTH_TOKENS,
     Cache,
     RowCache,
+    RowsCache,
     bytes_per_row,
     bytes_per_token,
     cut_bytes_per_token,
-    merge,
+    growing_layers,
 )
 from mlx_manager.mlx_server.engine.logprobs import score_prompt
 from mlx_manager.mlx_server.engine.messages import Submit
@@ -34,6 +35,7 @@ from mlx_manager.mlx_server.engine.plan import (
     NodeSize,
     Outcome,
     Plan,
+    Segment,
     Split,
     Store,
 )
@@ -43,38 +45,62 @@ from mlx_manager.mlx_server.engine.sampling import Guard, MakeProcessors
 COMPILE_WAIT_SECONDS = 0.005
 """Longest wait for a grammar when there is no other work. It also delays the next message."""
 
+MIN_PASS_BYTES = 2**25
+"""The time to build a model call is about that of reading this much memory."""
+
 
 class Runner:
     """Runs plans, on the thread that constructed it."""
 
-    def __init__(self, model: nn.Module, make_processors: MakeProcessors, tokenizer_file: Path) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        make_processors: MakeProcessors,
+        tokenizer_file: Path,
+        repeats_shapes: bool | None = None,
+        pass_bytes: int | None = None,
+    ) -> None:
+        """`repeats_shapes` and `pass_bytes` (`ModelFacts`) are None for what fits the device and the model."""
         cache = make_prompt_cache(model)
         vocabulary_size = _vocabulary_size(model, cache)
+        if repeats_shapes is None:
+            repeats_shapes = mx.default_device().type == mx.gpu
+        repeats_shapes = repeats_shapes and all(type(layer) is KVCache for layer in cache)
+        batching = try_batching(model, vocabulary_size, repeats_shapes)
         self._model = model
-        self._batching = try_batching(model, vocabulary_size)
         self._prefixes = PrefixCache(make_prompt_cache(model))
         self.facts = ModelFacts(
             vocabulary_size,
-            self._batching.prefills,
-            self._batching.decodes,
+            batching.prefills,
+            batching.decodes,
             bytes_per_token(cache),
             bytes_per_row(cache),
-            GROWTH_TOKENS,
             cut_bytes_per_token(cache),
             self._prefixes.needs_snapshots,
+            pass_bytes=_pass_bytes(model) if pass_bytes is None else pass_bytes,
+            growing_layers=growing_layers(cache),
+            repeats_shapes=repeats_shapes and batching.prefills,
         )
+        self._exact = not self.facts.repeats_shapes
         self._make_processors = make_processors
-        self._batch = DecodeBatch(model, vocabulary_size, self._batching)
+        self._batch = DecodeBatch(model, vocabulary_size, batching.decodes, self._exact)
         self._grammars: GrammarCompiler[Row] = GrammarCompiler(tokenizer_file, vocabulary_size)
         self._rows: dict[int, Row] = {}
-        self._prefilling: dict[int, Cache] = {}
+        self._prefilling: dict[int, RowsCache] = {}
         """Caches of sequences in prefill."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the caches of all sequences."""
+        return self._batch.nbytes + sum(cache.nbytes for cache in self._prefilling.values())
 
     def run(self, plan: Plan) -> Outcome:
         began = time.perf_counter()
         node_sizes = self._edit(plan.edits) if plan.edits else []
         if plan.preempt or plan.free:
             self._release(plan)
+        if plan.groups:
+            self._batch.edit(plan.groups)
         for message in plan.begin:
             self._begin(message)
         if plan.chunk is not None:
@@ -100,7 +126,7 @@ class Runner:
 
     def _held(self, sequence: int) -> RowCache:
         cache = self._prefilling.get(sequence)
-        return RowCache(cache) if cache is not None else self._batch.held(sequence)
+        return cache.row(0) if cache is not None else self._batch.held(sequence)
 
     def _release(self, plan: Plan) -> None:
         self._batch.remove({*plan.preempt, *plan.free})
@@ -139,35 +165,45 @@ class Runner:
             self._batch.wait()
             outcome.drain_seconds = time.perf_counter() - began
         began = time.perf_counter()
-        caches = [self._cache_of(chunk, place) for place in range(len(chunk.segments))]
-        if len(caches) == 1:
-            cache = self._prefill_alone(chunk, caches[0], outcome)
-        else:
-            cache = merge(caches)
-            prefill_together(self._model, cache, [segment.tokens for segment in chunk.segments])
+        cache = self._cache_of(chunk)
+        if any(segment.tokens for segment in chunk.segments):
+            logits = cache.prefill(self._model, [segment.tokens for segment in chunk.segments], chunk.queries)
+            if chunk.scored is not None:
+                row = self._rows[chunk.segments[0].sequence]
+                scored = chunk.scored
+                outcome.prompt_logprobs = score_prompt(
+                    row, scored.start, scored.targets, logits[0, : len(scored.targets)]
+                )
+            mx.eval(list(cache.arrays()))
         outcome.seconds = time.perf_counter() - began
         if chunk.joins:
             for join in chunk.joins:
                 self._prefilling.pop(join.sequence, None)
             self._batch.join([self._rows[join.sequence] for join in chunk.joins], chunk.joins, cache)
+        else:
+            self._prefilling[chunk.segments[0].sequence] = cache
         return outcome
 
-    def _cache_of(self, chunk: Chunk, place: int) -> Cache:
-        segment = chunk.segments[place]
-        cache = self._prefilling.get(segment.sequence)
-        return cache if cache is not None else self._prefixes.load(segment.prefix)
+    def _cache_of(self, chunk: Chunk) -> RowsCache:
+        """The cache for a chunk. A single row is in mlx-lm's own caches, unless shapes repeat."""
+        rows = [self._row_of(segment) for segment in chunk.segments]
+        if len(rows) > 1 or not (self._exact or rows[0].is_batch):
+            return RowsCache.merge(rows, self._exact, chunk.rows, chunk.tokens)
+        if not self._exact:
+            rows[0].resize(chunk.rows, chunk.tokens)
+        return rows[0]
 
-    def _prefill_alone(self, chunk: Chunk, cache: Cache, outcome: Outcome) -> Cache:
-        (segment,) = chunk.segments
-        if segment.tokens:
-            logits = self._model(mx.array([segment.tokens]), cache=cache)
-            if chunk.scored is not None:
-                row = self._rows[segment.sequence]
-                outcome.prompt_logprobs = score_prompt(row, chunk.scored.start, chunk.scored.targets, logits[0])
-            mx.eval([layer.state for layer in cache])
-        if not chunk.joins:
-            self._prefilling[segment.sequence] = cache
-        return merge([cache]) if chunk.joins and self._batching.decodes else cache
+    def _row_of(self, segment: Segment) -> RowsCache:
+        cache = self._prefilling.get(segment.sequence)
+        if cache is None:
+            length = segment.prefix.length if segment.prefix is not None else 0
+            cache = RowsCache.alone(self._prefixes.load(segment.prefix), length)
+        return cache
+
+
+def _pass_bytes(model: nn.Module) -> int:
+    weights_bytes: int = sum(part.nbytes for _, part in tree_flatten(model.parameters()))
+    return max(MIN_PASS_BYTES, weights_bytes)
 
 
 def _vocabulary_size(model: nn.Module, cache: Cache) -> int:

@@ -1,13 +1,14 @@
 """The engine's scheduler: `plan` makes the next step, the runner runs it, and `note` records its outcome.
 
 Owns every decision: chunked prefill (`prompt_queue.py`, `pacing.py`), KV memory (`kv_memory.py`), stored prefixes
-(`prefix_tree.py`), which sequences join and leave the batch, and finish reasons. Deterministic: the same messages,
-times and outcomes give the same plans. Knows no arrays and does not import MLX.
+(`prefix_tree.py`), which sequences join and leave the batch and its groups (`groups.py`), and finish reasons.
+Deterministic: the same messages, times and outcomes give the same plans. Knows no arrays and does not import MLX.
 """
 
 from collections.abc import Collection
 from dataclasses import replace
 
+from mlx_manager.mlx_server.engine.groups import Groups
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import (
     MAX_BATCH_ROWS,
@@ -23,6 +24,7 @@ from mlx_manager.mlx_server.engine.pacing import Pace
 from mlx_manager.mlx_server.engine.plan import (
     Chunk,
     Compiled,
+    GroupEdit,
     Join,
     ModelFacts,
     Outcome,
@@ -32,7 +34,9 @@ from mlx_manager.mlx_server.engine.plan import (
 )
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
 from mlx_manager.mlx_server.engine.prompt_queue import Prompt, PromptQueue, Selection, Sequence
-from mlx_manager.mlx_server.types import FinishReason, Thinking
+from mlx_manager.mlx_server.engine.refusal import refusal
+from mlx_manager.mlx_server.engine.shapes import Shapes, grown
+from mlx_manager.mlx_server.types import FinishReason
 
 NOTHING = Plan()
 DECODE = Plan(decode=True)
@@ -51,7 +55,9 @@ class Scheduler:
         """The most concurrent sequences in the current busy period, or in the last one."""
         self._facts = facts
         self._max_rows = MAX_BATCH_ROWS if facts.decodes_together else 1
-        self._queue = PromptQueue(self.prefixes, facts.prefills_together)
+        self._shapes = Shapes(facts.repeats_shapes)
+        self._groups = Groups(facts)
+        self._queue = PromptQueue(self.prefixes, facts.prefills_together, self._shapes)
         self._pace = Pace(inter_token_seconds)
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, Sequence] = {}
@@ -61,8 +67,6 @@ class Scheduler:
         self._begin: list[Submit] = []
         self._selection: Selection | None = None
         self._has_decoded = True
-        self._longest = 0
-        """Tokens of the longest running sequence."""
         self._joined: list[Sequence] = []
         """Running sequences without a decode step so far: their caches lack their last tokens."""
         self._first_tokens_are_due = False
@@ -75,9 +79,19 @@ class Scheduler:
         return len(self._sequences)
 
     @property
+    def prefilling(self) -> int:
+        """Sequences whose prompts are prefilled in part."""
+        return len(self._queue.begun)
+
+    @property
     def has_work(self) -> bool:
         """Whether the next plan would have any content."""
         return bool(self._sequences or self._pending or self._freed or self.prefixes.has_edits)
+
+    @property
+    def charged_bytes(self) -> int:
+        """Bytes of the caches of all sequences."""
+        return sum([*self._groups.held(self.memory), *self._prefilling()])
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets new limits: evicts stored prefixes now, and preempts sequences that do not fit at the next step."""
@@ -88,9 +102,9 @@ class Scheduler:
     def submit(self, message: Submit, now: float) -> None:
         """Admits or rejects the sequence; the next step's messages say which."""
         self._now = now
-        refusal = self._refusal(message)
-        if refusal is not None:
-            self._pending.append(refusal)
+        refused = refusal(message, self._facts.vocabulary_size, self.memory.largest_sequence_tokens)
+        if refused is not None:
+            self._pending.append(refused)
             return
         sequence = Sequence(
             number=message.sequence,
@@ -126,8 +140,9 @@ class Scheduler:
             self._has_decoded = self._selection is None
             self._decodes = self._selection is None and bool(self.running)
         chunk = self._chunk(self._selection) if self._selection is not None else None
-        if chunk is not None or self._preempted or self._freed or self._begin or self.prefixes.has_edits:
-            return self._with_changes(chunk)
+        groups = self._groups.take_edits()
+        if chunk is not None or groups or self._preempted or self._freed or self._begin or self.prefixes.has_edits:
+            return self._with_changes(groups, chunk)
         if self._decodes:
             return DECODE
         return WAIT if self._compiling and not self._pending else NOTHING
@@ -146,8 +161,9 @@ class Scheduler:
             messages += self._note_tokens(outcome)
         return messages
 
-    def _with_changes(self, chunk: Chunk | None) -> Plan:
-        plan = Plan(self.prefixes.take_edits(), self._preempted, self._freed, self._begin, chunk, self._decodes)
+    def _with_changes(self, groups: list[GroupEdit], chunk: Chunk | None) -> Plan:
+        edits = self.prefixes.take_edits()
+        plan = Plan(edits, self._preempted, self._freed, self._begin, groups, chunk, self._decodes)
         self._preempted, self._freed, self._begin = [], [], []
         return plan
 
@@ -161,10 +177,11 @@ class Scheduler:
             return None
         while True:
             version = self.prefixes.version
-            selection = self._queue.choose(self._pace.chunk_tokens(bool(self.running)), self._fits_memory)
+            chunk_tokens = self._shapes.whole_queries(self._pace.chunk_tokens(bool(self.running)))
+            selection = self._queue.choose(chunk_tokens, self._fits_memory)
             if selection is None or (len(selection.prompts) == 1 and self._first_tokens_come_next()):
                 return None
-            self._fit_prefixes(*self._rows_with(selection.prompts))
+            self._fit_prefixes(self._needed(selection.prompts))
             if self.prefixes.version == version:
                 return selection
 
@@ -176,6 +193,7 @@ class Scheduler:
         return not self.running or (self._has_decoded and self._pace.chunk_is_due())
 
     def _chunk(self, selection: Selection) -> Chunk:
+        rows, queries = self._shapes.prefill_rows(len(selection.prompts)), self._shapes.queries(selection.longest)
         segments, joins, scored = [], [], None
         for prompt, end in zip(selection.prompts, selection.ends, strict=True):
             sequence, prefix = prompt.sequence, None
@@ -186,9 +204,29 @@ class Scheduler:
             segments.append(Segment(sequence.number, sequence.tokens[start:end], prefix))
             if prompt.is_scored and start < end:
                 scored = Scored(start, sequence.tokens[start + 1 : end + 1])
-            if selection.completes:
-                joins.append(Join(sequence.number, sequence.tokens, sequence.generated, sequence.needs_whole_nucleus))
-        return Chunk(segments, joins, scored)
+        tokens = self._slot_tokens(selection, rows)
+        if selection.completes:
+            others = self._prefilling(selection.prompts)
+            joins = [self._planned_join(prompt.sequence, others) for prompt in selection.prompts]
+        self._groups.fit(self.memory, self._prefilling(), self.prefixes.nbytes)
+        self.prefixes.room_bytes = self.memory.limit_bytes - self._held(selection.prompts if joins else ())
+        return Chunk(segments, rows, queries, tokens, joins, scored)
+
+    def _slot_tokens(self, selection: Selection, rows: int) -> int:
+        """Tokens of the slots of a chunk, which has one position more than its prompts, for what is padding."""
+        longest = max(selection.ends) + 1
+        tokens = self._shapes.tokens(longest)
+        caches = [*self._groups.held(self.memory), *self._prefilling(selection.prompts)]
+        caches.append(self.memory.held(len(selection.prompts), rows, tokens))
+        if not self.memory.fits(self.memory.with_copies(caches)):
+            tokens = grown(longest)
+        for prompt in selection.prompts:
+            prompt.slot_tokens = tokens
+        return tokens
+
+    def _planned_join(self, sequence: Sequence, others: list[int]) -> Join:
+        group = self._groups.join(sequence, self.memory, others)
+        return Join(sequence.number, sequence.tokens, sequence.generated, sequence.needs_whole_nucleus, group)
 
     def _note_compiled(self, compiled: Compiled) -> UpMessage:
         sequence = self._compiling.pop(compiled.sequence)
@@ -201,7 +239,8 @@ class Scheduler:
         while_decoding = bool(self.running)
         if while_decoding:
             self._pace.decoded(outcome.drain_seconds)
-        self._pace.prefilled(selection.padded_tokens, outcome.seconds, while_decoding)
+        padded = self._shapes.prefill_rows(len(selection.prompts)) * self._shapes.queries(selection.longest)
+        self._pace.prefilled(padded, outcome.seconds, while_decoding)
         self._queue.advance(selection)
         messages: list[UpMessage] = []
         if outcome.prompt_logprobs is not None:
@@ -226,7 +265,6 @@ class Scheduler:
     def _join(self, sequence: Sequence) -> None:
         self.running.append(sequence)
         self._joined.append(sequence)
-        self._longest = max(self._longest, len(sequence.tokens))
 
     def _note_tokens(self, outcome: Outcome) -> list[UpMessage]:
         self._pace.decoded(outcome.seconds)
@@ -249,7 +287,7 @@ class Scheduler:
         """Appends the tokens to their sequences. Returns finish reasons, and the indices of tokens after a finish."""
         finished: dict[int, FinishReason] = {}
         surplus: list[int] = []
-        sequences, longest = self._sequences, self._longest
+        sequences = self._sequences
         for place, number in enumerate(outcome.sequences):
             if finished and number in finished:
                 surplus.append(place)
@@ -257,14 +295,10 @@ class Scheduler:
             sequence, token = sequences[number], outcome.tokens[place]
             tokens = sequence.tokens
             tokens.append(token)
-            length = len(tokens)
-            if length > longest:
-                longest = length
             if token in sequence.stop_tokens:
                 finished[number] = "stop"
-            elif length >= sequence.max_total_tokens:
+            elif len(tokens) >= sequence.max_total_tokens:
                 finished[number] = "length"
-        self._longest = longest
         cut = {outcome.sequences[place] for place in surplus}
         finished.update(dict.fromkeys((number for number in outcome.ended if number not in cut), "stop"))
         return finished, surplus
@@ -283,35 +317,53 @@ class Scheduler:
 
     def _fits_memory(self, prompts: list[Prompt]) -> bool:
         """Whether the caches of the prompts fit. A single cache always fits: `submit` checks it."""
-        rows, longest = self._rows_with(prompts)
-        if rows == 1:
+        running = len(self.running)
+        if not running and self._queue.begun in ([], prompts) and len(prompts) == 1:
             return True
-        return len(self.running) + len(prompts) <= self._max_rows and self.memory.fits(rows, longest)
+        return running + len(prompts) <= self._max_rows and self.memory.fits(self._needed(prompts))
 
-    def _rows_with(self, prompts: list[Prompt]) -> tuple[int, int]:
-        """The number of caches with those of `prompts`, and the length of the longest at the next step, in tokens."""
-        rows, longest = len(self.running), self._longest + self._facts.tokens_per_step if self.running else 0
-        if not prompts and not self._queue.begun:
-            return rows, longest
-        waiting = [*prompts, *(prompt for prompt in self._queue.begun if prompt not in prompts)]
-        return rows + len(waiting), max(longest, *(prompt.length for prompt in waiting))
+    def _needed(self, prompts: Collection[Prompt] = ()) -> int:
+        """Bytes of all caches at the next step, with those of `prompts` in their chunk and after they have joined."""
+        others = self._prefilling(prompts)
+        needed = self.memory.with_copies([*self._groups.needed(self.memory), *others, *self._together(prompts)])
+        if not prompts:
+            return needed
+        joined = self._groups.needed(self.memory, [prompt.length for prompt in prompts], others)
+        return max(needed, self.memory.with_copies([*joined, *others]))
+
+    def _together(self, prompts: Collection[Prompt]) -> list[int]:
+        """Bytes of a cache for the prompts."""
+        if not prompts:
+            return []
+        longest = max(max(grown(prompt.length), prompt.slot_tokens) for prompt in prompts)
+        return [self.memory.held(len(prompts), len(prompts), longest)]
+
+    def _prefilling(self, but: Collection[Prompt] = ()) -> list[int]:
+        """Bytes of the caches of prompts in prefill."""
+        return [size for prompt in self._queue.begun if prompt not in but for size in self._together([prompt])]
 
     def _make_room(self) -> None:
         """Frees memory for one more token of every row: preempts the newest sequences, and evicts prefixes."""
-        rows, longest = self._rows_with([])
-        while rows > 1 and not self.memory.fits(rows, longest):
+        self._groups.measure()
+        while len(self.running) + len(self._queue.begun) > 1 and not self.memory.fits(self._needed()):
             begun = self._queue.begun
             if begun and (self.running or len(begun) > 1):
                 self._preempted.append(begun[-1].sequence.number)
                 self._queue.preempt(begun[-1])
             else:
                 self._preempt(self.running[-1])
-            rows, longest = self._rows_with([])
-        self._fit_prefixes(rows, longest)
+        others = self._prefilling()
+        self._groups.regroup(self.memory, others, self.prefixes.nbytes)
+        self._groups.fit(self.memory, others, self.prefixes.nbytes)
+        self._fit_prefixes(self._needed())
 
-    def _fit_prefixes(self, rows: int, longest: int) -> None:
-        """Shrinks the stored prefixes to the memory that `rows` rows leave free."""
-        self.prefixes.room_bytes = self.memory.limit_bytes - self.memory.needed(rows, longest)
+    def _held(self, but: Collection[Prompt] = ()) -> int:
+        """Bytes of the slots of all groups, and of the caches of prompts in prefill."""
+        return self.memory.with_copies([*self._groups.held(self.memory), *self._prefilling(but)])
+
+    def _fit_prefixes(self, needed: int) -> None:
+        """Shrinks the stored prefixes to the memory that caches leave free."""
+        self.prefixes.room_bytes = self.memory.limit_bytes - max(needed, self._held())
         self.prefixes.shrink(self.prefixes.room_bytes)
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -323,12 +375,12 @@ class Scheduler:
         self.running.remove(sequence)
         if sequence in self._joined:
             self._joined.remove(sequence)
-        self._longest = max((len(other.tokens) for other in self.running), default=0)
+        self._groups.leave(sequence)
 
     def _drop(self, sequences: list[Sequence], beyond: Collection[int] = ()) -> None:
         """Removes the sequences, and stores their caches as prefixes. Caches of `beyond` hold more than the tokens."""
         held = [(self._take_out(sequence), sequence.number) for sequence in sequences]
-        self._fit_prefixes(*self._rows_with([]))
+        self._fit_prefixes(self._needed())
         for tokens, number in held:
             del self._sequences[number]
             if number not in beyond or not self.prefixes.needs_snapshots:
@@ -348,44 +400,6 @@ class Scheduler:
         self._compiling.pop(sequence.number, None)
         prompt = self._queue.remove(sequence)
         return sequence.tokens[: prompt.done] if prompt is not None else []
-
-    def _refusal(self, message: Submit) -> RequestFailed | None:
-        fault = self._fault(message)
-        if fault is not None:
-            return RequestFailed(message.sequence, fault, invalid=True)
-        if message.thinking is not None and not self._knows(message.thinking):
-            return RequestFailed(
-                message.sequence,
-                f"the model's thinking tokens are outside its vocabulary of {self._facts.vocabulary_size} tokens",
-            )
-        return None
-
-    def _fault(self, message: Submit) -> str | None:
-        """Why the sequence must not reach MLX, which does not check token ids."""
-        prompt, largest, vocabulary = (
-            message.prompt_tokens,
-            self.memory.largest_sequence_tokens,
-            self._facts.vocabulary_size,
-        )
-        if not prompt:
-            return "The prompt has no tokens. Send at least one."
-        if max(prompt) >= vocabulary or min(prompt) < 0:
-            wrong = min(prompt) if min(prompt) < 0 else max(prompt)
-            return f"The prompt has token id {wrong}. Send ids from 0 to {vocabulary - 1}, the model's vocabulary."
-        if message.max_tokens < 1:
-            return f"max_tokens is {message.max_tokens}. Send 1 or more."
-        if len(prompt) + message.max_tokens > largest:
-            return (
-                f"The request needs {len(prompt) + message.max_tokens} tokens (prompt {len(prompt)} + completion "
-                f"{message.max_tokens}), but only {largest} fit in memory now. Reduce max_tokens or the prompt, or "
-                "raise MLX_SERVER_MAX_MEMORY_GB."
-            )
-        return None
-
-    def _knows(self, thinking: Thinking) -> bool:
-        marks = (thinking.open_token, thinking.again_token, *thinking.close_tokens)
-        tokens = [token for token in marks if token is not None]
-        return bool(thinking.close_tokens) and all(0 <= token < self._facts.vocabulary_size for token in tokens)
 
 
 def _step(outcome: Outcome, surplus: list[int]) -> Step:
