@@ -74,6 +74,7 @@ WORKER_MODULES = (
     "logprobs",
     "model_config",
     "pacing",
+    "penalties",
     "plan",
     "prefix_cache",
     "prefix_tree",

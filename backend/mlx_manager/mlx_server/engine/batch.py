@@ -11,15 +11,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import TokenBuffer
 
 from mlx_manager.mlx_server.engine.batching import Batching
 from mlx_manager.mlx_server.engine.grammar import Constraint, Masks
 from mlx_manager.mlx_server.engine.kv_cache import Cache, RowCache
 from mlx_manager.mlx_server.engine.logprobs import StepLogprobs, step_logprobs
 from mlx_manager.mlx_server.engine.messages import Submit
+from mlx_manager.mlx_server.engine.penalties import Penalties
 from mlx_manager.mlx_server.engine.plan import Failed, Join, Outcome
-from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard
+from mlx_manager.mlx_server.engine.sampling import BatchSampler
 
 
 @dataclass(slots=True, eq=False)
@@ -27,9 +27,7 @@ class Row:
     """The sampling state of a sequence, which becomes a row of the batch when it joins."""
 
     submitted: Submit
-    guard: Guard
     constraint: Constraint | None = None
-    context: TokenBuffer | None = None
     whole_nucleus: bool = False
     lead: int = 0
     """Tokens in its cache minus steps of the batch."""
@@ -45,8 +43,6 @@ class Row:
     @property
     def failure(self) -> str | None:
         """Why the sequence must be aborted."""
-        if self.guard.failure is not None:
-            return f"sampling failed: {self.guard.failure!r}"
         return self.constraint.failure if self.constraint is not None else None
 
 
@@ -65,9 +61,9 @@ class DecodeBatch:
         self._steps = 0
         self._sampler = BatchSampler([])
         self._short: tuple[list[Row], mx.array] | None = None
+        self._penalties = Penalties(vocabulary_size)
         self._masks = Masks(vocabulary_size)
         self._logprobs: StepLogprobs | None = None
-        self._guarded = False
         self._constrained: list[Row] = []
         self._watched: list[Row] = []
         """Rows that may fail or end by a draw."""
@@ -78,7 +74,6 @@ class DecodeBatch:
     def join(self, rows: list[Row], joins: list[Join], cache: Cache) -> None:
         """Adds rows; `cache` holds all of their tokens except the last ones."""
         for row, join in zip(rows, joins, strict=True):
-            row.context = TokenBuffer(join.tokens[:-1]) if row.guard else None
             row.whole_nucleus = join.whole_nucleus
             row.lead = len(join.tokens) - 1 - self._steps
         if self._cache:
@@ -91,22 +86,31 @@ class DecodeBatch:
         self._inputs = mx.concatenate([self._inputs, last_tokens])
         self._drawn = np.concatenate([self._drawn, np.array([join.generated for join in joins], dtype=np.uint64)])
         self._joined += len(rows)
+        self._penalties.join(
+            [row.submitted.sampling for row in rows],
+            [join.tokens for join in joins],
+            [join.generated for join in joins],
+        )
         self._rows_changed()
 
     def step(self) -> Outcome:
         """Launches the next step, and returns the tokens of the step before it."""
         inputs = self._inputs
         raw = self._model(inputs[:, None], cache=self._cache)[:, -1, :]
-        logits, contexts = self._process(raw, inputs)
+        logits = self._penalties(raw, self._drawn)
         if self._constrained:
             logits = self._constrain(logits, inputs)
         self._inputs = self._sampler(logits, self._drawn)
+        self._penalties.note(self._inputs)
         self._drawn += np.uint64(1)
         self._steps += 1
         logprobs, self._logprobs = self._logprobs, step_logprobs(self._rows, raw, self._inputs)
         short = self._quick_draws()
         mx.async_eval(  # type: ignore[no-untyped-call]
-            self._inputs, contexts, self._logprobs.arrays if self._logprobs else (), short[1] if short else ()
+            self._inputs,
+            self._penalties.arrays,
+            self._logprobs.arrays if self._logprobs else (),
+            short[1] if short else (),
         )
         outcome = self._outcome(inputs, self._invalid_draws(), logprobs)
         self._short = short
@@ -131,6 +135,7 @@ class DecodeBatch:
         self._joined -= sum(sequence in sequences for sequence in self._sequences[len(self._rows) - self._joined :])
         self._rows = [self._rows[i] for i in keep]
         self._drawn = self._drawn[keep]
+        self._penalties.keep(keep)
         self._rows_changed()
         if not keep:
             self._cache, self._inputs = [], mx.zeros((0,), dtype=mx.uint32)
@@ -145,9 +150,8 @@ class DecodeBatch:
         rows = self._rows
         self._sequences = [row.sequence for row in rows]
         self._sampler = BatchSampler([row.submitted.sampling for row in rows], [not row.whole_nucleus for row in rows])
-        self._guarded = any(row.guard for row in rows)
         self._constrained = [row for row in rows if row.constraint is not None]
-        self._watched = [row for row in rows if row.guard or row.constraint is not None]
+        self._watched = list(self._constrained)
 
     def _outcome(self, inputs: mx.array, invalid: list[Row], logprobs: StepLogprobs | None) -> Outcome:
         """The tokens of the last step, which `inputs` holds, without those of invalid draws."""
@@ -202,17 +206,3 @@ class DecodeBatch:
         masked = mx.array(logits)  # a copy: logprobs use the unmasked logits
         masked[rows] = mx.where(self._masks([constraint for _, constraint in constrained]), logits[rows], -mx.inf)
         return masked
-
-    def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """Applies the logits processors of the rows that have any."""
-        contexts: list[mx.array] = []
-        if not self._guarded:
-            return logits, contexts
-        parts = []
-        for i, row in enumerate(self._rows):
-            part = logits[i : i + 1]
-            if row.context is not None:
-                contexts.append(row.context.update_and_fetch(inputs[i : i + 1]))
-                part = row.guard(contexts[-1], part)
-            parts.append(part)
-        return mx.concatenate(parts), contexts

@@ -13,7 +13,6 @@ from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import Submit, UpMessage
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
 from mlx_manager.mlx_server.engine.runner import Runner
-from mlx_manager.mlx_server.engine.sampling import MakeProcessors, make_processors
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.utils.memory import clear_cache
 
@@ -28,11 +27,10 @@ class EngineCore:
         kv_bytes: int = 2**62,
         prefix_bytes: int = 2**28,
         inter_token_seconds: float = 0.1,
-        make_processors: MakeProcessors = make_processors,
         tokenizer_file: Path = Path("tokenizer.json"),
     ) -> None:
         """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter."""
-        self._runner = Runner(model, make_processors, tokenizer_file)
+        self._runner = Runner(model, tokenizer_file)
         self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
 
     def __len__(self) -> int:

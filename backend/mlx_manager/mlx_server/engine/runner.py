@@ -38,7 +38,6 @@ from mlx_manager.mlx_server.engine.plan import (
     Store,
 )
 from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
-from mlx_manager.mlx_server.engine.sampling import Guard, MakeProcessors
 
 COMPILE_WAIT_SECONDS = 0.005
 """Longest wait for a grammar when there is no other work. It also delays the next message."""
@@ -47,7 +46,7 @@ COMPILE_WAIT_SECONDS = 0.005
 class Runner:
     """Runs plans, on the thread that constructed it."""
 
-    def __init__(self, model: nn.Module, make_processors: MakeProcessors, tokenizer_file: Path) -> None:
+    def __init__(self, model: nn.Module, tokenizer_file: Path) -> None:
         cache = make_prompt_cache(model)
         vocabulary_size = _vocabulary_size(model, cache)
         self._model = model
@@ -63,7 +62,6 @@ class Runner:
             cut_bytes_per_token(cache),
             self._prefixes.needs_snapshots,
         )
-        self._make_processors = make_processors
         self._batch = DecodeBatch(model, vocabulary_size, self._batching)
         self._grammars: GrammarCompiler[Row] = GrammarCompiler(tokenizer_file, vocabulary_size)
         self._rows: dict[int, Row] = {}
@@ -110,8 +108,7 @@ class Runner:
             del self._rows[sequence]
 
     def _begin(self, message: Submit) -> None:
-        guard = Guard(self._make_processors(message.sampling, len(message.prompt_tokens)))
-        row = self._rows[message.sequence] = Row(message, guard)
+        row = self._rows[message.sequence] = Row(message)
         if message.grammar is not None:
             self._grammars.start(row, message.grammar)
         elif message.thinking is not None:
