@@ -58,6 +58,8 @@ WORKER_MODULES = (
     "batch",
     "batching",
     "core",
+    "device",
+    "dtypes",
     "embedding.bert",
     "embedding.decoders",
     "embedding.layers",
@@ -82,6 +84,7 @@ WORKER_MODULES = (
     "runner",
     "sampling",
     "scheduler",
+    "warm_up",
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}

@@ -100,12 +100,12 @@ def test_drawn_tokens_count_as_output_while_rows_come_and_go() -> None:
     penalties.keep([0, 1, 3])
     late: Row = (SamplingParams(seed=1, presence_penalty=1.0), [3, 3], 1)
     penalties.join([late[0]], [late[1]], [late[2]])
-    penalties.keep([1, 2, 3])
-    penalties.note(mx.array([1, 1, 0], dtype=mx.uint32))
+    penalties.keep([3, 1, 2])
+    penalties.note(mx.array([0, 1, 1], dtype=mx.uint32))
     now: list[Row] = [
+        (late[0], [*late[1], 0], late[2] + 1),
         (ROWS[1][0], [*ROWS[1][1], 4, 0, 1], ROWS[1][2] + 3),
         (ROWS[3][0], [*ROWS[3][1], 2, 1, 1], ROWS[3][2] + 3),
-        (late[0], [*late[1], 0], late[2] + 1),
     ]
     drawn = np.array([output for *_, output in now], dtype=np.uint64)
     assert rounded(penalties(mx.array([LOGITS] * 3), drawn)) == penalised(*now)

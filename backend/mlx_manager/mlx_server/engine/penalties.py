@@ -51,10 +51,10 @@ class Penalties:
         self._rows_changed()
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Removes all other rows."""
+        """Keeps only these rows, in this order."""
         if self._penalised:
-            kept = set(indices)
-            places = mx.array([place for place, i in enumerate(self._penalised) if i in kept], dtype=mx.int32)
+            place_of = {i: place for place, i in enumerate(self._penalised)}
+            places = mx.array([place_of[i] for i in indices if i in place_of], dtype=mx.int32)
             self._in_prompt, self._counts = self._in_prompt[places], self._counts[places]
         self._rows = [self._rows[i] for i in indices]
         self._rows_changed()
