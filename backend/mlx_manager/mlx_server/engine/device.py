@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def computes_on_gpu() -> bool:
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
+    return mx.is_available(mx.gpu)
 
 
 def this_device() -> Device:
