@@ -185,7 +185,7 @@ def _top_blocks(logits: mx.array, count: int) -> mx.array:
     rest = logits.shape[-1] - blocks * BLOCK_TOKENS
     whole = logits[:, : blocks * BLOCK_TOKENS].reshape(-1, blocks, BLOCK_TOKENS)
     chosen = mx.argpartition(-whole.max(axis=-1), kth=count - 1, axis=-1)[:, :count, None]
-    tokens = (chosen * BLOCK_TOKENS + mx.arange(BLOCK_TOKENS)).reshape(logits.shape[0], -1)
+    tokens = (chosen * BLOCK_TOKENS + mx.arange(BLOCK_TOKENS, dtype=mx.uint32)).reshape(logits.shape[0], -1)
     tail = mx.broadcast_to(mx.arange(blocks * BLOCK_TOKENS, logits.shape[-1]), (logits.shape[0], rest))
     return mx.concatenate([tokens, tail.astype(tokens.dtype)], axis=-1)
 
