@@ -7,16 +7,29 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import cancel, ceiling, embeddings, features, overload, prefix, side, stall, throughput
+from benchmarks import (
+    cancel,
+    ceiling,
+    embeddings,
+    features,
+    first,
+    lengths,
+    overload,
+    prefix,
+    side,
+    stall,
+    throughput,
+)
 from benchmarks.chart import draw
 from benchmarks.load import Target
-from benchmarks.models import LARGE, SMALL, make_model
+from benchmarks.models import GPU_LARGE, GPU_SMALL, LARGE, SMALL, computes_on_gpu, make_model
 from benchmarks.processes import Place, RawEngine, Server, our_server
 from benchmarks.report import Circumstances, Results, markdown
 
 CACHE = Path(".cache/benchmarks")
-SIZES = {size.name: size for size in (SMALL, LARGE)}
-SECTIONS = ("throughput", "features", "prefix", "stall", "side", "cancel", "overload")
+SIZES = {size.name: size for size in (SMALL, LARGE, GPU_SMALL, GPU_LARGE)}
+DEFAULT_SIZES = [size.name for size in ((GPU_SMALL, GPU_LARGE) if computes_on_gpu() else (SMALL, LARGE))]
+SECTIONS = ("first", "lengths", "throughput", "features", "prefix", "stall", "side", "cancel", "overload")
 CEILING = "ceiling"
 EMBEDDINGS = "embeddings"
 CHART = "results.svg"
@@ -73,6 +86,10 @@ def _measure(section: str, place: Place, options: argparse.Namespace, results: R
     runs: int = options.runs
     print(f"model {place.model}: {section}", file=sys.stderr, flush=True)
     match section:
+        case "first":
+            results.first.extend(first.measure(place))
+        case "lengths":
+            results.lengths.append(lengths.measure(place, options.lengths, options.longest_length_tokens))
         case "throughput":
             results.throughput.extend(
                 throughput.measure(place, streams, runs, options.tokens) for streams in options.concurrency
@@ -101,10 +118,14 @@ def _options() -> argparse.Namespace:
     every = [*SECTIONS, EMBEDDINGS, CEILING]
     parser.add_argument("--sections", nargs="+", choices=every, default=every)
     parser.add_argument(
-        "--sizes", nargs="+", choices=sorted(SIZES), default=sorted(SIZES), help="models for throughput"
+        "--sizes", nargs="+", choices=sorted(SIZES), default=DEFAULT_SIZES, help="models for throughput"
     )
     parser.add_argument(
-        "--scenario-sizes", nargs="+", choices=sorted(SIZES), default=["a"], help="models for the other sections"
+        "--scenario-sizes",
+        nargs="+",
+        choices=sorted(SIZES),
+        default=DEFAULT_SIZES[:1],
+        help="for the others",
     )
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32, 64])
     parser.add_argument("--runs", type=int, default=3, help="number of alternated runs; the report has medians")
@@ -120,6 +141,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--side-prompt-tokens", type=_even, default=24_000, help="tokens of the long prompt in the side section"
     )
+    parser.add_argument("--lengths", type=int, default=12, help="prompts of different lengths in the lengths section")
+    parser.add_argument("--longest-length-tokens", type=int, default=2_000, help="limit of these lengths")
     parser.add_argument(
         "--bursts", nargs="+", type=int, default=[200, 600], help="concurrent requests in the overload section"
     )

@@ -1,5 +1,6 @@
 """Draws the results: efficiency over streams, and waiting times as ratios."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from benchmarks.prefix import SIMULTANEOUS
 from benchmarks.report import Results
 
 INK, MUTED, TARGET = "#333333", "#999999", "#d62728"
-COLOURS = {"a": "#1f6fb2", "b": "#e08e2b"}
+COLOURS = {"a": "#1f6fb2", "b": "#e08e2b", "c": "#3a923a", "d": "#8c4fb0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,11 @@ class Bar:
 
 
 def draw(results: Results, file: Path) -> bool:
-    """Whether to draw a chart: only if the results have comparisons."""
+    """Whether it drew a chart: only if the results have comparisons, and if matplotlib is installed."""
     compared = any(row.efficiency is not None for row in results.throughput)
     bars = waiting_times(results)
     panels = [panel for panel, there in ((_efficiency, compared), (_waiting, bool(bars))) if there]
-    if not panels:
+    if not panels or importlib.util.find_spec("matplotlib") is None:
         return False
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""The benchmark's two models: Llamas with random weights and a tokenizer without an end-of-sequence token.
+"""The benchmark's models: Llamas with random weights and a tokenizer without an end-of-sequence token.
 
 So every request generates exactly max_tokens tokens, and every token is a few letters of text.
 """
@@ -25,12 +25,25 @@ class ModelSize:
     heads: int
     kv_heads: int
     mlp: int
+    dtype: mx.Dtype = mx.float32
 
 
 SMALL = ModelSize("a", vocabulary=4_096, hidden=128, layers=4, heads=4, kv_heads=2, mlp=384)
 """1.3 M parameters. A decode step takes one or two milliseconds, so a server's own cost per token is visible."""
 LARGE = ModelSize("b", vocabulary=32_000, hidden=512, layers=8, heads=8, kv_heads=4, mlp=1_536)
 """41 M parameters."""
+GPU_SMALL = ModelSize(
+    "c", vocabulary=32_000, hidden=2_048, layers=16, heads=32, kv_heads=8, mlp=8_192, dtype=mx.bfloat16
+)
+"""1.04 G parameters."""
+GPU_LARGE = ModelSize(
+    "d", vocabulary=32_000, hidden=4_096, layers=32, heads=32, kv_heads=8, mlp=14_336, dtype=mx.bfloat16
+)
+"""7.1 G parameters."""
+
+
+def computes_on_gpu() -> bool:
+    return mx.is_available(mx.gpu)
 
 
 def make_model(folder: Path, size: ModelSize) -> Path:
@@ -55,7 +68,10 @@ def make_model(folder: Path, size: ModelSize) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     mx.random.seed(0)
     model = llama.Model(llama.ModelArgs.from_dict(config))
+    model.set_dtype(size.dtype)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    del model
+    mx.clear_cache()  # the GPU's memory is for the server
     return folder
 
 

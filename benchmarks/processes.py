@@ -19,7 +19,7 @@ import psutil
 from benchmarks.load import Target
 from benchmarks.workload import Measured, ReadyPrompt, Workload
 
-START_SECONDS = 120
+START_SECONDS = 600
 BACKEND = Path(__file__).parents[1] / "backend"
 """Measures the server of this checkout, whichever one is installed."""
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
@@ -70,7 +70,8 @@ def our_server(model: Path, log: Path, *others: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "mlx_manager.mlx_server.main"]
     settings = {"MLX_SERVER_PORT": str(port), "MLX_SERVER_DEFAULT_MODEL": str(model)}
     settings["MLX_SERVER_AVAILABLE_MODELS"] = ",".join(map(str, others))
-    environment = {**os.environ, **ENVIRONMENT, **settings, "PYTHONPATH": str(BACKEND)}
+    packages = os.pathsep.join([str(BACKEND), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **ENVIRONMENT, **settings, "PYTHONPATH": packages}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:

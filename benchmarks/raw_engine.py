@@ -24,7 +24,8 @@ from benchmarks.workload import ReadyPrompt, StreamTimes, Workload, summarise
 def main() -> None:
     folder = Path(sys.argv[1])
     model, _ = load_model(folder)
-    model.set_dtype(mx.float32)
+    if not mx.is_available(mx.gpu):
+        model.set_dtype(mx.float32)  # as the server's worker
     tokenizer = load_tokenizer(folder)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -8,16 +8,22 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import mlx.core as mx
+
 from benchmarks.cancel import CancelRow
 from benchmarks.ceiling import CeilingRow
 from benchmarks.embeddings import EmbeddingRow
 from benchmarks.features import FeatureRow
+from benchmarks.first import FirstRow
+from benchmarks.lengths import LengthsRow
+from benchmarks.models import computes_on_gpu
 from benchmarks.overload import OverloadRow
 from benchmarks.prefix import PrefixRow
 from benchmarks.processes import PeakMemory
 from benchmarks.side import SideRow
 from benchmarks.stall import StallRow
 from benchmarks.throughput import Row
+from mlx_manager.mlx_server import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,8 @@ class Circumstances:
 
     @classmethod
     def now(cls, runs: int, arguments: str) -> "Circumstances":
-        versions = {name: version(name) for name in ("mlx-manager", "mlx", "mlx-lm")}
-        machine = f"{platform.system()} {platform.machine()}, {_processor()}"
+        versions = {"mlx-manager": __version__} | {name: version(name) for name in ("mlx", "mlx-lm")}
+        machine = f"{platform.system()} {platform.machine()}, {_processor()}{_card()}"
         date = datetime.now(UTC).date().isoformat()
         cores = os.cpu_count() or 0
         return cls(date, versions | {"Python": platform.python_version()}, machine, cores, runs, arguments)
@@ -60,11 +66,15 @@ class Results:
     cancel: list[CancelRow] = field(default_factory=list)
     overload: list[OverloadRow] = field(default_factory=list)
     embeddings: list[EmbeddingRow] = field(default_factory=list)
+    first: list[FirstRow] = field(default_factory=list)
+    lengths: list[LengthsRow] = field(default_factory=list)
 
 
 def markdown(results: Results, chart: str | None) -> str:
     """`chart` is the file name of the chart, if there is one."""
     sections = [
+        _first(results.first),
+        _lengths(results.lengths),
         _throughput(results.throughput),
         _features(results.features),
         _prefix(results.prefix),
@@ -101,6 +111,32 @@ def _throughput(rows: list[Row]) -> str:
                 f"{row.server.itl_p50:.1f} / {row.server.itl_p95:.1f} / {row.server.itl_max:.0f}",
                 _number(row.raw.itl_p95 if row.raw else None, 1),
                 f"{_number(row.server.api_peak_mb)} / {_number(row.server.engine_peak_mb)}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _first(rows: list[FirstRow]) -> str:
+    return _table(
+        "The first requests",
+        "model | request | ms after /ready | later ms | ratio",
+        [[row.model, row.request, f"{row.first_ms:.0f}", f"{row.later_ms:.0f}", f"{row.ratio:.2f}"] for row in rows],
+    )
+
+
+def _lengths(rows: list[LengthsRow]) -> str:
+    return _table(
+        "Prompts of new lengths",
+        "model | lengths | TTFT of a new length ms | of a known one ms | ratio | longest ratio",
+        [
+            [
+                row.model,
+                str(row.lengths),
+                f"{row.new_ms:.1f}",
+                f"{row.known_ms:.1f}",
+                f"{row.ratio:.2f}",
+                f"{row.longest_ratio:.2f}",
             ]
             for row in rows
         ],
@@ -283,6 +319,14 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 def _memory(memory: PeakMemory | None) -> str:
     return f"{memory.api_mb:.0f} / {memory.engine_mb:.0f}" if memory is not None else "-"
+
+
+def _card() -> str:
+    """The GPU. Figures measured on one are no ratios to another machine's."""
+    if not computes_on_gpu():
+        return ""
+    info = mx.device_info()
+    return f", {info.get('device_name', 'GPU')} ({info.get('architecture', 'unknown architecture')})"
 
 
 def _processor() -> str:

@@ -58,6 +58,8 @@ WORKER_MODULES = (
     "batch",
     "batching",
     "core",
+    "device",
+    "dtypes",
     "embedding.bert",
     "embedding.decoders",
     "embedding.layers",
@@ -75,6 +77,7 @@ WORKER_MODULES = (
     "logprobs",
     "model_config",
     "pacing",
+    "penalties",
     "plan",
     "prefix_cache",
     "prefix_tree",
@@ -85,6 +88,7 @@ WORKER_MODULES = (
     "sampling",
     "scheduler",
     "shapes",
+    "warm_up",
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}

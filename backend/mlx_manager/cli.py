@@ -62,11 +62,14 @@ def serve(
     insecure_no_auth: Annotated[
         bool, typer.Option("--insecure-no-auth", help="Allow other interfaces without API keys.")
     ] = False,
+    no_warm_up: Annotated[
+        bool, typer.Option("--no-warm-up", help="Accept requests without running a loaded model first.")
+    ] = False,
 ) -> None:
     """Serve MODEL on http://127.0.0.1:8000/v1 until Ctrl-C."""
     from mlx_manager.command_line import serve as command
 
-    run(lambda: command.serve(model, host, port, config, insecure_no_auth))
+    run(lambda: command.serve(model, host, port, config, insecure_no_auth, no_warm_up))
 
 
 @app.command(epilog="Example: mlx-manager models --json")

@@ -11,7 +11,10 @@ import pytest
 from tests.running_server import HANG_SECONDS, RunningServer
 
 ROOT = Path(__file__).parents[2]
-SMALL = "--concurrency 3 --runs 1 --tokens 8 --prefix-tokens 64 --long-prompt-tokens 600 --bursts 12".split()
+SMALL = (
+    "--concurrency 3 --runs 1 --tokens 8 --prefix-tokens 64 --long-prompt-tokens 600 --bursts 12 --lengths 2".split()
+)
+SECTIONS = "first lengths throughput features prefix side cancel overload ceiling".split()
 
 
 def run_benchmark(out: Path, *arguments: str) -> dict[str, Any]:
@@ -31,9 +34,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(out: Path) -> dict[str, Any]:
-    return run_benchmark(
-        out, "--sizes", "a", "--sections", "throughput", "features", "prefix", "side", "cancel", "overload", "ceiling"
-    )
+    return run_benchmark(out, "--sizes", "a", "--sections", *SECTIONS)
 
 
 def test_throughput_is_compared_with_the_raw_engine(results: dict[str, Any]) -> None:
@@ -68,6 +69,15 @@ def test_cancel_overload_and_ceiling_have_their_figures(results: dict[str, Any])
     assert ceiling["chunks_per_second"] > 0
 
 
+def test_first_requests_and_new_lengths_are_compared_with_later_ones(results: dict[str, Any]) -> None:
+    assert len(results["first"]) == 7
+    for row in results["first"]:
+        assert row["ratio"] == pytest.approx(row["first_ms"] / row["later_ms"])
+    (lengths,) = results["lengths"]
+    assert lengths["lengths"] == 2
+    assert lengths["longest_ratio"] >= lengths["ratio"] > 0
+
+
 def test_features_are_compared_with_plain_streams(results: dict[str, Any]) -> None:
     assert len(results["features"]) == 3
     assert all(row["ratio"] > 0 for row in results["features"])
@@ -81,7 +91,8 @@ def test_short_request_beside_a_long_prompt_is_compared_with_one_alone(results: 
 
 def test_table_and_chart_cover_what_was_measured(results: dict[str, Any], out: Path) -> None:
     table, chart = (out / "results.md").read_text(), (out / "results.svg").read_text()
-    for title in ("Throughput", "Prefix cache", "Clients that leave", "Overload", "The load generator's ceiling"):
+    titles = ["The first requests", "Prompts of new lengths", "Throughput", "Prefix cache", "Clients that leave"]
+    for title in [*titles, "Overload", "The load generator's ceiling"]:
         assert f"### {title}\n" in table
     assert "(results.svg)" in table
     assert chart.startswith("<?xml")

@@ -128,6 +128,8 @@ class ModelSettings(_TomlTable):
     """How long the model stays loaded when idle; defaults to `keep_alive`."""
     trust_remote_code: bool = False
     """Whether to run Python code that comes with the model."""
+    dequantize: bool = False
+    """Whether to hold quantised weights dequantised in memory."""
 
     @model_validator(mode="after")
     def _check_paths(self) -> "ModelSettings":
@@ -180,6 +182,12 @@ class ModelsSettings(_Group):
     """Ids of models to load at start besides the default model, comma-separated."""
     keep_alive: Duration = KEEP_FOREVER
     """How long an idle model stays loaded: seconds, or text such as `5m`; `-1` until another model needs the memory."""
+    warm_up: bool = True
+    """Whether a loaded model runs made-up prompts before it is ready, so that no request waits for a GPU's kernels to
+    be compiled. `serve --no-warm-up` turns it off."""
+    keep_bfloat16: bool = False
+    """Whether an M1 or M2 computes in bfloat16, which these chips emulate, if the model's weights have it. When off,
+    such models compute in float16, except families that overflow it."""
 
     @field_validator("default_model")
     @classmethod

@@ -162,7 +162,12 @@ def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics, 
     return ModelPoolManager(
         catalog,
         _budget(settings),
-        WorkerOptions(settings.inter_token_latency_ms, settings.wire_memory),
+        WorkerOptions(
+            settings.inter_token_latency_ms,
+            settings.wire_memory,
+            warm_up=settings.warm_up,
+            keep_bfloat16=settings.keep_bfloat16,
+        ),
         max_queue=settings.max_queue,
         watchdog=WatchdogLimits(bounds.worker_timeout_seconds, bounds.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,

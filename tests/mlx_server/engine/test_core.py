@@ -18,7 +18,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Step,
     Submit,
 )
-from mlx_manager.mlx_server.engine.sampling import BatchSampler, LogitsProcessor, make_processors
+from mlx_manager.mlx_server.engine.sampling import BatchSampler
 from mlx_manager.mlx_server.types import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, seed=0)
@@ -165,34 +165,6 @@ def test_eight_different_requests_at_once_give_what_they_give_alone(model: nn.Mo
     for message in submissions:
         together.submit(message)
     assert run(together) == alone
-
-
-def test_processor_that_raises_fails_its_own_sequence_only(model: nn.Module) -> None:
-    def fail(tokens: mx.array, logits: mx.array) -> mx.array:
-        raise ZeroDivisionError("staged")
-
-    def make_faulty_processors(params: SamplingParams, prompt_length: int) -> list[LogitsProcessor]:
-        return [fail] if params.seed == 666 else make_processors(params, prompt_length)
-
-    neighbours = [submission(n, [n + 1], 20, params) for n, params in enumerate(VARIED)]
-    core = EngineCore(model)
-    for message in neighbours:
-        core.submit(message)
-    expected = run(core)
-
-    core = EngineCore(model, make_processors=make_faulty_processors)
-    for message in [*neighbours[:4], submission(99, [5], 20, SamplingParams(seed=666)), *neighbours[4:]]:
-        core.submit(message)
-    events = []
-    while core.has_work:
-        events += core.step()
-    failures = [event for event in events if isinstance(event, RequestFailed)]
-    assert [(failure.sequence, "staged" in failure.message) for failure in failures] == [(99, True)]
-    tokens: dict[int, list[int]] = {}
-    for event in events:
-        for sequence, token in zip(event.sequences, event.tokens, strict=True) if isinstance(event, Step) else ():
-            tokens.setdefault(sequence, []).append(token)
-    assert tokens == expected
 
 
 def test_long_prompt_and_an_endless_row_of_short_ones_do_not_hold_each_other_up(model: nn.Module) -> None:

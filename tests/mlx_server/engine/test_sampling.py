@@ -7,18 +7,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_manager.mlx_server.engine.sampling import MAX_NUCLEUS, BatchSampler, make_processors
+from mlx_manager.mlx_server.engine.sampling import MAX_NUCLEUS, BatchSampler
 from mlx_manager.mlx_server.types import SamplingParams
 
 LOGITS = [3.0, 2.0, 1.0, 0.0, -1.0, -2.0]
-
-
-def processed(params: SamplingParams, tokens: list[int], prompt_length: int) -> list[float]:
-    logits = mx.array([LOGITS])
-    for processor in make_processors(params, prompt_length):
-        logits = processor(mx.array(tokens, dtype=mx.int32), logits)
-    row: Any = logits[0].tolist()
-    return [round(value, 4) for value in row]
 
 
 def draws(params: SamplingParams, logits: list[float], times: int) -> list[int]:
@@ -35,30 +27,6 @@ def tokens_of(drawn: mx.array) -> list[int]:
 
 def drawn(params: SamplingParams, times: int = 400) -> set[int]:
     return set(draws(params, LOGITS, times))
-
-
-def test_defaults_change_no_logit() -> None:
-    assert make_processors(SamplingParams(seed=1), 3) == []
-
-
-def test_repetition_penalty_counts_prompt_and_output_once_each() -> None:
-    assert processed(SamplingParams(seed=1, repetition_penalty=2.0), [0, 4, 4], 1) == [1.5, 2.0, 1.0, 0.0, -2.0, -2.0]
-
-
-def test_frequency_penalty_counts_each_time_in_the_output_and_not_the_prompt() -> None:
-    assert processed(SamplingParams(seed=1, frequency_penalty=0.5), [0, 1, 1, 2], 1) == [3.0, 1.0, 0.5, 0.0, -1.0, -2.0]
-
-
-def test_presence_penalty_counts_the_output_once() -> None:
-    assert processed(SamplingParams(seed=1, presence_penalty=0.5), [0, 1, 1, 2], 1) == [3.0, 1.5, 0.5, 0.0, -1.0, -2.0]
-
-
-def test_penalties_of_an_empty_output_change_nothing() -> None:
-    assert processed(SamplingParams(seed=1, presence_penalty=2, frequency_penalty=2), [0, 1], 2) == LOGITS
-
-
-def test_logit_bias_is_added() -> None:
-    assert processed(SamplingParams(seed=1, logit_bias={5: 100, 0: -1.5}), [0], 1) == [1.5, 2.0, 1.0, 0.0, -1.0, 98.0]
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-300, 1e-46, 1e-45, 1e-6])

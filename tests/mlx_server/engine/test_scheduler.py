@@ -17,7 +17,6 @@ from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import Cancel, Limits, Step, Submit, UpMessage
 from mlx_manager.mlx_server.engine.plan import ModelFacts, Outcome, Plan
 from mlx_manager.mlx_server.engine.runner import Runner
-from mlx_manager.mlx_server.engine.sampling import make_processors
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.mlx_server.engine.simulator import (
@@ -356,7 +355,7 @@ def test_plans_survive_the_wire_and_a_recorded_run_can_be_planned_again_without_
         Submit(n, prompt(n % 3, 40 * n + 20), 12, [END], SamplingParams(seed=n, temperature=0.8, top_p=0.9), logprobs=1)
         for n in range(8)
     ]
-    runner = Runner(model, make_processors, Path("tokenizer.json"))
+    runner = Runner(model, Path("tokenizer.json"))
     first, again = (Scheduler(runner.facts, 2**30, 2**24, 0.1) for _ in range(2))
     for message in messages:
         first.submit(message, 0.0)

@@ -11,15 +11,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import TokenBuffer
 
 from mlx_manager.mlx_server.engine.grammar import Constraint, Masks
 from mlx_manager.mlx_server.engine.kv_cache import RowCache, RowsCache
 from mlx_manager.mlx_server.engine.logprobs import StepLogprobs, step_logprobs
 from mlx_manager.mlx_server.engine.messages import Submit
+from mlx_manager.mlx_server.engine.penalties import Penalties
 from mlx_manager.mlx_server.engine.plan import Failed, GroupEdit, Join, Move, Outcome, Resize
 from mlx_manager.mlx_server.engine.rows import places_without
-from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard, Integers
+from mlx_manager.mlx_server.engine.sampling import BatchSampler, Integers
 
 
 @dataclass(slots=True, eq=False)
@@ -27,9 +27,7 @@ class Row:
     """The sampling state of a sequence, which becomes a row of the batch when it joins."""
 
     submitted: Submit
-    guard: Guard
     constraint: Constraint | None = None
-    context: TokenBuffer | None = None
     whole_nucleus: bool = False
     is_new: bool = True
     """Whether it joined after the last step: its input is a token of its prompt, not a draw."""
@@ -45,8 +43,6 @@ class Row:
     @property
     def failure(self) -> str | None:
         """Why the sequence must be aborted."""
-        if self.guard.failure is not None:
-            return f"sampling failed: {self.guard.failure!r}"
         return self.constraint.failure if self.constraint is not None else None
 
 
@@ -98,9 +94,9 @@ class DecodeBatch:
         self._has_new = False
         self._sampler = BatchSampler([])
         self._short: tuple[list[Row], mx.array] | None = None
+        self._penalties = Penalties(vocabulary_size)
         self._masks = Masks(vocabulary_size)
         self._logprobs: StepLogprobs | None = None
-        self._guarded = False
         self._constrained: list[Row] = []
         self._watched: list[Row] = []
         """Rows that may fail or end by a draw."""
@@ -116,7 +112,6 @@ class DecodeBatch:
     def join(self, rows: list[Row], joins: list[Join], cache: RowsCache) -> None:
         """Adds rows; `cache` holds all of their tokens except the last ones."""
         for row, join in zip(rows, joins, strict=True):
-            row.context = TokenBuffer(join.tokens[:-1]) if row.guard else None
             row.whole_nucleus = join.whole_nucleus
             row.is_new = True
         for number in sorted({join.group for join in joins}):
@@ -126,6 +121,11 @@ class DecodeBatch:
         self._has_new = True
         last_tokens = mx.array([join.tokens[-1] for join in joins], dtype=mx.uint32)
         drawn = np.array([join.generated for join in joins], dtype=np.uint64)
+        self._penalties.join(
+            [row.submitted.sampling for row in rows],
+            [join.tokens for join in joins],
+            [join.generated for join in joins],
+        )
         self._arrange(
             self._rows + rows, mx.concatenate([self._inputs, last_tokens]), np.concatenate([self._drawn, drawn])
         )
@@ -155,15 +155,19 @@ class DecodeBatch:
         """Launches the next step, and returns the tokens of the step before it."""
         inputs = self._inputs
         raw = self._decode(inputs)
-        logits, contexts = self._process(raw, inputs)
+        logits = self._penalties(raw, self._drawn)
         if self._constrained:
             logits = self._constrain(logits, inputs)
         self._inputs = self._sampler(logits, self._drawn)
+        self._penalties.note(self._inputs)
         self._drawn += np.uint64(1)
         logprobs, self._logprobs = self._logprobs, step_logprobs(self._rows, raw, self._inputs)
         short = self._quick_draws()
         mx.async_eval(  # type: ignore[no-untyped-call]
-            self._inputs, contexts, self._logprobs.arrays if self._logprobs else (), short[1] if short else ()
+            self._inputs,
+            self._penalties.arrays,
+            self._logprobs.arrays if self._logprobs else (),
+            short[1] if short else (),
         )
         outcome = self._outcome(inputs, self._invalid_draws(), logprobs)
         self._short = short
@@ -212,6 +216,7 @@ class DecodeBatch:
         order = [places[id(row)] for row in self._rows]
         if order != list(range(len(rows))):
             inputs, drawn = inputs[mx.array(order, dtype=mx.uint32)], drawn[order]
+            self._penalties.keep(order)
         self._inputs, self._drawn = inputs, drawn
         self._rows_changed()
 
@@ -219,9 +224,8 @@ class DecodeBatch:
         rows = self._rows
         self._sequences = [row.sequence for row in rows]
         self._sampler = BatchSampler([row.submitted.sampling for row in rows], [not row.whole_nucleus for row in rows])
-        self._guarded = any(row.guard for row in rows)
         self._constrained = [row for row in rows if row.constraint is not None]
-        self._watched = [row for row in rows if row.guard or row.constraint is not None]
+        self._watched = list(self._constrained)
 
     def _decode(self, inputs: mx.array) -> mx.array:
         """Logits (B, V) of all groups."""
@@ -291,17 +295,3 @@ class DecodeBatch:
         masked = mx.array(logits)  # a copy: logprobs use the unmasked logits
         masked[rows] = mx.where(self._masks([constraint for _, constraint in constrained]), logits[rows], -mx.inf)
         return masked
-
-    def _process(self, logits: mx.array, inputs: mx.array) -> tuple[mx.array, list[mx.array]]:
-        """Applies the logits processors of the rows that have any."""
-        contexts: list[mx.array] = []
-        if not self._guarded:
-            return logits, contexts
-        parts = []
-        for i, row in enumerate(self._rows):
-            part = logits[i : i + 1]
-            if row.context is not None:
-                contexts.append(row.context.update_and_fetch(inputs[i : i + 1]))
-                part = row.guard(contexts[-1], part)
-            parts.append(part)
-        return mx.concatenate(parts), contexts

@@ -3,7 +3,9 @@
 Runs in the worker, on one thread. `scheduler.py` plans a step, `runner.py` executes it. Knows no sockets, text or HTTP.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,9 +15,10 @@ from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import Submit, UpMessage
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
 from mlx_manager.mlx_server.engine.runner import Runner
-from mlx_manager.mlx_server.engine.sampling import MakeProcessors, make_processors
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.utils.memory import clear_cache
+
+UNPACED_SECONDS = 1e6
 
 
 class EngineCore:
@@ -28,7 +31,6 @@ class EngineCore:
         kv_bytes: int = 2**62,
         prefix_bytes: int = 2**28,
         inter_token_seconds: float = 0.1,
-        make_processors: MakeProcessors = make_processors,
         tokenizer_file: Path = Path("tokenizer.json"),
         repeats_shapes: bool | None = None,
         pass_bytes: int | None = None,
@@ -37,7 +39,7 @@ class EngineCore:
 
         `repeats_shapes` and `pass_bytes` replace what the device and the model suggest.
         """
-        self._runner = Runner(model, make_processors, tokenizer_file, repeats_shapes, pass_bytes)
+        self._runner = Runner(model, tokenizer_file, repeats_shapes, pass_bytes)
         self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
 
     def __len__(self) -> int:
@@ -102,6 +104,23 @@ class EngineCore:
         plan = self._scheduler.plan(time.perf_counter())
         outcome = self._runner.run(plan)
         return self._scheduler.note(outcome)
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What runs in the block leaves no trace: no prefixes, counts or measurements. For an idle engine.
+
+        Prompts are prefilled in the largest chunks, because the times of first runs say nothing.
+        """
+        kept = self._scheduler
+        memory_bytes, prefix_bytes = kept.memory.limit_bytes, kept.prefixes.limit_bytes
+        self._scheduler = Scheduler(self._runner.facts, memory_bytes, prefix_bytes, UNPACED_SECONDS)
+        yield
+        self.limit(memory_bytes, 0)  # drops what is stored
+        while self.has_work:
+            self.step()
+        self._scheduler = kept
+        self.release_memory()
+        mx.reset_peak_memory()
 
     def release_memory(self) -> None:
         """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""

@@ -30,6 +30,8 @@ MIN_BATCH_TOKENS = 256
 MAX_BATCH_TOKENS = 16_384
 MAX_WIDTH_RATIO = 2
 """Largest ratio of a batch's width to its shortest text on a GPU, where a second batch costs more than padding."""
+SHORTEST_TEXT = 4
+WARM_UP_TOKENS = (16, 32, 64, 128, 256, 512)
 SMOOTHING = 0.3
 NICENESS = 5
 """Of a worker that computes on the CPU: streams, which people read as they come, go before jobs of many texts."""
@@ -61,6 +63,18 @@ class Encoder:
     @property
     def has_work(self) -> bool:
         return len(self._queue) > 0
+
+    def warm_up(self) -> None:
+        """Encodes a text of each width: a GPU compiles kernels for each length."""
+        rate = self._tokens_per_second
+        for width in (SHORTEST_TEXT,) if self._on_cpu else WARM_UP_TOKENS:
+            tokens = np.ones(width, dtype=np.int32)
+            self.take(Encode(0, [width], tokens.tobytes(), [], self.model.dimensions))
+            while self.has_work:
+                self.step()
+        self._tokens_per_second, self._running = rate, 0
+        self.release_memory()
+        mx.reset_peak_memory()
 
     def take(self, message: DownMessage) -> None:
         match message:

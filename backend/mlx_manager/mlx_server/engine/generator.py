@@ -24,8 +24,11 @@ with own_descriptor_limit():
     from mlx_lm.utils import load_config, load_model
 
     from mlx_manager.mlx_server.engine.core import EngineCore
+    from mlx_manager.mlx_server.engine.device import computes_on_gpu, emulates_bfloat16, this_device
+    from mlx_manager.mlx_server.engine.dtypes import dequantized, to_float16, to_float32, warn_of_few_bits
     from mlx_manager.mlx_server.engine.model_config import complete, model_classes
     from mlx_manager.mlx_server.engine.shapes import MAX_PREFILL_ROWS
+    from mlx_manager.mlx_server.engine.warm_up import warm_up
 
 
 class Generator:
@@ -33,7 +36,8 @@ class Generator:
 
     def __init__(self, launch: Launch) -> None:
         folder, adapter = Path(launch.folder), Path(launch.adapter) if launch.adapter is not None else None
-        self.model = load(folder, adapter, launch.trust_remote_code)
+        self.model = load(folder, adapter, launch.trust_remote_code, dequantize=launch.dequantize)
+        _suit_device(self.model, launch)
         self._weights_bytes = mx.get_active_memory()
         self._core = EngineCore(
             self.model,
@@ -68,6 +72,9 @@ class Generator:
     def has_work(self) -> bool:
         return self._core.has_work
 
+    def warm_up(self) -> None:
+        warm_up(self._core, on_gpu=computes_on_gpu())
+
     def take(self, message: DownMessage) -> None:
         match message:
             case Submit():
@@ -92,20 +99,33 @@ class Generator:
         return max(0, int(0.9 * (limits.memory_bytes - self._weights_bytes)))
 
 
-def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> nn.Module:
+def load(
+    folder: Path, adapter: Path | None = None, trust_remote_code: bool = False, *, dequantize: bool = False
+) -> nn.Module:
     """The model with its weights in memory; float32 on the CPU, which is slow at 16 bits."""
     config = complete(load_config(folder))
     model, _ = load_model(
         folder, model_config=config, get_model_classes=model_classes, trust_remote_code=trust_remote_code
     )
     _keep_masked_tokens_in_vocabulary(model)
+    if dequantize:
+        model = dequantized(model)
     if adapter is not None:
         model = load_adapters(model, str(adapter)).eval()
         mx.eval(model.parameters())
-    if mx.default_device().type == mx.DeviceType.cpu:
-        model.set_dtype(mx.float32)
-        mx.eval(model.parameters())
+    if not computes_on_gpu():
+        to_float32(model)
     return model
+
+
+def _suit_device(model: nn.Module, launch: Launch) -> None:
+    device = this_device()
+    if not computes_on_gpu():
+        return
+    if emulates_bfloat16(device) and not launch.options.keep_bfloat16:
+        to_float16(model, str(getattr(model, "model_type", "")))
+    elif device.backend == "cuda" and not launch.dequantize:
+        warn_of_few_bits(model, launch.limits.memory_bytes)
 
 
 def _keep_masked_tokens_in_vocabulary(model: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """The messages between the API process and a worker: msgpack frames over a stream socket, without pickle.
 
 A frame is a 4-byte big-endian length and that many bytes of msgpack: one message down (to the worker), or the list of
-an engine step's messages up. The first frame down is a `Launch`; the worker answers with `Device`, then `Ready` or
-`LoadFailed`. A sequence is one generation, or the texts of one Encode; the client chooses its number.
+an engine step's messages up. The first frame down is a `Launch`; the worker answers with `Device`, then `WarmingUp`
+and `Ready`, or `LoadFailed`. A sequence is one generation, or the texts of one Encode; the client chooses its number.
 """
 
 from typing import Literal
@@ -39,6 +39,10 @@ class WorkerOptions(_Message, frozen=True):
     inter_token_latency_ms: int = 100
     wire_memory: bool = False
     """Whether to keep the model in wired memory on macOS."""
+    warm_up: bool = True
+    """Whether to run the engine once on made-up prompts before the model is ready."""
+    keep_bfloat16: bool = False
+    """Whether to compute in bfloat16 on a chip that emulates it."""
 
 
 class Launch(_Message, frozen=True):
@@ -53,6 +57,8 @@ class Launch(_Message, frozen=True):
     options: WorkerOptions = WorkerOptions()
     adapter: str | None = None
     trust_remote_code: bool = False
+    dequantize: bool = False
+    """Whether to hold quantised weights dequantised."""
 
 
 class Submit(_Message, frozen=True):
@@ -133,12 +139,18 @@ ModelFacts = GeneratorFacts | EncoderFacts
 """One type for each kind of engine."""
 
 
+class WarmingUp(_Message, frozen=True):
+    """The model is loaded; the worker runs it once before it is ready."""
+
+
 class Ready(_Message, frozen=True):
     """The model is loaded and warmed up. It computes in `dtype`, such as "bfloat16"."""
 
     active_bytes: int
     dtype: str
     model: ModelFacts
+    warm_up_seconds: float | None = None
+    """None without a warm-up."""
 
 
 class Capacity(_Message, frozen=True):
@@ -262,6 +274,7 @@ class Stats(_Message, frozen=True):
 DownMessage = Launch | Submit | Encode | Cancel | Limits | Shutdown
 UpMessage = (
     Device
+    | WarmingUp
     | Ready
     | LoadFailed
     | Capacity

@@ -40,7 +40,6 @@ from mlx_manager.mlx_server.engine.plan import (
     Store,
 )
 from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
-from mlx_manager.mlx_server.engine.sampling import Guard, MakeProcessors
 
 COMPILE_WAIT_SECONDS = 0.005
 """Longest wait for a grammar when there is no other work. It also delays the next message."""
@@ -55,7 +54,6 @@ class Runner:
     def __init__(
         self,
         model: nn.Module,
-        make_processors: MakeProcessors,
         tokenizer_file: Path,
         repeats_shapes: bool | None = None,
         pass_bytes: int | None = None,
@@ -82,7 +80,6 @@ class Runner:
             repeats_shapes=repeats_shapes and batching.prefills,
         )
         self._exact = not self.facts.repeats_shapes
-        self._make_processors = make_processors
         self._batch = DecodeBatch(model, vocabulary_size, batching.decodes, self._exact)
         self._grammars: GrammarCompiler[Row] = GrammarCompiler(tokenizer_file, vocabulary_size)
         self._rows: dict[int, Row] = {}
@@ -136,8 +133,7 @@ class Runner:
             del self._rows[sequence]
 
     def _begin(self, message: Submit) -> None:
-        guard = Guard(self._make_processors(message.sampling, len(message.prompt_tokens)))
-        row = self._rows[message.sequence] = Row(message, guard)
+        row = self._rows[message.sequence] = Row(message)
         if message.grammar is not None:
             self._grammars.start(row, message.grammar)
         elif message.thinking is not None:

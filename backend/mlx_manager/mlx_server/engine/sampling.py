@@ -1,9 +1,9 @@
 """Samples tokens from logits, for all rows of a batch at once. Runs in the worker, on the engine's thread.
 
-Order, as in vLLM and transformers: repetition penalty, frequency and presence penalties, logit bias (`make_processors`,
-for the rows that have any), then temperature, top-k, top-p, min-p. Knows no requests.
+Order, as in vLLM and transformers: after `penalties.py`, temperature, top-k, top-p, min-p. Knows no requests.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,9 +12,6 @@ import numpy as np
 
 from mlx_manager.mlx_server.types import SamplingParams
 
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
-"""Maps the tokens of prompt and output so far (T,) and the logits (1, V) to logits (1, V)."""
-MakeProcessors = Callable[[SamplingParams, int], list[LogitsProcessor]]
 Integers = np.ndarray[Any, np.dtype[np.uint64]]
 
 MIN_TEMPERATURE = 1e-5
@@ -29,6 +26,13 @@ BLOCK_TOKENS = 16
 _Draw = Callable[[mx.array, mx.array], tuple[mx.array, mx.array | None]]
 """Maps logits (R, V) and one uniform number for each row (R, 1) to token ids (R,) and, for quick draws, to whether each
 row's draw is invalid (R,)."""
+
+
+compiled = functools.partial(mx.compile, shapeless=True)
+"""Fuses the operations of a function once for all shapes, on a GPU: a worker on the CPU disables it.
+
+The function may not slice or reshape, and its first call must broadcast the same dimensions as all others.
+"""
 
 
 class BatchSampler:
@@ -82,60 +86,80 @@ def _greedy(rows: list[SamplingParams]) -> _Draw:
 
 
 def _draw_from_all(rows: list[SamplingParams]) -> _Draw:
-    temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
-    has_min_p = any(row.min_p > 0 for row in rows)
-
-    def draw(logits: mx.array, uniform: mx.array) -> tuple[mx.array, None]:
-        weights = _weights(logits / temperature)
-        if has_min_p:
-            weights = mx.where(weights >= min_p, weights, 0)
-        return _invert(weights, uniform), None
-
-    return draw
+    temperature, min_p = column(row.temperature for row in rows), column(row.min_p for row in rows)
+    if any(row.min_p > 0 for row in rows):
+        return lambda logits, uniform: (_from_all_with_min_p(logits, uniform, temperature, min_p), None)
+    return lambda logits, uniform: (_from_all(logits, uniform, temperature), None)
 
 
 def _draw_from_sorted(rows: list[SamplingParams]) -> _Draw:
     """Top-p, then min-p, on all tokens sorted by probability."""
-    temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
-    top_p = _column(max(row.top_p, MIN_TOP_P) for row in rows)
-
-    def draw(logits: mx.array, uniform: mx.array) -> tuple[mx.array, None]:
-        tokens = mx.argsort(-logits, axis=-1)
-        weights = _weights(mx.take_along_axis(logits, tokens, axis=-1) / temperature)
-        mass_above = mx.cumsum(weights, axis=-1) - weights
-        is_nucleus = mass_above < top_p * weights.sum(axis=-1, keepdims=True)
-        weights = mx.where(is_nucleus & (weights >= min_p), weights, 0)
-        return mx.take_along_axis(tokens, _invert(weights, uniform)[:, None], axis=-1)[:, 0], None
-
-    return draw
+    temperature, min_p = column(row.temperature for row in rows), column(row.min_p for row in rows)
+    top_p = column(max(row.top_p, MIN_TOP_P) for row in rows)
+    return lambda logits, uniform: (_from_sorted(logits, uniform, temperature, top_p, min_p), None)
 
 
 def _draw_from_top(rows: list[SamplingParams]) -> _Draw:
     """Top-k, then top-p of the remaining tokens, then min-p, on the most likely tokens in order."""
-    temperature, min_p = _column(row.temperature for row in rows), _column(row.min_p for row in rows)
-    top_p = _column(max(row.top_p, MIN_TOP_P) for row in rows)
-    top_k = _column(row.top_k or MAX_NUCLEUS for row in rows)
+    temperature, min_p = column(row.temperature for row in rows), column(row.min_p for row in rows)
+    top_p = column(max(row.top_p, MIN_TOP_P) for row in rows)
     has_top_k = mx.array([[row.top_k > 0] for row in rows])
     all_have_top_k = all(row.top_k > 0 for row in rows)
-    candidates = max(row.top_k or MAX_NUCLEUS for row in rows)
+    candidates = max(2, *(row.top_k or MAX_NUCLEUS for row in rows))  # one alone would broadcast when compiled
+    within = mx.arange(candidates) < mx.array([[row.top_k or MAX_NUCLEUS] for row in rows])
 
     def draw(logits: mx.array, uniform: mx.array) -> tuple[mx.array, mx.array | None]:
-        scaled = logits / temperature
-        tokens, values = top_logits(scaled, min(candidates, logits.shape[-1]))
-        weights = mx.exp(values - values[:, :1])
-        weights = mx.where(mx.arange(weights.shape[-1]) < top_k, weights, 0)
+        count = min(candidates, logits.shape[-1])
+        tokens, values = top_logits(logits, count)
+        weights = _weights_of_top(values, values[:, :1], within[:, :count], temperature)
         held = whole = weights.sum(axis=-1, keepdims=True)
         short = None
         if not all_have_top_k:
-            whole = mx.where(has_top_k, whole, _weights(scaled).sum(axis=-1, keepdims=True))
+            whole = mx.where(has_top_k, whole, _total(logits, temperature))
             if logits.shape[-1] > MAX_NUCLEUS:  # valid if min-p excludes the last candidate
                 last = weights[:, MAX_NUCLEUS - 1 : MAX_NUCLEUS]
                 short = (~has_top_k & (held < top_p * whole) & (last >= min_p))[:, 0]
-        mass_above = mx.cumsum(weights, axis=-1) - weights
-        weights = mx.where((mass_above < top_p * whole) & (weights >= min_p), weights, 0)
-        return mx.take_along_axis(tokens, _invert(weights, uniform)[:, None], axis=-1)[:, 0], short
+        return _from_nucleus(tokens, weights, uniform, top_p * whole, min_p), short
 
     return draw
+
+
+@compiled
+def _from_all(logits: mx.array, uniform: mx.array, temperature: mx.array) -> mx.array:
+    return _invert(_weights(logits, temperature), uniform)
+
+
+@compiled
+def _from_all_with_min_p(logits: mx.array, uniform: mx.array, temperature: mx.array, min_p: mx.array) -> mx.array:
+    weights = _weights(logits, temperature)
+    return _invert(mx.where(weights >= min_p, weights, 0), uniform)
+
+
+@compiled
+def _from_sorted(
+    logits: mx.array, uniform: mx.array, temperature: mx.array, top_p: mx.array, min_p: mx.array
+) -> mx.array:
+    tokens = mx.argsort(-logits, axis=-1)
+    weights = _weights(mx.take_along_axis(logits, tokens, axis=-1), temperature)
+    return _from_nucleus(tokens, weights, uniform, top_p * weights.sum(axis=-1, keepdims=True), min_p)
+
+
+@compiled
+def _from_nucleus(tokens: mx.array, weights: mx.array, uniform: mx.array, mass: mx.array, min_p: mx.array) -> mx.array:
+    """Draws from the most likely of `tokens` (R, N), in descending order, that hold `mass` (R, 1) of the weights."""
+    mass_above = mx.cumsum(weights, axis=-1) - weights
+    weights = mx.where((mass_above < mass) & (weights >= min_p), weights, 0)
+    return mx.take_along_axis(tokens, _invert(weights, uniform)[:, None], axis=-1)[:, 0]
+
+
+@compiled
+def _weights_of_top(values: mx.array, largest: mx.array, within: mx.array, temperature: mx.array) -> mx.array:
+    return mx.where(within, mx.exp((values - largest) / temperature), 0)
+
+
+@compiled
+def _total(logits: mx.array, temperature: mx.array) -> mx.array:
+    return _weights(logits, temperature).sum(axis=-1, keepdims=True)
 
 
 def top_logits(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
@@ -161,14 +185,14 @@ def _top_blocks(logits: mx.array, count: int) -> mx.array:
     rest = logits.shape[-1] - blocks * BLOCK_TOKENS
     whole = logits[:, : blocks * BLOCK_TOKENS].reshape(-1, blocks, BLOCK_TOKENS)
     chosen = mx.argpartition(-whole.max(axis=-1), kth=count - 1, axis=-1)[:, :count, None]
-    tokens = (chosen * BLOCK_TOKENS + mx.arange(BLOCK_TOKENS)).reshape(logits.shape[0], -1)
+    tokens = (chosen * BLOCK_TOKENS + mx.arange(BLOCK_TOKENS, dtype=mx.uint32)).reshape(logits.shape[0], -1)
     tail = mx.broadcast_to(mx.arange(blocks * BLOCK_TOKENS, logits.shape[-1]), (logits.shape[0], rest))
     return mx.concatenate([tokens, tail.astype(tokens.dtype)], axis=-1)
 
 
-def _weights(logits: mx.array) -> mx.array:
+def _weights(logits: mx.array, temperature: mx.array) -> mx.array:
     """Probabilities relative to the largest one, which becomes 1."""
-    return mx.exp(logits - logits.max(axis=-1, keepdims=True))
+    return mx.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
 
 
 def _invert(weights: mx.array, uniform: mx.array) -> mx.array:
@@ -177,11 +201,12 @@ def _invert(weights: mx.array, uniform: mx.array) -> mx.array:
     The result always has a positive weight, although the sums of a parallel scan may rise elsewhere by rounding.
     """
     cumulative = mx.cumsum(weights, axis=-1)
-    has_passed = cumulative > uniform * cumulative[:, -1:]
+    has_passed = cumulative > uniform * cumulative.max(axis=-1, keepdims=True)
     return mx.argmax(mx.where(weights > 0, 1 + has_passed.astype(mx.uint8), 0), axis=-1)
 
 
-def _column(values: Iterable[float]) -> mx.array:
+def column(values: Iterable[float]) -> mx.array:
+    """(R, 1)"""
     return mx.array(list(values), dtype=mx.float32)[:, None]
 
 
@@ -196,80 +221,3 @@ def _mix(values: Integers) -> Integers:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-class Guard:
-    """Runs a row's processors and catches their exceptions, which would otherwise fail the whole batch.
-
-    Keeps the first exception in `failure`; the engine then removes the row.
-    """
-
-    def __init__(self, processors: list[LogitsProcessor]) -> None:
-        self.failure: Exception | None = None
-        self._processors = processors
-
-    def __bool__(self) -> bool:
-        return bool(self._processors)
-
-    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        try:
-            for processor in self._processors:
-                logits = processor(tokens, logits)
-        except Exception as exc:
-            self.failure = self.failure or exc
-        return logits
-
-
-def make_processors(params: SamplingParams, prompt_length: int) -> list[LogitsProcessor]:
-    """The logits processors that a row needs before the draw; most rows need none."""
-    processors: list[LogitsProcessor] = []
-    if params.repetition_penalty != 1:
-        processors.append(_repetition_penalty(params.repetition_penalty))
-    if params.frequency_penalty != 0 or params.presence_penalty != 0:
-        processors.append(_output_penalties(params.frequency_penalty, params.presence_penalty, prompt_length))
-    if params.logit_bias:
-        processors.append(_logit_bias(params.logit_bias))
-    if params.min_tokens > 0 and params.end_tokens:
-        processors.append(_min_tokens(params.min_tokens, params.end_tokens, prompt_length))
-    return processors
-
-
-def _repetition_penalty(penalty: float) -> LogitsProcessor:
-    """Divides positive logits of tokens in prompt or output, and multiplies negative ones (arXiv:1909.05858)."""
-
-    def process(tokens: mx.array, logits: mx.array) -> mx.array:
-        seen = mx.zeros(logits.shape[-1], dtype=mx.bool_)
-        seen[tokens] = True
-        return mx.where(seen, mx.where(logits < 0, logits * penalty, logits / penalty), logits)
-
-    return process
-
-
-def _output_penalties(frequency: float, presence: float, prompt_length: int) -> LogitsProcessor:
-    """OpenAI's penalties: subtracts `frequency` per occurrence of a token in the output, and `presence` once."""
-
-    def process(tokens: mx.array, logits: mx.array) -> mx.array:
-        counts = mx.zeros(logits.shape[-1]).at[tokens[prompt_length:]].add(1.0)
-        return logits - (frequency * counts + presence * (counts > 0))
-
-    return process
-
-
-def _logit_bias(bias: dict[int, float]) -> LogitsProcessor:
-    token_ids, values = mx.array(list(bias)), mx.array(list(bias.values()))
-
-    def process(tokens: mx.array, logits: mx.array) -> mx.array:
-        return logits.at[:, token_ids].add(values)
-
-    return process
-
-
-def _min_tokens(min_tokens: int, end_tokens: list[int], prompt_length: int) -> LogitsProcessor:
-    ends = mx.array(end_tokens)
-
-    def process(tokens: mx.array, logits: mx.array) -> mx.array:
-        if tokens.shape[0] - prompt_length >= min_tokens:
-            return logits
-        return mx.put_along_axis(logits, ends[None], mx.array(-mx.inf, dtype=logits.dtype), axis=-1)
-
-    return process

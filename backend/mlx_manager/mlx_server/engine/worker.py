@@ -21,9 +21,9 @@ import mlx.nn as nn
 import msgspec
 from mlx.utils import tree_flatten
 
+from mlx_manager.mlx_server.engine.device import computes_on_gpu, keep_kernels, this_device
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
-    Device,
     DownMessage,
     Heartbeat,
     Launch,
@@ -34,6 +34,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Shutdown,
     Stats,
     UpMessage,
+    WarmingUp,
     decode_down,
     encode_up,
 )
@@ -46,6 +47,10 @@ RELEASE_SECONDS = 60.0
 """Idle time after which the engine releases the buffers that MLX keeps for reuse."""
 TRIM_SECONDS = 1.0
 """Idle time after which the worker trims the memory allocator, whose unused memory grows under mixed loads."""
+
+
+class WarmUpFailed(Exception):
+    """The loaded model cannot run."""
 
 
 class Engine(Protocol):
@@ -69,6 +74,9 @@ class Engine(Protocol):
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything. The worker steps an engine that has work without pauses."""
+
+    def warm_up(self) -> None:
+        """Runs every kind of work once, and leaves no trace of it."""
 
     def take(self, message: DownMessage) -> None: ...
 
@@ -111,15 +119,29 @@ def main() -> None:
         raise SystemExit(f"The API process sent {type(launch).__name__} before Launch.")
     uplink = Uplink(connection)
     threading.Thread(target=uplink.send_heartbeats, daemon=True).start()
+    device = this_device()
+    keep_kernels(device)
     _prepare_device(launch)
-    uplink.send([_device()])
+    uplink.send([device])
     try:
         engine = ENGINES[launch.kind](launch)
+        warm_up_seconds = _warm_up(engine, uplink) if launch.options.warm_up else None
     except Exception as exc:  # mlx-lm may raise anything for a model's files
         uplink.send([LoadFailed(f"{type(exc).__name__}: {exc}")])
         raise
-    uplink.send([Ready(mx.get_active_memory(), _dtype(engine.model), engine.facts)])
+    uplink.send([Ready(mx.get_active_memory(), _dtype(engine.model), engine.facts, warm_up_seconds)])
     run(engine, inbox, uplink)
+
+
+def _warm_up(engine: Engine, uplink: "Uplink") -> float:
+    """Returns its duration in seconds."""
+    uplink.send([WarmingUp()])
+    began = time.perf_counter()
+    try:
+        engine.warm_up()
+    except Exception as exc:  # a model may raise anything at its first step
+        raise WarmUpFailed(f"{type(exc).__name__}: {exc}") from exc
+    return time.perf_counter() - began
 
 
 def _take_stdin() -> socket.socket:
@@ -160,22 +182,12 @@ class Uplink:
 
 def _prepare_device(launch: Launch) -> None:
     """Disables compilation on the CPU: MLX would run the C++ compiler during the first request. Sets memory limits."""
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if not computes_on_gpu():
         mx.disable_compile()
     _set_limits(launch.limits)
     recommended_bytes = mx.device_info().get("max_recommended_working_set_size")
     if launch.options.wire_memory and recommended_bytes is not None:
         mx.set_wired_limit(int(recommended_bytes))
-
-
-def _device() -> Device:
-    info = mx.device_info()
-    name, generation = str(info.get("device_name", "")), str(info.get("architecture", ""))
-    if "max_recommended_working_set_size" in info:
-        return Device("metal", int(info["max_recommended_working_set_size"]), name, generation)
-    if "total_memory" in info:
-        return Device("cuda", int(info["total_memory"]), name, generation)
-    return Device("cpu", None, name, generation)
 
 
 def _set_limits(limits: Limits) -> None:

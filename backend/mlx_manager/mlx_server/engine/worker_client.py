@@ -29,6 +29,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Shutdown,
     Stats,
     UpMessage,
+    WarmingUp,
     decode_up,
     encode_down,
 )
@@ -53,13 +54,15 @@ class Supervision:
     """The callbacks of a worker's client, called on the event loop, and the limits of its watchdog.
 
     The client calls `on_death` once, when a loaded worker exits unexpectedly; `on_progress` every second, with the
-    bytes of the model in memory; `on_device` before the model is loaded: its ServerError aborts the load.
+    bytes of the model in memory; `on_device` before the model is loaded: its ServerError aborts the load; `on_warm_up`
+    when it is loaded.
     """
 
     watchdog: WatchdogLimits
     on_death: "Callable[[WorkerClient], None]"
     on_progress: Callable[[int], None]
     on_device: Callable[[Device], None]
+    on_warm_up: Callable[[], None]
 
 
 class WorkerClient(ABC):
@@ -177,7 +180,11 @@ class WorkerClient(ABC):
                 self.stats = message
             case Device():
                 self._note_device(message)
+            case WarmingUp():
+                self._supervision.on_warm_up()
             case Ready():
+                if message.warm_up_seconds is not None:
+                    logger.info("Model %s warmed up in %.2f s", self.model_id, message.warm_up_seconds)
                 self.dtype = message.dtype
                 self.stats = Stats(active_bytes=message.active_bytes, peak_bytes=message.active_bytes)
                 self._note_ready(message)

@@ -61,6 +61,10 @@ class ModelEntry:
         return self.settings is not None and self.settings.trust_remote_code
 
     @property
+    def dequantize(self) -> bool:
+        return self.settings is not None and self.settings.dequantize
+
+    @property
     def adapter(self) -> Path | None:
         return self.settings.adapter if self.settings is not None else None
 

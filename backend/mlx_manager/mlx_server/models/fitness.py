@@ -50,6 +50,11 @@ def explain(failure: str) -> str:
     count, names = _listed_weights(message)
     if kind in ("UnusableConfig", "UnusableModel"):
         return message
+    if kind == "WarmUpFailed":
+        return (
+            f"its first steps fail ({message.rstrip('.')}). Update mlx-lm, or use another model. With "
+            "MLX_SERVER_WARM_UP=false the server does not try them before requests do."
+        )
     if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
             "its files have no lm_head.weight, and its config.json has no tie_word_embeddings = true. Set that if the "

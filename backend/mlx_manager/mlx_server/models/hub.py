@@ -29,9 +29,12 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 class Progress:
     """The progress of a load. Any thread may write it; `total_bytes` is 0 until it is known."""
 
-    stage: Literal["waiting", "downloading", "loading"] = "waiting"
+    stage: Literal["waiting", "downloading", "loading", "warming up"] = "waiting"
     done_bytes: int = 0
     total_bytes: int = 0
+
+    def warms_up(self) -> None:
+        self.stage = "warming up"
 
     def loaded(self, nbytes: int) -> None:
         self.done_bytes = min(nbytes, self.total_bytes)

@@ -38,7 +38,7 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
     reason = why_it_cannot_load(folder, entry.trust_remote_code, entry.adapter, entry.kind_in(folder))
     if reason is not None:
         raise load_failed(entry, reason)
-    return weights_size(folder).memory_bytes
+    return weights_size(folder, dequantize=entry.dequantize).memory_bytes
 
 
 class ModelLoader:
@@ -69,9 +69,14 @@ class ModelLoader:
             options=self._options,
             adapter=str(entry.adapter) if entry.adapter is not None else None,
             trust_remote_code=entry.trust_remote_code,
+            dequantize=entry.dequantize,
         )
         supervision = Supervision(
-            watchdog=self._watchdog, on_death=on_death, on_progress=progress.loaded, on_device=on_device
+            watchdog=self._watchdog,
+            on_death=on_death,
+            on_progress=progress.loaded,
+            on_device=on_device,
+            on_warm_up=progress.warms_up,
         )
         return await LOADERS[launch.kind](
             Loading(entry, folder, launch, supervision, keep_alive_seconds, self._templates)

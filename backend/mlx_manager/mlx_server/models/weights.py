@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu
 
 MAX_HEADER_BYTES = 100 * 2**20
@@ -13,6 +14,8 @@ MAX_SHARDS = 10_000
 _SHARD = re.compile(r"(?P<begin>.*-)\d+-of-(?P<end>\d{2,6})\.safetensors")
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """The types that MLX reads as floats. MLX packs 8-bit floats as integers."""
+_PACKED = "U32"
+"""The type of quantised weights."""
 
 
 class BrokenWeights(Exception):
@@ -47,14 +50,15 @@ def tensor_names(folder: Path) -> set[str]:
     return names
 
 
-def weights_size(folder: Path) -> WeightsSize:
-    """Unreadable files count with their size on disk."""
+def weights_size(folder: Path, *, dequantize: bool = False) -> WeightsSize:
+    """Unreadable files count with their size on disk. With `dequantize`, quantised weights count as floats."""
     disk_bytes = memory_bytes = 0
+    packed_bits = _quantized_bits(folder) if dequantize else None
     for file in weight_files(folder):
         size = file.stat().st_size
         disk_bytes += size
         try:
-            memory_bytes += _memory_bytes(_header(file))
+            memory_bytes += sum(_tensor_bytes(tensor, packed_bits) for tensor in _header(file).values())
         except BrokenWeights:
             memory_bytes += size
     return WeightsSize(disk_bytes, memory_bytes)
@@ -113,12 +117,16 @@ def _header(file: Path) -> dict[str, dict[str, object]]:
     return {name: tensor for name, tensor in header.items() if name != "__metadata__" and isinstance(tensor, dict)}
 
 
-def _memory_bytes(header: dict[str, dict[str, object]]) -> int:
-    return sum(map(_tensor_bytes, header.values()))
+def _quantized_bits(folder: Path) -> int | None:
+    own = read_json(folder / "config.json").get("quantization")
+    bits = own.get("bits") if isinstance(own, dict) else None
+    return bits if isinstance(bits, int) and bits > 0 else None
 
 
-def _tensor_bytes(tensor: dict[str, object]) -> int:
+def _tensor_bytes(tensor: dict[str, object], packed_bits: int | None) -> int:
     begin, end = _offsets(tensor)
+    if packed_bits is not None and tensor.get("dtype") == _PACKED:
+        return (end - begin) * 8 // packed_bits * (4 if computes_on_cpu() else 2)
     float_bytes = _FLOAT_BYTES.get(str(tensor.get("dtype")))
     if float_bytes is None or not computes_on_cpu():
         return end - begin

@@ -57,7 +57,7 @@ class ModelSequences(BaseModel):
 class LoadProgress(BaseModel):
     """`total_bytes` is 0 while unknown."""
 
-    stage: Literal["waiting", "downloading", "loading"]
+    stage: Literal["waiting", "downloading", "loading", "warming up"]
     done_bytes: int
     total_bytes: int
 
