@@ -182,7 +182,7 @@ CLIENTS: dict[str, Callable[[str], Client]] = {
 
 def conversation(salt: int) -> Prompt:
     """One of its own: nothing after the salt is in the cache."""
-    turns = (("user", f"{salt}: {LONG}"), ("assistant", f"Yes. {LONG}"), ("user", f"Go on, {salt}."))
+    turns = (("user", f"{salt}: {LONG}"), ("assistant", f"{LONG}Yes."), ("user", f"Go on, {salt}. {LONG}"))
     return Prompt(turns, system=f"You are number {salt}. {LONG}")
 
 

@@ -6,7 +6,7 @@ Keeps hashes and no text. Bounded: the oldest prompts are forgotten first. Runs 
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 
 import msgspec
 
@@ -76,10 +76,10 @@ def _tool(tool: ToolDefinition) -> bytes:
 def _blocks(prompt: str | tuple[int, ...]) -> tuple[int, ...]:
     """A hash at the end of each whole block, of all text before it: two prompts share as many as they begin alike."""
     size = BLOCK_CHARACTERS if isinstance(prompt, str) else BLOCK_TOKENS
-    hashes: list[int] = []
-    for end in range(size, min(len(prompt), size * MAX_BLOCKS) + 1, size):
-        hashes.append(hash((hashes[-1:] and hashes[-1], prompt[end - size : end])))
-    return tuple(hashes)
+    ends = range(size, min(len(prompt), size * MAX_BLOCKS) + 1, size)
+    return tuple(
+        accumulate((hash(prompt[end - size : end]) for end in ends), lambda before, block: hash((before, block)))
+    )
 
 
 _Key = tuple[str | None, str]
@@ -107,12 +107,15 @@ class PromptHistory:
         return self._prompts.get((owner, answer_id))
 
     def nearest(self, owner: str | None, content: Content) -> PastPrompt | None:
-        """A prompt of the same conversation: with the most turns in common, and of these the latest."""
+        """The latest prompt of the same conversation: at least half of its turns come again."""
         turns = set(content.turns)
         known = (self._latest.get((owner, turn)) for turn in reversed(content.turns))
         candidates = islice(dict.fromkeys(key for key in known if key is not None), MAX_CANDIDATES)
         prompts = (self._prompts[key] for key in candidates)
-        return max(prompts, key=lambda prompt: _shared(prompt.content.turns, turns), default=None)
+        nearest = max(prompts, key=lambda prompt: _shared(prompt.content.turns, turns), default=None)
+        if nearest is None or 2 * _shared(nearest.content.turns, turns) < len(nearest.content.turns):
+            return None
+        return nearest
 
     def _forget_oldest(self) -> None:
         key, prompt = self._prompts.popitem(last=False)
