@@ -124,6 +124,8 @@ class ResponsesWriter(Writer):
     def _items_of(
         self, event: TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta | ChoiceFinished
     ) -> Iterator[JsonObject]:
+        if self._request.prewarms:
+            return
         match event:
             case TextDelta():
                 self._items.add_logprobs(event.logprobs)
@@ -134,8 +136,6 @@ class ResponsesWriter(Writer):
                 yield from self._items.call(event)
             case ToolCallDelta():
                 yield from self._items.arguments(event)
-            case ChoiceFinished() if self._request.prewarms:
-                return
             case ChoiceFinished():
                 self._reason = event.reason
                 self._items.is_incomplete = event.reason in ("length", "content_filter") or self._is_cancelled
