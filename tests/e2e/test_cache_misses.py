@@ -11,22 +11,36 @@ import httpx
 import openai
 import pytest
 
+from tests.prometheus import Scrape, scrape
 from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server
 from tests.small_models import make_lora, make_random_model
 
 KEY = "opensesame"
 LONG = "The quick brown fox jumps over the lazy dog and runs away from the old wolf. " * 2
 GREEDY = {"temperature": 0}
+TOOLS_FIRST = """{{ bos_token }}
+{%- for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' ~ message.role ~ '<|end_header_id|>' ~ (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}{{ call | tojson }}{% endfor %}
+    {{- '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>' }}{% endif %}"""
 _numbers = itertools.count(1000)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """`demo`, and `base` and `tuned`, which are one model without and with an adapter. Little room for prefixes."""
+    """`demo`, and `base` and `tuned`, which are one model without and with an adapter. Little room for prefixes.
+
+    The template of `tools-first` has the tools before the system prompt.
+    """
     folder = tmp_path_factory.mktemp("misses")
     base = make_random_model(folder / "base")
+    (make_random_model(folder / "tools-first") / "chat_template.jinja").write_text(TOOLS_FIRST)
     make_lora(folder / "adapter", base)
     (folder / "mlx-manager.toml").write_text(
+        f'[[models]]\nid = "tools-first"\npath = "{folder / "tools-first"}"\n'
         f'[[models]]\nid = "base"\npath = "{base}"\n'
         f'[[models]]\nid = "tuned"\npath = "{base}"\nadapter = "{folder / "adapter"}"\n'
     )
@@ -294,15 +308,59 @@ def test_a_comparison_with_an_unknown_answer_says_so(server: RunningServer) -> N
     assert Responses(server.url).ask(prompt, "resp_unknown").miss == ("comparison_response_not_found", None)
 
 
-def test_a_named_answer_is_compared_though_another_one_is_nearer(server: RunningServer) -> None:
+@pytest.mark.parametrize(("model", "reason"), [("demo", "system"), ("tools-first", "tools")])
+def test_of_two_changed_parts_the_first_in_the_prompt_is_named(server: RunningServer, model: str, reason: str) -> None:
+    client = Messages(server.url)
+    prompt = replace(conversation(next(_numbers)), model=model)
+    first = client.ask(prompt)
+    changed = replace(prompt, system=f"It is 12:01. {prompt.system}", tool=f"Nicely: {prompt.tool}")
+    answer = client.ask(changed, first.id)
+    assert access_line(server, answer.request_id)["cache_miss"] == reason
+    assert answer.miss is not None
+    assert answer.miss[0] == f"{reason}_changed"
+
+
+def test_a_named_answer_is_compared_though_a_later_one_is_nearer(server: RunningServer) -> None:
     client = Messages(server.url)
     prompt = conversation(next(_numbers))
     named = client.ask(prompt)
-    other = replace(prompt, system=f"It is 12:02. {prompt.system}")
-    client.ask(replace(other, turns=(*other.turns[:2], ("user", "Other?"))))
-    answer = client.ask(replace(other, tool="None."), named.id)
-    assert answer.miss is not None
-    assert answer.miss[0] in ("system_changed", "tools_changed")
+    later = client.ask(replace(prompt, turns=(*prompt.turns, ("assistant", "Well."), ("user", "More."))))
+    shorter = replace(prompt, turns=(*prompt.turns[:1], ("assistant", f"No. {LONG}"), ("user", f"Why? {LONG}")))
+    for other in (named, later):
+        answer = client.ask(shorter, other.id)
+        assert answer.miss is None or answer.miss[0] == "messages_changed"
+    assert client.ask(replace(shorter, system="Be kind."), named.id).miss[0] == "system_changed"
+
+
+def test_another_effort_is_named_where_openai_names_it(server: RunningServer) -> None:
+    """The demo model's template says in the system block that it is to think."""
+    asked = {"model": "demo", "instructions": LONG, "input": f"{next(_numbers)}: {LONG}", "max_output_tokens": 4}
+    with openai_client(server.url) as client:
+        first = client.responses.create(**asked, reasoning={"effort": "none"})
+        again: Any = client.responses.create(
+            **asked, reasoning={"effort": "high"}, prompt_cache_options={"comparison_response_id": first.id}
+        )
+    assert again.prompt_cache_diagnostics.type == "cache_miss"
+    assert again.prompt_cache_diagnostics.reason == "reasoning_effort_changed"
+
+
+def test_misses_and_their_tokens_are_counted_by_reason(server: RunningServer) -> None:
+    client = Chat(server.url)
+    prompt = conversation(next(_numbers))
+    client.ask(prompt)
+    before = scrape(server)
+    answer = client.ask(replace(prompt, system=f"It is 12:03. {prompt.system}"))
+    missed = access_line(server, answer.request_id)["missed_tokens"]
+    assert grown(server, before, "prefix_misses_total") == 1
+    assert grown(server, before, "prefix_missed_tokens_total") == missed
+
+
+def grown(server: RunningServer, before: Scrape, name: str) -> float:
+    """Waits for a change: a request is counted when its client may already have the answer."""
+    labels = {"model": "demo", "reason": "system"}
+    return eventually(
+        lambda: scrape(server).value(name, **labels) - before.value(name, **labels), lambda more: more > 0
+    )
 
 
 def access_line(server: RunningServer, request_id: str) -> dict[str, Any]:
