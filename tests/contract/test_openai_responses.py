@@ -291,7 +291,11 @@ def test_codex_finds_every_model_in_the_shape_of_its_catalogue(server: RunningSe
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_is_prewarmed_without_an_answer(client: openai.OpenAI, stream: bool) -> None:
-    asked = {"model": "demo", "input": f"Prewarmed {stream}: {'count to 5, and then to 9. ' * 9}", "temperature": 0}
+    asked: Any = {
+        "model": "demo",
+        "input": f"Prewarmed {stream}: {'count to 5, and then to 9. ' * 9}",
+        "temperature": 0,
+    }
     prewarming: Any = {**asked, "prompt_cache_options": {"prewarm": True}}
     if stream:
         *_, last = client.responses.create(**prewarming, stream=True)

@@ -334,7 +334,7 @@ def test_a_named_answer_is_compared_though_a_later_one_is_nearer(server: Running
 
 def test_another_effort_is_named_where_openai_names_it(server: RunningServer) -> None:
     """The demo model's template says in the system block that it is to think."""
-    asked = {"model": "demo", "instructions": LONG, "input": f"{next(_numbers)}: {LONG}", "max_output_tokens": 4}
+    asked: Any = {"model": "demo", "instructions": LONG, "input": f"{next(_numbers)}: {LONG}", "max_output_tokens": 4}
     with openai_client(server.url) as client:
         first = client.responses.create(**asked, reasoning={"effort": "none"})
         again: Any = client.responses.create(

@@ -35,7 +35,7 @@ SYSTEM = Miss("system", 4, 90)
 
 def events(miss: Miss | None, compared: bool | None) -> list[GenerationEvent]:
     usage = Usage(100, 5, 4, miss=miss, compared=compared)
-    ending = [TextDelta(0, "Hi"), ChoiceFinished(0, "stop", None), Completed(usage)]
+    ending: list[GenerationEvent] = [TextDelta(0, "Hi"), ChoiceFinished(0, "stop", None), Completed(usage)]
     return [Started(), Prefilled(100, 4, 0, miss, compared), *ending]
 
 
@@ -137,7 +137,12 @@ async def test_a_response_that_names_no_other_has_no_diagnostics(fields: dict[st
 
 async def test_a_prewarmed_response_is_complete_without_output() -> None:
     body = ResponsesRequest.model_validate(RESPONSE | {"prompt_cache_options": {"prewarm": True}})
-    made = [Started(), Prefilled(9, 0), ChoiceFinished(0, "length", None), Completed(Usage(9, 0))]
+    made: list[GenerationEvent] = [
+        Started(),
+        Prefilled(9, 0),
+        ChoiceFinished(0, "length", None),
+        Completed(Usage(9, 0)),
+    ]
     streamed, whole = await written(Responses(), body, made)
     assert (whole["status"], whole["output"], whole["usage"]["output_tokens"]) == ("completed", [], 0)
     last = folding.of_response_events(streamed)
