@@ -10,7 +10,10 @@ from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
 from mlx_manager.mlx_server.schemas.openai import ChatCompletionRequest, CompletionRequest
 from mlx_manager.mlx_server.services.prompt_history import Content, PastPrompt, PromptHistory, Served, contents_of
+from mlx_manager.mlx_server.types import ToolDefinition, ToolUse
 
+CHAT = ChatCompletions()
+MESSAGES = [{"role": "user", "content": "Hi"}]
 HERE = Served("demo", "/models/demo", "", 1.0)
 
 
@@ -18,7 +21,7 @@ def content(*turns: str, system: str = "Be kind.", **fields: Any) -> Content:
     messages = [{"role": "system", "content": system}] if system else []
     messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
     body = ChatCompletionRequest.model_validate({"model": "demo", "messages": messages, **fields})
-    (made,) = contents_of(ChatCompletions().parse(body, ParseOptions()))
+    (made,) = contents_of(CHAT.parse(body, ParseOptions()))
     return made
 
 
@@ -91,3 +94,14 @@ def test_each_part_of_a_prompt_is_told_apart() -> None:
     assert replace(content("a", tools=[tool]), tools=plain.tools) == plain
     assert replace(content("a", chat_template_kwargs={"x": 1}), parameters=plain.parameters) == plain
     assert replace(content("b"), turns=plain.turns) == plain
+
+
+def test_a_value_that_json_cannot_hold_is_no_failure() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(5000):
+        deep = {"x": deep}
+    request = CHAT.parse(ChatCompletionRequest.model_validate({"model": "demo", "messages": MESSAGES}), ParseOptions())
+    for value in ({"x": "\ud800"}, deep):
+        tool = ToolDefinition("look", None, value, 1)
+        (made,) = contents_of(replace(request, template_kwargs=value, tool_use=ToolUse(tools=(tool,))))
+        assert made.parameters == 0

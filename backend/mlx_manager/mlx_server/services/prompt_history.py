@@ -63,14 +63,22 @@ def contents_of(request: ChatRequest | CompletionRequest) -> list[Content]:
         Content(
             hash(request.turns[:first]),
             hash(tuple(map(_tool, request.tool_use.tools))),
-            hash(msgspec.json.encode(request.template_kwargs)),
+            _hash(request.template_kwargs),
             tuple(map(hash, request.turns[first:])),
         )
     ]
 
 
-def _tool(tool: ToolDefinition) -> bytes:
-    return msgspec.json.encode((tool.name, tool.description, tool.parameters, tool.custom))
+def _tool(tool: ToolDefinition) -> int:
+    return hash((tool.name, tool.description, _hash(tool.parameters), tool.custom))
+
+
+def _hash(value: object) -> int:
+    """Of a JSON value. 0 for one that JSON cannot hold: a lone surrogate, or a thousand levels."""
+    try:
+        return hash(msgspec.json.encode(value))
+    except (UnicodeEncodeError, RecursionError):
+        return 0
 
 
 def _blocks(prompt: str | tuple[int, ...]) -> tuple[int, ...]:
