@@ -118,6 +118,16 @@ def test_a_program_of_the_docs_prints_an_answer(page: str, program: str, documen
     assert "1, 2, 3, 4, 5" in ran.stdout
 
 
+def test_the_program_with_a_clock_shows_why_its_prompt_missed(documented: RunningServer) -> None:
+    source, *_ = blocks(ROOT / "docs" / "prefix-cache.md", "python")
+    source = source.replace("12:0", "17:3")  # the server has answered the program before
+    ran = [sys.executable, "-c", source.replace(ADDRESS, documented.url)]
+    _, second = subprocess.run(ran, capture_output=True, text=True, timeout=HANG_SECONDS).stdout.splitlines()
+    printed = (ROOT / "docs" / "prefix-cache.md").read_text("utf-8")
+    assert second in printed
+    assert "cache_miss" in second
+
+
 def test_the_docs_have_commands_and_programs() -> None:
     assert len(SHELL) > 8
     assert len(PYTHON) > 1

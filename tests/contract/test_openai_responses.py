@@ -287,3 +287,24 @@ def test_codex_finds_every_model_in_the_shape_of_its_catalogue(server: RunningSe
         "shell_command",
     )
     assert {level["effort"] for level in demo["supported_reasoning_levels"]} == {"low", "medium", "high"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_is_prewarmed_without_an_answer(client: openai.OpenAI, stream: bool) -> None:
+    asked: Any = {
+        "model": "demo",
+        "input": f"Prewarmed {stream}: {'count to 5, and then to 9. ' * 9}",
+        "temperature": 0,
+    }
+    prewarming: Any = {**asked, "prompt_cache_options": {"prewarm": True}}
+    if stream:
+        *_, last = client.responses.create(**prewarming, stream=True)
+        warmed = last.response
+    else:
+        warmed = client.responses.create(**prewarming)
+    assert (warmed.status, warmed.output, warmed.incomplete_details) == ("completed", [], None)
+    assert warmed.usage.output_tokens == 0
+    response = client.responses.create(**asked)
+    assert response.usage is not None
+    assert response.usage.input_tokens_details.cached_tokens == warmed.usage.input_tokens - 1
+    assert response.output_text

@@ -6,6 +6,27 @@ Times are seconds of `time.perf_counter`, None for a phase that the request did 
 import time
 from array import array
 from dataclasses import dataclass, field
+from typing import Literal
+
+MissReason = Literal["model", "adapter", "system", "tools", "messages", "evicted", "expired", "first_seen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Why the prefix cache did not have a prompt, or not all that it had of an earlier one.
+
+    The first `reusable_tokens` of the prompt came from the cache, and the next `missed_tokens` were computed again:
+    another `model` or `adapter` had computed them; the `system` prompt, the `tools` or the `messages` changed there;
+    the cache had `evicted` them; or they `expired`, because the model was loaded again. A prompt `first_seen` missed
+    nothing.
+    """
+
+    reason: MissReason
+    reusable_tokens: int = 0
+    missed_tokens: int = 0
+    changed_by: Literal["request", "parameters", "template"] = "request"
+    """What changed that part of the prompt: the client's text, other template arguments, or only how the chat template
+    renders it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -16,6 +37,8 @@ class GenerationRecord:
     began_ns: int = field(default_factory=time.time_ns)
     """The same moment as Unix time. All other times are relative to it, so that clocks are never mixed."""
     streamed: bool = False
+    key_name: str | None = None
+    """The name of the request's API key: prompts are compared with those of the same key only."""
     model: str = ""
     """The id of the model that answers: the requested one or its fallback; "" until it is resolved."""
     upstream: str | None = None
@@ -39,6 +62,10 @@ class GenerationRecord:
     cached_tokens: int = 0
     stored_tokens: int = 0
     """Prompt tokens that this request added to the prefix cache."""
+    miss: Miss | None = None
+    """None if nothing was missed, or if it is not known."""
+    compared: bool | None = None
+    """Whether the earlier answer that the request names was found; None if it names none, or for an upstream."""
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     warnings: list[str] = field(default_factory=list)

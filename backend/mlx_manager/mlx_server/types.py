@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from mlx_manager.mlx_server.records import GenerationRecord
+from mlx_manager.mlx_server.records import GenerationRecord, Miss
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 CHARACTERS_PER_TOKEN = 4
@@ -204,6 +204,8 @@ class ChatRequest(GenerationRequest):
     tool_use: ToolUse = ToolUse()
     thinking_budget: int | None = None
     """Most tokens of reasoning; None means no limit."""
+    compare_with: str | None = None
+    """The id of an earlier answer: `Usage.miss` then says what differs from its prompt."""
 
     @property
     def sequences(self) -> int:
@@ -248,6 +250,9 @@ class Usage:
     reasoning_tokens: int = 0
     stored_tokens: int = 0
     """Prompt tokens that this request added to the prefix cache."""
+    miss: Miss | None = None
+    compared: bool | None = None
+    """`GenerationRecord` explains both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +294,8 @@ class Prefilled(_Event, frozen=True):
     prompt_tokens: int
     cached_tokens: int
     stored_tokens: int = 0
+    miss: Miss | None = None
+    compared: bool | None = None
 
 
 class TextDelta(_Event, frozen=True):

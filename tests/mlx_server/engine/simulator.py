@@ -253,8 +253,12 @@ class Life:
 
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    cached_tokens: int | None = None
+    prefilled: Prefilled | None = None
     end: str | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return self.prefilled.cached_tokens if self.prefilled is not None else None
 
 
 Arrival = Submit | Cancel | Limits
@@ -346,8 +350,8 @@ class Simulation:
             case RequestFailed(sequence, failure):
                 assert self.lives[sequence].end is None
                 self.lives[sequence].end = failure
-            case Prefilled(sequence, cached_tokens):
-                self.lives[sequence].cached_tokens = cached_tokens
+            case Prefilled():
+                self.lives[message.sequence].prefilled = message
             case Admitted():
                 pass
 

@@ -135,12 +135,24 @@ async def test_phases_are_children_of_the_request_one_after_the_other(
     assert prefill["gen_ai.usage.input_tokens"] == usages[1]["prompt_tokens"]
     assert prefill["gen_ai.usage.cache_read.input_tokens"] == cached
     assert prefill["mlx_manager.new_tokens"] == usages[1]["prompt_tokens"] - cached
+    assert "mlx_manager.cache_miss.reason" not in attributes(span)
     assert decode["gen_ai.usage.output_tokens"] == 99
     assert decode["gen_ai.response.finish_reasons"] == ("length",)
     seconds = (times(phases["decode"])[1] - times(phases["decode"])[0]) / 1e9
     assert 0 < decode["mlx_manager.inter_token_p50_seconds"] <= decode["mlx_manager.inter_token_p95_seconds"] < seconds
     assert decode["mlx_manager.tokens_per_second"] > 98 / seconds
     assert attributes(phases["parse"])["mlx_manager.broken_tool_calls"] == 0
+
+
+async def test_why_a_prompt_missed_the_cache_is_on_its_span(client: httpx.AsyncClient, exporter: TestExporter) -> None:
+    question = {"role": "user", "content": "Which day is it, and which was it the day before? " * 4}
+    for clock in ("12:01", "12:02"):
+        exporter.clear()
+        system = {"role": "system", "content": f"It is {clock}. Be kind to all who ask you for the day."}
+        await client.post("/v1/chat/completions", json=BODY | {"messages": [system, question]})
+    (span,) = spans(exporter, "chat demo")
+    assert attributes(span)["mlx_manager.cache_miss.reason"] == "system"
+    assert attributes(span)["mlx_manager.cache_miss.tokens"] > 32
 
 
 async def test_tool_calls_are_told_by_the_parse_span(client: httpx.AsyncClient, exporter: TestExporter) -> None:

@@ -95,7 +95,7 @@ def note_generation(request: Request, generation: GenerationRequest, streamed: b
     """Records what the HTTP request generates."""
     exchange = exchange_of(request)
     exchange.generation, exchange.response_id = generation.record, generation.id
-    generation.record.streamed = streamed
+    generation.record.streamed, generation.record.key_name = streamed, exchange.key_name
 
 
 def _adding_headers(

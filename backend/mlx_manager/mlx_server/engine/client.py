@@ -118,7 +118,7 @@ class EngineClient(WorkerClient):
                     sequences[message.sequence].admit()
             case Prefilled():
                 if message.sequence in sequences:
-                    sequences[message.sequence].prefill(message.cached_tokens, message.queue_seconds)
+                    sequences[message.sequence].prefill(message)
             case RequestFailed():
                 if message.sequence in sequences:
                     sequences.pop(message.sequence).fail(request_failure(message))

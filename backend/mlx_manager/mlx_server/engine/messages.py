@@ -169,12 +169,15 @@ class Admitted(_Message, frozen=True):
 class Prefilled(_Message, frozen=True):
     """The prompt is in the KV cache; `cached_tokens` of its tokens came from the prefix cache.
 
-    It was queued for `queue_seconds` before its prefill started.
+    It was queued for `queue_seconds` before its prefill started. It left the stored prompts after `shared_tokens`, and
+    the evicted ones that the engine remembers after `evicted_tokens`.
     """
 
     sequence: int
     cached_tokens: int
     queue_seconds: float
+    shared_tokens: int = 0
+    evicted_tokens: int = 0
 
 
 class Logprobs(_Message, frozen=True):

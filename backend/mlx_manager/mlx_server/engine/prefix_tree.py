@@ -3,6 +3,7 @@
 A node has only its own tokens, so a shared prefix is stored once. Some layers cannot be cut at any token (recurrent and
 sliding-window ones); with those, a prefix is usable only at the end of a node with a snapshot of them. The tree records
 every change as an edit, and the next plan carries the edits to the runner, which holds the arrays (`prefix_cache.py`).
+It also remembers the token ids of evicted prefixes, to tell a prompt that was evicted from a new one.
 """
 
 from collections import OrderedDict
@@ -18,6 +19,10 @@ Tokens = np.ndarray[Any, np.dtype[np.int32]]
 
 MIN_MATCH_TOKENS = 16
 """Shorter prefixes are computed faster than they are loaded."""
+EVICTED_BYTES = 2**22
+"""Limit of the token ids of evicted prefixes, with the overhead of their nodes."""
+_IDS_ONLY = ModelFacts(0, True, True, 16, 0, 1, 16, needs_snapshots=False)
+"""An evicted token as 16 bytes: the id takes 4, and a node of 30 tokens takes the rest."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +35,8 @@ class Node:
     has_snapshot: bool = False
     is_stored: bool = False
     """Whether an edit has stored it in the runner."""
+    is_remembered: bool = False
+    """Whether an evicted child has left the tokens up to the end of this node among the evicted prefixes."""
     children: "dict[int, Node]" = field(default_factory=dict)
 
     @property
@@ -39,10 +46,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """`path` holds the first `length` tokens of a prompt; its last node may match in part."""
+    """`path` holds the first `length` tokens of a prompt; its last node may match in part.
+
+    The prompt leaves the stored prefixes after `shared` tokens. Not all of these are usable.
+    """
 
     length: int
     path: tuple[Node, ...]
+    shared: int = 0
 
     @property
     def prefix(self) -> Prefix:
@@ -55,7 +66,7 @@ NO_MATCH = Match(0, ())
 class PrefixTree:
     """Matches and stores prefixes within `limit_bytes`. Evicts the least recently used leaves first."""
 
-    def __init__(self, facts: ModelFacts, limit_bytes: int) -> None:
+    def __init__(self, facts: ModelFacts, limit_bytes: int, evicted_bytes: int = EVICTED_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self.room_bytes = limit_bytes
         """Memory that running sequences leave free."""
@@ -72,6 +83,7 @@ class PrefixTree:
         self._root = self._new_node(token_array([]), None)
         self._by_use: OrderedDict[int, Node] = OrderedDict()
         """Least recently used first. Using a node also uses its ancestors, after it: so the first is a leaf."""
+        self._evicted = PrefixTree(_IDS_ONLY, evicted_bytes, 0) if evicted_bytes > 0 else None
 
     def take_edits(self) -> list[Edit]:
         """The changes since the last call, in order, for the runner."""
@@ -98,7 +110,13 @@ class PrefixTree:
             if shared < len(child.tokens):
                 break
             node = child
-        return usable if usable.length >= MIN_MATCH_TOKENS else NO_MATCH
+        if usable.length < MIN_MATCH_TOKENS:
+            usable = NO_MATCH
+        return Match(usable.length, usable.path, length)
+
+    def evicted_length(self, prompt: Tokens) -> int:
+        """Length of the longest prefix of the prompt that was evicted, as far as the tree remembers."""
+        return self._evicted.match(prompt).shared if self._evicted is not None else 0
 
     def use(self, match: Match) -> None:
         """Counts a hit, and marks its nodes as used."""
@@ -111,6 +129,7 @@ class PrefixTree:
         """Stores the cache of `prefix`, from a sequence whose cache holds it (exactly it, if layers cannot be cut)."""
         tokens, most = token_array(prefix), min(self.limit_bytes, self.room_bytes)
         if most <= 0 or not len(tokens):
+            self._remember(tokens)
             return
         path, length = self._walk_and_split(tokens)
         node = path[-1] if path else self._root
@@ -119,6 +138,7 @@ class PrefixTree:
             node = self._new_node(tokens[length:], node)
             node.cut_bytes = len(node.tokens) * self._facts.cut_bytes_per_token
             if node.nbytes > most:
+                self._remember(tokens)
                 return
             self._insert(node)
             path.append(node)
@@ -142,6 +162,7 @@ class PrefixTree:
             del node.parent.children[int(node.tokens[0])]
             self.nbytes -= node.nbytes
             self.version += 1
+            self._remember_node(node, node.parent)
             if node.is_stored:
                 self.evictions += 1
                 self._edits.append(Evict(number))
@@ -153,6 +174,16 @@ class PrefixTree:
             self.nbytes += size.cut_bytes + size.snapshot_bytes - node.nbytes
             node.cut_bytes, node.snapshot_bytes = size.cut_bytes, size.snapshot_bytes
             self.shrink(min(self.limit_bytes, self.room_bytes))
+
+    def _remember_node(self, node: Node, parent: Node) -> None:
+        if self._evicted is not None and not node.is_remembered:
+            self._remember(_tokens_to(node))
+        parent.is_remembered = True
+
+    def _remember(self, tokens: Tokens) -> None:
+        if self._evicted is not None and self.limit_bytes > 0:
+            self._evicted.store(tokens, sequence=0)
+            self._evicted.take_edits()
 
     def _estimated_snapshot_bytes(self, length: int) -> int:
         facts = self._facts
@@ -198,6 +229,15 @@ class PrefixTree:
     def _use(self, path: tuple[Node, ...]) -> None:
         for node in reversed(path):
             self._by_use.move_to_end(node.number)
+
+
+def _tokens_to(node: Node) -> Tokens:
+    """The tokens from the root to the end of the node."""
+    parts = [node.tokens]
+    while node.parent is not None:
+        node = node.parent
+        parts.append(node.tokens)
+    return np.concatenate(parts[::-1])
 
 
 def token_array(tokens: Sequence[int] | Tokens) -> Tokens:

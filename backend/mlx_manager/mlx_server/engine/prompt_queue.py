@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from mlx_manager.mlx_server.engine.messages import Prefilled
 from mlx_manager.mlx_server.engine.prefix_tree import NO_MATCH, Match, PrefixTree, Tokens, common_length, token_array
 from mlx_manager.mlx_server.engine.shapes import MAX_PREFILL_ROWS, Shapes
 
@@ -30,7 +31,7 @@ class Sequence:
     """One generation. `tokens` holds the prompt's tokens and the generated ones.
 
     `cached_tokens` counts the prompt tokens found in the prefix cache (None until prefill starts), and `queue_seconds`
-    is the wait until prefill started.
+    is the wait until prefill started. `shared_tokens` and `evicted_tokens` are those of `messages.Prefilled`.
     """
 
     number: int
@@ -41,6 +42,8 @@ class Sequence:
     stop_tokens: frozenset[int]
     scores_prompt: bool = False
     cached_tokens: int | None = None
+    shared_tokens: int = 0
+    evicted_tokens: int = 0
     queue_seconds: float = 0.0
     needs_whole_nucleus: bool = False
     """Whether an earlier top-p draw was invalid: the sequence now draws from the sorted vocabulary."""
@@ -48,6 +51,10 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    def prefilled(self) -> Prefilled:
+        cached_tokens = self.cached_tokens if self.cached_tokens is not None else 0
+        return Prefilled(self.number, cached_tokens, self.queue_seconds, self.shared_tokens, self.evicted_tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -196,6 +203,9 @@ class PromptQueue:
         self.begun.append(prompt)
         if prompt.sequence.cached_tokens is None:
             prompt.sequence.cached_tokens = prompt.match.length
+            prompt.sequence.shared_tokens = prompt.match.shared
+            if prompt.left >= MIN_SHARED_TOKENS:
+                prompt.sequence.evicted_tokens = self._prefixes.evicted_length(prompt.compared)
             prompt.sequence.queue_seconds = now - prompt.added_at
 
     def advance(self, selection: Selection) -> None:

@@ -13,7 +13,6 @@ from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import (
     MAX_BATCH_ROWS,
     Admitted,
-    Prefilled,
     RequestFailed,
     RequestFinished,
     Step,
@@ -254,7 +253,7 @@ class Scheduler:
             sequence.scores_prompt = False  # prompt logprobs are sent once, even if the sequence is preempted later
             self._join(sequence)
             if not sequence.generated:
-                messages.append(Prefilled(sequence.number, sequence.cached_tokens or 0, sequence.queue_seconds))
+                messages.append(sequence.prefilled())
         return messages
 
     def _is_worth_storing(self, selection: Selection, prompt: Prompt, end: int) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from mlx_manager.mlx_server.engine.messages import Prefilled
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.types import FinishReason
 
@@ -53,9 +54,11 @@ class Sequence:
         "_tokens",
         "admitted_at",
         "cached_tokens",
+        "evicted_tokens",
         "index",
         "prefilled_at",
         "queue_seconds",
+        "shared_tokens",
     )
 
     def __init__(self, group: "SequenceGroup", index: int) -> None:
@@ -66,7 +69,11 @@ class Sequence:
         self.queue_seconds = 0.0
         """From `admitted_at` until prefill started."""
         self.cached_tokens = 0
-        """Prompt tokens found in the prefix cache; known after prefill."""
+        """Prompt tokens found in the prefix cache; known after prefill, as are the next two."""
+        self.shared_tokens = 0
+        """Where the prompt left the stored prompts."""
+        self.evicted_tokens = 0
+        """Where the prompt left the evicted prompts that the engine remembers."""
         self._tokens: list[int] = []
         self._scores: list[Score] = []
         self._prompt_scores: list[Score] = []
@@ -79,9 +86,10 @@ class Sequence:
         self.admitted_at = time.perf_counter()
         self._group.wake()
 
-    def prefill(self, cached_tokens: int, queue_seconds: float) -> None:
+    def prefill(self, message: Prefilled) -> None:
         self.prefilled_at = time.perf_counter()
-        self.cached_tokens, self.queue_seconds = cached_tokens, queue_seconds
+        self.cached_tokens, self.queue_seconds = message.cached_tokens, message.queue_seconds
+        self.shared_tokens, self.evicted_tokens = message.shared_tokens, message.evicted_tokens
 
     def push_token(self, token: int) -> None:
         self._tokens.append(token)

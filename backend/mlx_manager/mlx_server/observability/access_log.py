@@ -10,6 +10,8 @@ _PROBE_PATHS = {"/health", "/ready", "/metrics"}
 _HUMAN_NAMES = {
     "prompt_tokens": "prompt",
     "cached_tokens": "cached",
+    "cache_miss": "miss",
+    "missed_tokens": "missed",
     "completion_tokens": "completion",
     "reasoning_tokens": "reasoning",
     "load_seconds": "load",
@@ -47,9 +49,12 @@ def _fields(exchange: Exchange) -> dict[str, object]:
 
 
 def _generation_fields(generation: GenerationRecord) -> dict[str, object | None]:
+    miss = generation.miss
     tokens = {
         "prompt_tokens": generation.prompt_tokens,
         "cached_tokens": generation.cached_tokens,
+        "cache_miss": miss.reason if miss is not None else None,
+        "missed_tokens": miss.missed_tokens if miss is not None and miss.missed_tokens else None,
         "completion_tokens": generation.completion_tokens,
         "reasoning_tokens": generation.reasoning_tokens if generation.reasoning_tokens else None,
     }

@@ -52,6 +52,12 @@ class Metrics:
         self._gaps = self._histogram("inter_token_seconds", "Seconds between sent pieces of an answer.", _GAPS)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, including cached tokens.")
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens served from the prefix cache.")
+        self._misses = self._counter(
+            "prefix_misses", "Prompts that the prefix cache did not have, by reason.", "model", "reason"
+        )
+        self._missed_tokens = self._counter(
+            "prefix_missed_tokens", "Prompt tokens computed again, by reason.", "model", "reason"
+        )
         self._completion_tokens = self._counter("completion_tokens", "Generated tokens.")
         self._ignored_items = self._counter("ignored_input_items", "Ignored input items of unsupported types.")
         self._loads = self._histogram("model_load_seconds", "Duration of successful model loads.", _LONG)
@@ -96,6 +102,9 @@ class Metrics:
     def _count_generation(self, generation: GenerationRecord, model: str) -> None:
         self._prompt_tokens.labels(model).inc(generation.prompt_tokens)
         self._cached_tokens.labels(model).inc(generation.cached_tokens)
+        if generation.miss is not None:
+            self._misses.labels(model, generation.miss.reason).inc()
+            self._missed_tokens.labels(model, generation.miss.reason).inc(generation.miss.missed_tokens)
         self._completion_tokens.labels(model).inc(generation.completion_tokens)
         self._ignored_items.labels(model).inc(generation.ignored_items)
         self._gaps.observe((model,), generation.output_gaps)

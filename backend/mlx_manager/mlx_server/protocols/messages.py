@@ -62,6 +62,7 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
             thinking_budget=thinking.budget,
             shows_reasoning=thinking.shown,
             marks_cache=any(_cache_marks(body)),
+            compare_with=_previous_message(limits, reject_unknown),
             record=record,
         )
 
@@ -156,6 +157,14 @@ def _grammar(body: anthropic.CountTokensRequest, reject_unknown: bool) -> Gramma
     if requested.schema_ is None:
         raise InvalidRequest(f"{where} has no 'schema'. Send a JSON schema.", param=f"{where}.schema")
     return Grammar("json_schema", json_text(requested.schema_, f"{where}.schema"), f"{where}.schema")
+
+
+def _previous_message(body: anthropic.MessagesRequest | None, reject_unknown: bool) -> str | None:
+    """The id of the answer to compare the prompt with. Null asks for no comparison."""
+    if body is None or body.diagnostics is None:
+        return None
+    check_unused(body.diagnostics.model_extra, reject_unknown, "diagnostics.", MESSAGES)
+    return body.diagnostics.previous_message_id
 
 
 def _cache_marks(body: anthropic.CountTokensRequest) -> Iterator[bool]:

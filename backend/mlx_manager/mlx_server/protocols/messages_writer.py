@@ -8,6 +8,7 @@ import pydantic_core
 
 from mlx_manager.mlx_server.protocols.base import Writer
 from mlx_manager.mlx_server.protocols.blocks import Blocks, PassageKind, joined_parts
+from mlx_manager.mlx_server.protocols.cache_diagnostics import messages_diagnostics
 from mlx_manager.mlx_server.protocols.messages_errors import anthropic_error
 from mlx_manager.mlx_server.protocols.messages_turns import signature
 from mlx_manager.mlx_server.protocols.text_frames import TextFrame
@@ -74,8 +75,8 @@ class MessagesWriter(Writer):
         match event:
             case Started():
                 return
-            case Prefilled(prompt_tokens, cached_tokens, stored_tokens):
-                usage = Usage(prompt_tokens, 0, cached_tokens, stored_tokens=stored_tokens)
+            case Prefilled(prompt_tokens, cached_tokens, stored_tokens, miss, compared):
+                usage = Usage(prompt_tokens, 0, cached_tokens, 0, stored_tokens, miss, compared)
                 yield from self._start(usage)
             case TextDelta() | ReasoningDelta() | RefusalDelta():
                 yield from self._start()
@@ -108,7 +109,10 @@ class MessagesWriter(Writer):
 
     def _message(self, content: list[JsonObject], ending: JsonObject, usage: Usage) -> JsonObject:
         head = {"id": self._request.id, "type": "message", "role": "assistant", "model": self._request.model}
-        return {**head, "content": content, **ending, "usage": self._usage(usage)}
+        message: JsonObject = {**head, "content": content, **ending, "usage": self._usage(usage)}
+        if self._request.compare_with is not None:
+            message["diagnostics"] = messages_diagnostics(usage)
+        return message
 
     def _ending(self, reason: FinishReason, stop: str | None, usage: Usage) -> JsonObject:
         by_stop_string = reason == "stop" and stop is not None

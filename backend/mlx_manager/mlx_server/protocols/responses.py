@@ -20,6 +20,7 @@ from mlx_manager.mlx_server.schemas.responses import (
     AnyItem,
     InputTokensRequest,
     Item,
+    PromptCacheOptions,
     Reasoning,
     ResponsesRequest,
     TextConfig,
@@ -46,13 +47,14 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
         record = GenerationRecord()
         tools = response_tools(body, reject_unknown, record.warnings)
         answer = body if isinstance(body, ResponsesRequest) else ResponsesRequest(model=body.model)
+        cache = _cache_options(answer, reject_unknown)
         serial = uuid.uuid4().hex
         return ResponsesChat(
             id=f"resp_{serial}",
             created=int(time.time()),
             model=body.model,
             sampling=SamplingOverrides(temperature=answer.temperature, top_p=answer.top_p),
-            max_tokens=answer.max_output_tokens,
+            max_tokens=0 if cache.prewarm else answer.max_output_tokens,
             default_max_tokens=options.default_max_tokens,
             stop=(),
             include_usage=True,
@@ -71,6 +73,8 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
             ),
             echo=_echo(body, answer),
             truncates=body.truncation == "auto",
+            prewarms=cache.prewarm,
+            compare_with=cache.comparison_response_id,
         )
 
     def writer(self, request: ResponsesChat) -> ResponsesWriter:
@@ -93,6 +97,13 @@ def _turns(
     if not turns:
         raise InvalidRequest("input is empty. Send a string or items.", param="input")
     return tuple(turns)
+
+
+def _cache_options(body: ResponsesRequest, reject_unknown: bool) -> PromptCacheOptions:
+    if body.prompt_cache_options is None:
+        return PromptCacheOptions()
+    check_unused(body.prompt_cache_options.model_extra, reject_unknown, "prompt_cache_options.", RESPONSES)
+    return body.prompt_cache_options
 
 
 def _logprobs(body: ResponsesRequest) -> int | None:
@@ -142,6 +153,7 @@ def _echo(body: InputTokensRequest, answer: ResponsesRequest) -> JsonObject:
     effort = body.reasoning.effort if body.reasoning is not None else None
     text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text is not None else {}
     choice = body.tool_choice if body.tool_choice is not None else "auto"
+    cache = answer.prompt_cache_options
     return {
         "instructions": body.instructions,
         "max_output_tokens": answer.max_output_tokens,
@@ -150,6 +162,7 @@ def _echo(body: InputTokensRequest, answer: ResponsesRequest) -> JsonObject:
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": answer.prompt_cache_key,
+        **({"prompt_cache_options": _applied(cache)} if cache is not None else {}),
         "reasoning": {"effort": effort, "summary": _summary(body.reasoning)},
         "safety_identifier": answer.safety_identifier,
         "service_tier": "default",
@@ -162,6 +175,15 @@ def _echo(body: InputTokensRequest, answer: ResponsesRequest) -> JsonObject:
         "top_p": answer.top_p if answer.top_p is not None else 1.0,
         "truncation": body.truncation if body.truncation is not None else "disabled",
         "user": answer.user,
+    }
+
+
+def _applied(options: PromptCacheOptions) -> JsonObject:
+    """SDKs require the first two."""
+    return {
+        "mode": options.mode if options.mode is not None else "implicit",
+        "ttl": options.ttl if options.ttl is not None else "30m",
+        "comparison_response_id": options.comparison_response_id,
     }
 
 

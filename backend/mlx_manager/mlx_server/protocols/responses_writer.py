@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol, assert_never
 
 from mlx_manager.mlx_server import errors
 from mlx_manager.mlx_server.protocols.base import Writer
+from mlx_manager.mlx_server.protocols.cache_diagnostics import responses_diagnostics
 from mlx_manager.mlx_server.protocols.errors import error_body
 from mlx_manager.mlx_server.protocols.responses_items import ItemOptions, Items
 from mlx_manager.mlx_server.protocols.wire import JsonObject, event_frame
@@ -47,6 +48,8 @@ class ResponsesChat(ChatRequest):
     """Request fields that the response repeats."""
     truncates: bool = False
     """Whether the oldest turns are dropped if the prompt is too long."""
+    prewarms: bool = False
+    """Whether the prompt is only read into the prefix cache: the response has no output."""
 
 
 class ResponseSink(Protocol):
@@ -121,6 +124,8 @@ class ResponsesWriter(Writer):
     def _items_of(
         self, event: TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta | ChoiceFinished
     ) -> Iterator[JsonObject]:
+        if self._request.prewarms:
+            return
         match event:
             case TextDelta():
                 self._items.add_logprobs(event.logprobs)
@@ -147,6 +152,8 @@ class ResponsesWriter(Writer):
         reason = reasons.get(self._reason)
         status = "cancelled" if self._is_cancelled else "completed" if reason is None else "incomplete"
         ending: JsonObject = {"usage": _usage(usage)}
+        if self._request.compare_with is not None:
+            ending["prompt_cache_diagnostics"] = responses_diagnostics(usage)
         if status == "completed":
             ending["completed_at"] = int(time.time())
         if status == "incomplete":

@@ -100,11 +100,15 @@ def wants_usage(body: GenerationBody, reject_unknown: bool) -> bool:
 
 
 def usage_json(usage: Usage) -> JsonObject:
+    """`cache_miss` is an extension, for a prompt of which the prefix cache missed tokens."""
+    details: JsonObject = {"cached_tokens": usage.cached_tokens}
+    if usage.miss is not None and usage.miss.missed_tokens:
+        details["cache_miss"] = {"reason": usage.miss.reason, "missed_tokens": usage.miss.missed_tokens}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": details,
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 

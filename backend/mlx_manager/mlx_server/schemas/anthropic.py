@@ -101,6 +101,10 @@ class ContextManagement(WireBody):
     edits: list[ContextEdit] | None = None
 
 
+class Diagnostics(WireBody):
+    previous_message_id: Text | None = None
+
+
 class CountTokensRequest(WireBody):
     """Fields common to Messages and token counting."""
 
@@ -123,6 +127,7 @@ class MessagesRequest(CountTokensRequest):
     top_p: float | None = Field(default=None, ge=0, le=1, strict=True)
     top_k: Integer | None = Field(default=None, ge=0)
     stream: Switch = False
+    diagnostics: Diagnostics | None = None
 
 
 class MessagesResponse(WireBody):
@@ -134,6 +139,7 @@ class MessagesResponse(WireBody):
     stop_reason: str
     stop_sequence: str | None
     usage: dict[str, object]
+    diagnostics: dict[str, object] | None = None
 
 
 class TokenCount(WireBody):

@@ -236,8 +236,16 @@ class CompletionRequest(GenerationBody):
     logprobs: Integer | None = Field(default=None, ge=0, le=5)
 
 
+class CacheMiss(BaseModel):
+    """Why the prefix cache missed `missed_tokens` tokens after the cached ones."""
+
+    reason: Literal["model", "adapter", "system", "tools", "messages", "evicted", "expired"]
+    missed_tokens: int
+
+
 class PromptTokensDetails(BaseModel):
     cached_tokens: int
+    cache_miss: CacheMiss | None = None
 
 
 class CompletionTokensDetails(BaseModel):

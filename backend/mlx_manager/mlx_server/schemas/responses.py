@@ -123,6 +123,15 @@ class ToolChoice(WireBody):
 _CHOICE = Discriminator(lambda value: "str" if isinstance(value, str) else "dict")
 
 
+class PromptCacheOptions(WireBody):
+    """`mode` and `ttl` have no effect: the prefix cache stores every prompt, as long as it has room."""
+
+    mode: Text | None = None
+    ttl: Text | None = None
+    comparison_response_id: Text | None = None
+    prewarm: Switch = False
+
+
 class InputTokensRequest(WireBody):
     """Fields common to Responses and token counting."""
 
@@ -154,6 +163,7 @@ class ResponsesRequest(InputTokensRequest):
     store: bool | None = Field(default=None, strict=True)
     metadata: dict[str, Text] | None = None
     prompt_cache_key: Text | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
     user: Text | None = None
     safety_identifier: Text | None = None
     keep_alive: KeepAlive | None = None

@@ -6,7 +6,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from mlx_manager.mlx_server.protocols.base import Request
 from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.services.choices import ChoiceEvent, ChoiceRun, best_of, plan_choices, returns_best_of
 from mlx_manager.mlx_server.services.constraints import compile_grammar
+from mlx_manager.mlx_server.services.misses import MissExplainer
+from mlx_manager.mlx_server.services.prompt_history import PromptHistory
 from mlx_manager.mlx_server.services.prompts import PromptRules, check_length, read_prompts
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.services.upstreams.server import UpstreamServer
@@ -52,6 +54,7 @@ class LocalModel:
     fallbacks: Sequence[str]
     pool: ModelPoolManager
     rules: PromptRules
+    history: PromptHistory
 
     @property
     def id(self) -> str:
@@ -68,6 +71,7 @@ class LocalModel:
             grammar = await compile_grammar(self.pool.grammars, model, request)
             planned = plan_choices(model, request, prompts, grammar)
             runs = [run for run, _ in planned]
+            explainer = MissExplainer(self.history, self.entry, model, request, self.rules)
             logger.debug("Starting generation: %s, model=%s, choices=%d", request.id, model.model_id, len(runs))
             async with model.engine.generate([submission for _, submission in planned]) as sequences:
                 try:
@@ -77,7 +81,9 @@ class LocalModel:
                     async for index, tokens in sequences:
                         if not is_prefilled:
                             is_prefilled = True
-                            yield _prefilled(model, record, sequences.members[:: len(runs) // len(prompts)])
+                            first_choices = sequences.members[:: len(runs) // len(prompts)]
+                            await explainer.explain(prompts, first_choices)
+                            yield _prefilled(model, record, first_choices)
                         events = runs[index].events(tokens)
                         if runs[index].finished:
                             sequences.cancel(index)
@@ -90,6 +96,7 @@ class LocalModel:
                         yield event
                 finally:
                     _record_work(record, runs, sequences.members, len(prompts))
+                    explainer.remember()
         yield Completed(
             Usage(
                 record.prompt_tokens,
@@ -97,6 +104,8 @@ class LocalModel:
                 record.cached_tokens,
                 record.reasoning_tokens,
                 record.stored_tokens,
+                record.miss,
+                record.compared,
             )
         )
 
@@ -141,6 +150,7 @@ class Backends:
     fallbacks: Mapping[str, Sequence[str]]
     aliases: Mapping[str, str]
     rules: PromptRules
+    history: PromptHistory = field(default_factory=PromptHistory)
 
     async def resolve(self, name: str) -> LocalModel | UpstreamModel:
         """The model with that id or alias, else the one of the first pattern in `aliases` that matches.
@@ -177,7 +187,7 @@ class Backends:
 
     def _local(self, entry: ModelEntry, name: str) -> LocalModel:
         fallbacks = self.fallbacks.get(entry.id, self.fallbacks.get(name, ()))
-        return LocalModel(entry, fallbacks, self.pool, self.rules)
+        return LocalModel(entry, fallbacks, self.pool, self.rules, self.history)
 
 
 def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[EngineSequence]) -> Prefilled:
@@ -186,7 +196,7 @@ def _prefilled(model: LoadedModel, record: GenerationRecord, members: list[Engin
     new = record.prompt_tokens - record.cached_tokens
     if model.engine.kv_bytes_per_token * new <= model.engine.limits.prefix_cache_bytes:
         record.stored_tokens = new
-    return Prefilled(record.prompt_tokens, record.cached_tokens, record.stored_tokens)
+    return Prefilled(record.prompt_tokens, record.cached_tokens, record.stored_tokens, record.miss, record.compared)
 
 
 def _record_work(record: GenerationRecord, runs: list[ChoiceRun], members: list[EngineSequence], prompts: int) -> None:

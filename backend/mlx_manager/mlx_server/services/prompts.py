@@ -92,7 +92,7 @@ async def _chat_prompt(model: LoadedModel, request: ChatRequest, rules: PromptRu
             param="tools",
         )
     async with language.rendering:
-        text = await language.templates.in_thread(lambda: _render(model, request, rules))
+        text = await language.templates.in_thread(lambda: render(model, request, rules))
     if 0 < rules.max_characters < len(text):
         what = "The prompt, as rendered by the model's chat template,"
         raise too_long(what, len(text), rules.max_characters, request.prompt_field)
@@ -152,7 +152,7 @@ def fill_in_the_middle_tokens(tokenizer: Tokenizer) -> tuple[int, int, int] | No
     return None
 
 
-def _render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str:
+def render(model: LoadedModel, request: ChatRequest, rules: PromptRules) -> str:
     traits = model.language.traits
     options: dict[str, object] = dict(request.template_kwargs)
     if request.continue_final_message:

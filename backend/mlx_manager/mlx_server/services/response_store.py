@@ -92,7 +92,8 @@ class StoredResponse:
             yield Started()
         yield ChoiceFinished(0, "stop", None)
         record = self.record
-        yield Completed(Usage(record.prompt_tokens, record.completion_tokens, record.cached_tokens))
+        tokens = record.prompt_tokens, record.completion_tokens, record.cached_tokens
+        yield Completed(Usage(*tokens, miss=record.miss, compared=record.compared))
 
 
 class ResponseStore:

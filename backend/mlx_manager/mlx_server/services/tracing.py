@@ -152,6 +152,8 @@ def _answer_attributes(record: GenerationRecord) -> Attributes:
         "gen_ai.usage.output_tokens": record.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
         "gen_ai.usage.reasoning.output_tokens": record.reasoning_tokens,
+        "mlx_manager.cache_miss.reason": record.miss.reason if record.miss is not None else None,
+        "mlx_manager.cache_miss.tokens": record.miss.missed_tokens if record.miss is not None else None,
         "mlx_manager.upstream": record.upstream,
         "mlx_manager.client_left": record.client_left or None,
     }

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from mlx_manager.mlx_server.errors import ContextLengthExceeded
+from mlx_manager.mlx_server.services.turns import leading_systems
 from mlx_manager.mlx_server.types import ChatRequest, ChatTurn, GenerationEvents
 
 
@@ -33,7 +34,7 @@ def _shortened(turns: tuple[ChatTurn, ...], exc: ContextLengthExceeded) -> tuple
     """Drops the oldest turns after the leading system messages; keeps the last user turn and all after it."""
     if exc.tokens is None or exc.limit is None:
         return turns
-    first = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    first = leading_systems(turns)
     last_question = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=first)
     surplus = math.ceil(sum(turn.text_length for turn in turns) * (exc.tokens - exc.limit + 1) / exc.tokens)
     end, dropped = first, 0

@@ -3,7 +3,7 @@
 Turns that the template accepts stay unchanged. Other text is joined or moved to a neighbouring turn; no text is lost.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mlx_manager.mlx_server.models.adapters import TemplateTraits
@@ -27,9 +27,14 @@ def fit_turns(turns: Iterable[ChatTurn], traits: TemplateTraits, *, hoist: bool 
     return tuple(_join_runs(_begin(leading, later, traits), traits))
 
 
+def leading_systems(turns: Sequence[ChatTurn]) -> int:
+    """How many system messages the chat begins with."""
+    return next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+
+
 def _split(turns: list[ChatTurn]) -> tuple[list[ChatTurn], list[ChatTurn]]:
     """The leading system messages, and all later turns."""
-    first = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    first = leading_systems(turns)
     return turns[:first], turns[first:]
 
 
