@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import cancel, ceiling, embeddings, features, overload, prefix, side, stall, throughput
+from benchmarks import cancel, ceiling, embeddings, features, overload, prefix, rows, side, stall, throughput
 from benchmarks.chart import draw
 from benchmarks.load import Target
 from benchmarks.models import LARGE, SMALL, make_model
@@ -19,6 +19,7 @@ SIZES = {size.name: size for size in (SMALL, LARGE)}
 SECTIONS = ("throughput", "features", "prefix", "stall", "side", "cancel", "overload")
 CEILING = "ceiling"
 EMBEDDINGS = "embeddings"
+ROWS = "rows"
 CHART = "results.svg"
 
 
@@ -53,6 +54,9 @@ def _measure_ours(size: str, options: argparse.Namespace, results: Results) -> N
             if size in (options.sizes if section == "throughput" else options.scenario_sizes):
                 with our_server(folder.resolve(), CACHE / "server.log") as server:
                     _measure(section, Place(server, raw, size), options, results)
+        if ROWS in options.sections and size in options.scenario_sizes:
+            print(f"model {size}: rows", file=sys.stderr, flush=True)
+            results.rows.append(rows.measure(folder, size, options.runs))
     finally:
         raw.close()
 
@@ -98,7 +102,7 @@ def _options() -> argparse.Namespace:
         help="base URL of another server, such as http://127.0.0.1:8080 (default: start this project's server)",
     )
     parser.add_argument("--model", default="default", help="model id to request from the other server")
-    every = [*SECTIONS, EMBEDDINGS, CEILING]
+    every = [*SECTIONS, ROWS, EMBEDDINGS, CEILING]
     parser.add_argument("--sections", nargs="+", choices=every, default=every)
     parser.add_argument(
         "--sizes", nargs="+", choices=sorted(SIZES), default=sorted(SIZES), help="models for throughput"
