@@ -16,6 +16,7 @@ from benchmarks import (
     lengths,
     overload,
     prefix,
+    rows,
     side,
     stall,
     throughput,
@@ -32,6 +33,7 @@ DEFAULT_SIZES = [size.name for size in ((GPU_SMALL, GPU_LARGE) if computes_on_gp
 SECTIONS = ("first", "lengths", "throughput", "features", "prefix", "stall", "side", "cancel", "overload")
 CEILING = "ceiling"
 EMBEDDINGS = "embeddings"
+ROWS = "rows"
 CHART = "results.svg"
 
 
@@ -66,6 +68,9 @@ def _measure_ours(size: str, options: argparse.Namespace, results: Results) -> N
             if size in (options.sizes if section == "throughput" else options.scenario_sizes):
                 with our_server(folder.resolve(), CACHE / "server.log") as server:
                     _measure(section, Place(server, raw, size), options, results)
+        if ROWS in options.sections and size in options.scenario_sizes:
+            print(f"model {size}: rows", file=sys.stderr, flush=True)
+            results.rows.append(rows.measure(folder, size, options.runs))
     finally:
         raw.close()
 
@@ -115,7 +120,7 @@ def _options() -> argparse.Namespace:
         help="base URL of another server, such as http://127.0.0.1:8080 (default: start this project's server)",
     )
     parser.add_argument("--model", default="default", help="model id to request from the other server")
-    every = [*SECTIONS, EMBEDDINGS, CEILING]
+    every = [*SECTIONS, ROWS, EMBEDDINGS, CEILING]
     parser.add_argument("--sections", nargs="+", choices=every, default=every)
     parser.add_argument(
         "--sizes", nargs="+", choices=sorted(SIZES), default=DEFAULT_SIZES, help="models for throughput"

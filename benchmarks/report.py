@@ -20,6 +20,7 @@ from benchmarks.models import computes_on_gpu
 from benchmarks.overload import OverloadRow
 from benchmarks.prefix import PrefixRow
 from benchmarks.processes import PeakMemory
+from benchmarks.rows import RowsRow
 from benchmarks.side import SideRow
 from benchmarks.stall import StallRow
 from benchmarks.throughput import Row
@@ -65,6 +66,7 @@ class Results:
     side: list[SideRow] = field(default_factory=list)
     cancel: list[CancelRow] = field(default_factory=list)
     overload: list[OverloadRow] = field(default_factory=list)
+    rows: list[RowsRow] = field(default_factory=list)
     embeddings: list[EmbeddingRow] = field(default_factory=list)
     first: list[FirstRow] = field(default_factory=list)
     lengths: list[LengthsRow] = field(default_factory=list)
@@ -82,6 +84,7 @@ def markdown(results: Results, chart: str | None) -> str:
         _side(results.side),
         _cancel(results.cancel),
         _overload(results.overload),
+        _rows(results.rows),
         _embeddings(results.embeddings),
         _ceiling(results.ceiling),
     ]
@@ -265,6 +268,29 @@ def _overload(rows: list[OverloadRow]) -> str:
                 _number(row.raw_last_ttft_ms),
                 _number(row.ratio, 2),
                 _memory(row.memory),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _rows(rows: list[RowsRow]) -> str:
+    return _table(
+        "Rows of different lengths, and a burst of prompts",
+        "model | tok/s of 16 x 500 tokens | of 1 x 16,000 and 15 x 500 | ratio | tokens MB | held MB | counted MB "
+        "| longest gap in the burst ms | its longest chunk ms | a decode step ms",
+        [
+            [
+                row.model,
+                f"{row.even_tokens_per_second:.0f}",
+                f"{row.mixed_tokens_per_second:.0f}",
+                f"{row.ratio:.2f}",
+                f"{row.tokens_mb:.0f}",
+                f"{row.held_mb:.0f}",
+                f"{row.charged_mb:.0f}",
+                f"{row.longest_gap_ms:.1f}",
+                f"{row.chunk_ms:.1f}",
+                f"{row.step_ms:.1f}",
             ]
             for row in rows
         ],

@@ -45,11 +45,31 @@ def answers(core: EngineCore, prompts: list[list[int]], rng: random.Random | Non
 def test_no_answer_depends_on_what_is_stored(kind: str, seed: int) -> None:
     model: nn.Module = make_model(kind)
     rng = random.Random(seed)
-    plain = EngineCore(model, prefix_bytes=0)
     core = EngineCore(model, prefix_bytes=256_000 * rng.randint(1, 3), inter_token_seconds=1e-4)
+    compare(model, core, rng, ROUNDS)
+    assert core.prefixes.hits > ROUNDS / 3
+    assert core.prefixes.evictions > 0
+
+
+@pytest.mark.parametrize("repeats_shapes", [False, True])
+@pytest.mark.parametrize("kind", SMALL)
+def test_no_answer_depends_on_its_company_in_little_memory(kind: str, repeats_shapes: bool) -> None:
+    """Rows move between groups and are preempted, and slots are as small as possible."""
+    model: nn.Module = make_model(kind)
+    rng = random.Random(2)
+    core = EngineCore(
+        model, prefix_bytes=400_000, inter_token_seconds=1e-4, repeats_shapes=repeats_shapes, pass_bytes=20_000
+    )
+    core.limit(core.memory.needed(2, 1536), 400_000)
+    compare(model, core, rng, ROUNDS // 2)
+
+
+def compare(model: nn.Module, core: EngineCore, rng: random.Random, rounds: int) -> None:
+    """Every answer with that of an engine that stores nothing and has no other sequence."""
+    plain = EngineCore(model, prefix_bytes=0)
     known: list[list[int]] = []
     compared = 0
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         prompts = [grown(rng, known) for _ in range(rng.randint(1, 5))]
         for place, tokens in answers(core, prompts, rng).items():
             assert answers(plain, [prompts[place]])[0][: len(tokens)] == tokens
@@ -57,6 +77,4 @@ def test_no_answer_depends_on_what_is_stored(kind: str, seed: int) -> None:
             compared += 1
         known = [tokens for tokens in known if len(tokens) < 1200][-8:]
         assert core.prefixes.nbytes <= core.prefixes.limit_bytes
-    assert compared > ROUNDS
-    assert core.prefixes.hits > ROUNDS / 3
-    assert core.prefixes.evictions > 0
+    assert compared > rounds

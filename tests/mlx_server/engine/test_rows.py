@@ -61,9 +61,8 @@ class Recorded(nn.Module):  # type: ignore[misc]
 
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         logits: mx.array = self.inner(tokens, cache=cache)
-        keys = next((layer.keys for layer in cache if hasattr(layer, "keys")), None)
         rows, queries = tokens.shape
-        self.sizes.append((rows, queries, keys.shape[2] if keys is not None else 0))
+        self.sizes.append((rows, queries, getattr(self.inner, "keys_read", 0)))
         return logits
 
     def make_cache(self) -> list[Any]:
@@ -79,10 +78,12 @@ class Counting(nn.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.layers = [nn.Identity()]
+        self.keys_read = 0
 
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         part = tokens[:, None, :, None].astype(mx.float32)
         keys, _ = cache[0].update_and_fetch(part, part)
+        self.keys_read = keys.shape[2]
         logits: mx.array = (((tokens[..., None] + 1) % 64) == mx.arange(64)) + 0.0 * keys[:, :, :1, :1].sum()
         return logits
 
@@ -102,7 +103,10 @@ def random_prompts(count: int, longest: int) -> list[list[int]]:
 
 
 def test_model_calls_have_few_sizes_where_shapes_repeat() -> None:
-    """A thousand prompts with up to 8,192 tokens, cached or not, in random company."""
+    """A thousand prompts with up to 8,192 tokens, cached or not, in random company.
+
+    A single row decodes without a mask at its own length, by a kernel that needs no plan.
+    """
     model = Recorded(Counting())
     core = EngineCore(model, repeats_shapes=True, pass_bytes=10**5, inter_token_seconds=10.0)
     model.sizes.clear()
@@ -120,7 +124,7 @@ def test_model_calls_have_few_sizes_where_shapes_repeat() -> None:
         assert answers[message.sequence] == [(last + 1 + place) % 64 for place in range(message.max_tokens)]
     assert core.prefixes.hits > 200
     assert 20 < len({size for size in model.sizes if size[1] > 1}) <= 64
-    assert 10 < len({size for size in model.sizes if size[1] == 1}) <= 32
+    assert 10 < len({size for size in model.sizes if size[1] == 1 and size[0] > 1}) <= 32
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

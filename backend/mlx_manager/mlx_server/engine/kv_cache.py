@@ -194,9 +194,8 @@ class RowsCache:
     @classmethod
     def merge(cls, rows: "list[RowsCache]", exact: bool, slots: int = 1, tokens: int | None = None) -> "RowsCache":
         """A batch of caches of one row each. A single row without `tokens` keeps its arrays."""
-        lengths = [row.lengths[0] for row in rows]
         singles = [[layer.single(0, row.lengths[0]) for layer in row.layers] for row in rows]
-        span = Span(lengths, slots, lengths[0] if tokens is None else tokens, exact)
+        span = Span([row.lengths[0] for row in rows], slots, 0 if tokens is None else tokens, exact)
         return cls([_merged(list(layers), span) for layers in zip(*singles, strict=True)], span)
 
     @property
@@ -311,7 +310,8 @@ def _merged(singles: list[Any], span: Span) -> Layer:
 def _slots(singles: list[KVCache], span: Span) -> SlotsKVCache:
     slots = SlotsKVCache(span)
     if len(singles) == 1 and not singles[0].empty():
-        slots.keys, slots.values = singles[0].keys_and_values()
+        slots.keys, slots.values = singles[0].keys, singles[0].values
+        span.tokens = span.tokens or singles[0].keys.shape[2]
         slots.resize()
         return slots
     for place, single in enumerate(singles):

@@ -37,6 +37,7 @@ class StepLogprobs:
         """The logprobs of the sequences in `places`, which maps them to indices of the message."""
         columns = _columns(range(len(self.rows)), [row.logprobs or 0 for row in self.rows], self.arrays)
         kept = [i for i, row in enumerate(self.rows) if row.sequence in places]
+        kept.sort(key=lambda i: places[self.rows[i].sequence])
         return msgspec.structs.replace(columns.at(kept), places=[places[self.rows[i].sequence] for i in kept])
 
 

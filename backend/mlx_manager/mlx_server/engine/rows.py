@@ -15,7 +15,8 @@ class Span:
     """The lengths of a batch's rows, the size of its slots, and the positions that a model call reads and writes.
 
     All layers of a batch share it. With `exact`, a call has the rows and keys that are in use. Otherwise it has all
-    slots and all positions, so shapes repeat; rows that are not in use write to position 0 of their slots.
+    slots and, except where no mask is needed, all positions, so shapes repeat; rows that are not in use write to
+    position 0 of their slots.
     """
 
     def __init__(self, lengths: Sequence[int], slots: int, tokens: int, exact: bool) -> None:
@@ -24,6 +25,7 @@ class Span:
         self.tokens = tokens
         self.exact = exact
         self.starts = self.ends = mx.array(self.lengths)
+        self._start = 0
         self._keys = 0
         self._queries = 0
         self._is_even = False
@@ -42,17 +44,27 @@ class Span:
         The last position takes what padding would write behind the others: no row may use it in a padded call.
         """
         lengths = self.lengths
-        self._is_even = self.exact and len(set(lengths)) <= 1
+        start = lengths[0]
+        self._is_even = self._takes_slice(queries) and all(length == start for length in lengths)
+        self._start = start
         self._queries = queries
-        self._keys = lengths[0] + queries if self._is_even else max(lengths) + queries if self.exact else self.tokens
-        self._keys = min(self._keys, self.tokens)
+        longest = (start if self._is_even else max(lengths)) + queries
+        self._keys = min(longest, self.tokens) if self.exact or self._is_even else self.tokens
         unused = [0] * (self.rows - len(lengths))
         self.starts = mx.array([*lengths, *unused])
         self.lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
         self.ends = mx.array([*self.lengths, *unused])
         self._masks = {}
         self._targets = {}
-        self._start = lengths[0]
+
+    def _takes_slice(self, queries: int) -> bool:
+        """Whether rows of one length may read and write a slice, which needs no mask: a faster attention on a GPU.
+
+        Attention with one query runs at any length there. With more, each pair of lengths needs a plan.
+        """
+        if self.exact:
+            return True
+        return self.slots == 1 if queries == 1 else queries <= self.tokens and not any(self.lengths)
 
     def write(self, slots: mx.array, part: mx.array) -> mx.array:
         """Writes `part` (rows, H, N, D) behind the rows."""

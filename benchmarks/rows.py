@@ -1,0 +1,132 @@
+"""Measures the engine's batch without a server: a long row beside short ones, and a burst of prompts.
+
+The benchmark starts it as `python -m benchmarks.rows MODEL`, and it answers with a line of JSON.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.processes import ENVIRONMENT
+
+ROWS = 16
+LONG_TOKENS = 16_000
+SHORT_TOKENS = 500
+STEPS = 60
+BURST = 63
+BURST_TOKENS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRow:
+    """Medians of the runs, except the gap, the longest of all runs.
+
+    `even`: all rows have SHORT_TOKENS. `mixed`: one of them has LONG_TOKENS. Memory is that of the mixed rows' caches:
+    of the tokens in them, of the arrays, and what the scheduler counts. The gap is that of a stream while BURST prompts
+    join it.
+    """
+
+    model: str
+    even_tokens_per_second: float
+    mixed_tokens_per_second: float
+    ratio: float
+    tokens_mb: float
+    held_mb: float
+    charged_mb: float
+    longest_gap_ms: float
+    chunk_ms: float
+    step_ms: float
+
+
+def measure(folder: Path, model: str, runs: int) -> RowsRow:
+    from mlx_manager.mlx_server.engine.launch import worker_environment
+
+    command = [sys.executable, "-m", "benchmarks.rows", str(folder)]
+    environment = {**worker_environment(), **ENVIRONMENT}
+    found = []
+    for _ in range(runs):
+        printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        found.append(json.loads(printed.splitlines()[-1]))
+    even, mixed = (median(run[name] for run in found) for name in ("even", "mixed"))
+    return RowsRow(
+        model=model,
+        even_tokens_per_second=even,
+        mixed_tokens_per_second=mixed,
+        ratio=median(run["mixed"] / run["even"] for run in found),
+        tokens_mb=median(run["tokens_mb"] for run in found),
+        held_mb=median(run["held_mb"] for run in found),
+        charged_mb=median(run["charged_mb"] for run in found),
+        longest_gap_ms=max(run["gap"] for run in found),
+        chunk_ms=median(run["chunk"] for run in found),
+        step_ms=median(run["step"] for run in found),
+    )
+
+
+def main() -> None:
+    from mlx_manager.mlx_server.engine.core import EngineCore
+    from mlx_manager.mlx_server.engine.generator import load
+    from mlx_manager.mlx_server.engine.messages import Step, Submit, UpMessage
+    from mlx_manager.mlx_server.types import SamplingParams
+
+    rng = random.Random(time.time_ns())
+    model = load(Path(sys.argv[1]))
+
+    def submit(core: EngineCore, sequence: int, tokens: int) -> None:
+        prompt = rng.choices(range(10, 4000), k=tokens)
+        core.submit(Submit(sequence, prompt, 2000, [], SamplingParams(temperature=0, seed=0)))
+
+    def filled(lengths: list[int]) -> tuple[EngineCore, int]:
+        """A core that decodes rows of these lengths, and the tokens that they have. The first is prefilled alone."""
+        core, tokens = EngineCore(model, prefix_bytes=0), sum(lengths)
+        for sequence, length in enumerate(lengths):
+            submit(core, sequence, length)
+            while sequence in (0, len(lengths) - 1) and core.running <= sequence:
+                tokens += generated(core.step())
+        return core, tokens
+
+    def generated(events: list[UpMessage]) -> int:
+        return sum(len(event.tokens) for event in events if isinstance(event, Step))
+
+    def rate(core: EngineCore) -> float:
+        for _ in range(4):
+            core.step()
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            core.step()
+        return STEPS * core.running / (time.perf_counter() - began)
+
+    answer = {"even": rate(filled([SHORT_TOKENS] * ROWS)[0])}
+    core, tokens = filled([LONG_TOKENS] + [SHORT_TOKENS] * (ROWS - 1))
+    answer["tokens_mb"] = tokens * core.memory.bytes_per_token / 1e6
+    answer["held_mb"], answer["charged_mb"] = core.cache_bytes / 1e6, core.charged_bytes / 1e6
+    answer["mixed"] = rate(core)
+
+    core, _ = filled([BURST_TOKENS])
+    for sequence in range(1, BURST + 1):
+        submit(core, sequence, BURST_TOKENS)
+    gaps: list[float] = []
+    chunks: list[float] = []
+    steps: list[float] = []
+    told = time.perf_counter()
+    while core.running <= BURST or len(steps) < STEPS:
+        began = time.perf_counter()
+        decodes = any(isinstance(event, Step) for event in core.step())
+        now = time.perf_counter()
+        if decodes:
+            gaps.append(now - told)
+            told = now
+        if core.running > BURST:
+            steps.append(now - began)
+        elif not decodes:
+            chunks.append(now - began)
+    answer |= {"gap": 1000 * max(gaps), "chunk": 1000 * max(chunks), "step": 1000 * median(steps)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
