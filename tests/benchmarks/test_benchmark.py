@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     "--concurrency 3 --runs 1 --tokens 8 --prefix-tokens 64 --long-prompt-tokens 600 --bursts 12 --lengths 2".split()
 )
-SECTIONS = "first lengths throughput features prefix side cancel overload ceiling".split()
+SECTIONS = "throughput features prefix side cancel overload ceiling".split()
 
 
 def run_benchmark(out: Path, *arguments: str) -> dict[str, Any]:
@@ -69,13 +69,17 @@ def test_cancel_overload_and_ceiling_have_their_figures(results: dict[str, Any])
     assert ceiling["chunks_per_second"] > 0
 
 
-def test_first_requests_and_new_lengths_are_compared_with_later_ones(results: dict[str, Any]) -> None:
+def test_first_requests_and_new_lengths_are_compared_with_later_ones(tmp_path: Path) -> None:
+    results = run_benchmark(tmp_path, "--scenario-sizes", "a", "--sections", "first", "lengths")
     assert len(results["first"]) == 7
     for row in results["first"]:
         assert row["ratio"] == pytest.approx(row["first_ms"] / row["later_ms"])
     (lengths,) = results["lengths"]
     assert lengths["lengths"] == 2
     assert lengths["longest_ratio"] >= lengths["ratio"] > 0
+    table = (tmp_path / "results.md").read_text()
+    assert "### The first requests\n" in table
+    assert "### Prompts of new lengths\n" in table
 
 
 def test_features_are_compared_with_plain_streams(results: dict[str, Any]) -> None:
@@ -91,8 +95,8 @@ def test_short_request_beside_a_long_prompt_is_compared_with_one_alone(results: 
 
 def test_table_and_chart_cover_what_was_measured(results: dict[str, Any], out: Path) -> None:
     table, chart = (out / "results.md").read_text(), (out / "results.svg").read_text()
-    titles = ["The first requests", "Prompts of new lengths", "Throughput", "Prefix cache", "Clients that leave"]
-    for title in [*titles, "Overload", "The load generator's ceiling"]:
+    titles = ["Throughput", "Prefix cache", "Clients that leave", "Overload", "The load generator's ceiling"]
+    for title in titles:
         assert f"### {title}\n" in table
     assert "(results.svg)" in table
     assert chart.startswith("<?xml")
