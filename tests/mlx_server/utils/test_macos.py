@@ -5,31 +5,19 @@ Where the tests run on a Mac, the system's own functions are called too.
 
 import ctypes
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mlx_manager.mlx_server.utils.macos import MacOS, MemoryPressure, Power, SleepBlocker, this_mac
+from tests.fake_macos import fake_library, fake_mac
 from tests.running_server import eventually
-
-SOURCE = Path(__file__).with_name("fake_macos.c")
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler is installed")
-    built = tmp_path_factory.mktemp("macos") / "fake_macos.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", built, SOURCE], check=True)
-    return ctypes.CDLL(str(built))
 
 
 @pytest.fixture
-def mac(library: ctypes.CDLL) -> MacOS:
-    return MacOS(library, lambda: library)
+def mac() -> MacOS:
+    return fake_mac()
 
 
 @pytest.mark.parametrize(
@@ -62,10 +50,10 @@ def test_the_footprint_is_read_from_its_place_in_the_systems_record(mac: MacOS) 
     assert mac.footprint_bytes(-1) is None
 
 
-def test_the_thread_gets_the_class_of_work_that_a_user_waits_for(mac: MacOS, library: ctypes.CDLL) -> None:
+def test_the_thread_gets_the_class_of_work_that_a_user_waits_for(mac: MacOS) -> None:
     mac.prefer_fast_cores()
-    assert ctypes.c_uint.in_dll(library, "qos_class").value == 0x19
-    assert ctypes.c_int.in_dll(library, "qos_priority").value == 0
+    assert ctypes.c_uint.in_dll(fake_library(), "qos_class").value == 0x19
+    assert ctypes.c_int.in_dll(fake_library(), "qos_priority").value == 0
 
 
 @pytest.mark.parametrize(
