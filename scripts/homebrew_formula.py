@@ -1,6 +1,6 @@
 """Writes deploy/homebrew/mlx-manager.rb for a release: `python scripts/homebrew_formula.py DIST/WHEEL`. Needs uv.
 
-The formula installs wheels, because a build of MLX, tokenizers and others from source takes an hour and a Rust compiler.
+The formula installs wheels, because a build of MLX, tokenizers and others from source takes an hour and needs Rust.
 uv resolves them for Apple silicon, with the versions of constraints.txt.
 """
 

@@ -18,7 +18,6 @@ def answer_questions(
     answer: Callable[[bytes], bytes], *, cpu_seconds: float, memory_bytes: int, niceness: int = 0
 ) -> None:
     """Answers requests on the socket at file descriptor 0 until the other end closes it."""
-    os.setsid()
     os.nice(niceness)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # macOS does not enforce it

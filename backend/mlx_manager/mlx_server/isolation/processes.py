@@ -145,15 +145,13 @@ class ProcessPool:
 
 
 class _Process:
-    """One process. It starts a session of its own, so that Ctrl-C in a terminal does not reach it.
+    """One process, in its own session, so that Ctrl-C in a terminal does not reach it.
 
-    It ends when its socket closes, also after the server was killed. The arguments are those with which Python uses
-    posix_spawn where it would fork otherwise, as on macOS. Descriptors of Python are not inherited in any case.
+    It ends when its socket closes, also after the server was killed.
     """
 
     def __init__(self, module: str) -> None:
         self._socket, theirs = socket.socketpair()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C before the new session
         try:
             self._process = subprocess.Popen(
                 (sys.executable, "-m", module),
@@ -161,13 +159,12 @@ class _Process:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                close_fds=False,
+                start_new_session=True,
             )
         except BaseException:
             self._socket.close()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
 
     def ask(self, question: bytes, seconds: float, max_answer_bytes: int) -> bytes:

@@ -119,12 +119,8 @@ class SleepBlocker:
         if self._process is not None and self._process.poll() is None:
             return
         with contextlib.suppress(OSError):
-            self._process = subprocess.Popen(  # without close_fds, Python uses posix_spawn
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                close_fds=False,
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
 
     def release(self) -> None:
