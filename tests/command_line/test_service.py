@@ -116,7 +116,7 @@ def test_a_command_of_the_service_manager_that_fails_is_named(calls: Path) -> No
     calls.with_suffix(".fails").write_text("systemctl --user\n")
     ran = mlx_manager("service", "install")
     assert ran.returncode == 1
-    assert ran.stderr.endswith("`systemctl --user daemon-reload` ended with status 5: not now\n")
+    assert "`systemctl --user daemon-reload` ended with status 5: not now." in ran.stderr
     assert mlx_manager("service", "status").returncode == 1
 
 
@@ -131,7 +131,7 @@ def test_a_machine_without_systemd_is_told_of_print(calls: Path, monkeypatch: py
 def test_a_service_that_is_not_there_is_said_to_be_missing(calls: Path, command: str) -> None:
     ran = mlx_manager("service", command)
     assert ran.returncode == 1
-    assert "Run mlx-manager service install" in ran.stderr
+    assert "Run `mlx-manager service install`" in ran.stderr
     assert not calls.exists()
 
 

@@ -68,7 +68,7 @@ def test_units_commands_start_reload_and_drain_the_server(tmp_path: Path, babble
     (tmp_path / "mlx-manager.toml").write_text("")
     with running_server(tmp_path, command=command, default_model=babbler) as server:
         (tmp_path / "mlx-manager.toml").write_text("keep_alive = 300\n")
-        reload = shlex.split(unit["ExecReload"].replace("$MAINPID", str(server.process.pid)))
+        reload = shlex.split(unit["ExecReload"].replace("$$MAINPID", str(server.process.pid)))
         subprocess.run(reload, check=True, timeout=HANG_SECONDS)
         server.wait_for_log("Settings reloaded: changed: keep_alive")
         worker = server.worker()

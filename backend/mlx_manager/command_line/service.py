@@ -65,7 +65,7 @@ def status(scope: Scope, system: System | None = None) -> None:
     """Prints the service manager's report. Raises CommandFailed if the service does not run."""
     manager = _installed(manager_for(system if system is not None else this_system(), scope), scope)
     if not manager.is_active():
-        raise CommandFailed(f"The service does not run. Its log: mlx-manager service logs{_flag(scope)}")
+        raise CommandFailed(f"The service does not run. See its log: `mlx-manager service logs{_flag(scope)}`.")
 
 
 def logs(scope: Scope, lines: int, follow: bool, system: System | None = None) -> None:
@@ -175,7 +175,7 @@ def _sudo_user() -> str:
 
 def _check_rights(scope: Scope, command: str) -> None:
     if scope == "system" and os.geteuid() != 0:
-        raise CommandFailed(f"A system service needs root: sudo mlx-manager service {command} --system")
+        raise CommandFailed(f"A system service needs root. Run `sudo mlx-manager service {command} --system`.")
     if scope == "user" and os.environ.get("SUDO_USER"):
         raise CommandFailed("This would install a service of root. Run it without sudo, or pass --system.")
 
@@ -196,7 +196,7 @@ def _check_reachable(service: Service) -> None:
 
 def _installed(manager: ServiceManager, scope: Scope) -> ServiceManager:
     if not manager.file.exists():
-        raise CommandFailed(f"There is no service at {manager.file}. Run mlx-manager service install{_flag(scope)}")
+        raise CommandFailed(f"There is no service at {manager.file}. Run `mlx-manager service install{_flag(scope)}`.")
     return manager
 
 

@@ -87,7 +87,7 @@ def _process_lines(service: Service) -> list[str]:
         f"EnvironmentFile=-{_without_specifiers(str(service.folder))}/environment",
         f"ExecStart={' '.join(_quoted(word).replace('$', '$$') for word in service.command)}",
         "# Reads mlx-manager.toml again.",
-        "ExecReload=/bin/kill -HUP $MAINPID",
+        "ExecReload=/bin/sh -c 'kill -HUP $$MAINPID'",
         "# SIGTERM goes to the server alone, which drains and then ends its workers.",
         "KillMode=mixed",
         f"TimeoutStopSec={service.stop_seconds}",

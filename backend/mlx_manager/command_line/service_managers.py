@@ -116,7 +116,7 @@ class Launchd:
 
     def show_log(self, log: Path, lines: int, follow: bool) -> None:
         if not log.exists():
-            raise CommandFailed(f"There is no log at {log}. Is the service installed? See `mlx-manager service status`")
+            raise CommandFailed(f"There is no log at {log}. Run `mlx-manager service status`.")
         call(["tail", "-n", str(lines), *(["-F"] if follow else []), str(log)])
 
     def _is_loaded(self) -> bool:
@@ -143,7 +143,10 @@ def check(words: Sequence[str]) -> None:
     if ran.returncode != 0:
         output = (ran.stderr + ran.stdout).strip()
         last_line = output.splitlines()[-1] if output else "no output"
-        raise CommandFailed(f"`{' '.join(words)}` ended with status {ran.returncode}: {last_line}")
+        raise CommandFailed(
+            f"`{' '.join(words)}` ended with status {ran.returncode}: {last_line.rstrip('.')}. Correct that, or run "
+            "`mlx-manager service install --print` to see the service's file."
+        )
 
 
 def call(words: Sequence[str]) -> int:
@@ -158,7 +161,7 @@ def _succeeds(words: Sequence[str]) -> bool:
 def _found(words: Sequence[str]) -> Sequence[str]:
     if shutil.which(words[0]) is None:
         raise CommandFailed(
-            f"This system has no {words[0]}. `mlx-manager service install --print` shows the service's description, "
-            "for another service manager."
+            f"The command {words[0]} is not installed. Run `mlx-manager service install --print` to see the service's "
+            "file, and adapt it to the service manager of this system."
         )
     return words

@@ -7,7 +7,11 @@ import typer
 
 from mlx_manager.command_line.console import run
 
-app = typer.Typer(no_args_is_help=True, help="Run the server as a service of systemd (Linux) or launchd (macOS).")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Run the server as a service of systemd (Linux) or launchd (macOS).",
+    epilog="Example: mlx-manager service install",
+)
 
 SystemWide = Annotated[bool, typer.Option("--system", help="For the whole machine, from boot on. Needs root.")]
 
