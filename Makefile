@@ -14,10 +14,11 @@ TESTS ?=
 MINUTES ?= 10
 LLAMACPP := .cache/llamacpp
 CLIENTS := .cache/clients
+INSTALLERS := .cache/installers
 SMOLLM2 := .cache/models/smollm2
 MINILM := .cache/models/all-MiniLM-L6-v2
 
-.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest test-agents check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest test-install test-agents check fmt bench soak constraints formula demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +58,14 @@ test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS,
 	.cache/oldest/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	.cache/oldest/bin/uv pip install --quiet --python .cache/oldest/bin/python --resolution lowest-direct -e '.[$(BACKEND),dev]'
 	.cache/oldest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+test-install: $(TOOLS) $(INSTALLERS)/.installed ## Install the wheel with pip, uv and pipx, and run the Dockerfile's steps (as root, with debootstrap)
+	$(BIN)/pytest -rs tests/installation
+
+$(INSTALLERS)/.installed: Makefile
+	$(PYTHON) -m venv $(INSTALLERS)
+	$(INSTALLERS)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 pipx==1.18.4
+	@touch $@
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
@@ -103,6 +112,11 @@ constraints: ## Renew constraints.txt from a fresh environment with the newest v
 	      $(PYTHON) -c 'import json, sys; print(*("{name}=={version}".format(**one["metadata"]) for one in json.load(sys.stdin)["install"] if one["metadata"]["name"].startswith(("mlx-cuda", "nvidia-"))), sep="\n")'; \
 	  done; \
 	} > constraints.txt
+
+formula: $(TOOLS) $(INSTALLERS)/.installed ## Renew the Homebrew formula for the wheel of this version
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	PATH="$(CURDIR)/$(INSTALLERS)/bin:$$PATH" $(BIN)/python scripts/homebrew_formula.py dist/mlx_manager-*.whl
 
 bench: $(TOOLS) ## Measure the server against mlx-lm's raw engine (nothing else should run beside it)
 	$(BIN)/python -m benchmarks $(BENCH)

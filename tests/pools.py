@@ -1,7 +1,7 @@
 """Pools of real workers for tests, and what tests do with their models."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -57,6 +57,12 @@ async def generate(model: LoadedModel, max_tokens: int = 5) -> list[int]:
         async for _, news in sequences:
             tokens += news.token_ids
     return tokens
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  there is no event for it
+            await asyncio.sleep(0.02)
 
 
 async def until_unloaded(pool: ModelPoolManager, model_id: str, seconds: float = 30) -> None:

@@ -27,19 +27,17 @@ MANAGER = Path(sys.executable).parent / "mlx-manager"
 
 ELSEWHERE = {
     "make": "its targets are those of the Makefile: see below",
-    "sudo": "tests/deploy",
-    "journalctl": "tests/deploy",
-    "launchctl": "tests/deploy",
-    "sed": "tests/deploy",
     "docker": "tests/deploy",
-    "pip": "tests/test_packaging.py",
+    "pip": "tests/test_packaging.py, tests/installation",
+    "uv": "tests/installation",
+    "pipx": "tests/installation",
     "pre-commit": "a tool of its own",
     "mlx_lm.server": "tests/providers",
     "claude": "make test-agents",
     "export": "sets a variable for the lines that follow",
 }
 """Commands that other tests run."""
-LEFT_OPEN = ("launch claude", "launch codex", "serve", "MLX_SERVER_", "LOGFIRE_TOKEN=", "OTEL_EXPORTER_")
+LEFT_OPEN = ("launch claude", "launch codex", "serve", "service ", "MLX_SERVER_", "LOGFIRE_TOKEN=", "OTEL_EXPORTER_")
 """Commands that contain these start a server or a client with settings of the reader's own."""
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mlx_manager.command_line import service_options
 from mlx_manager.command_line.console import run, whole_output
 from mlx_manager.plugins import leave_out_logfire
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(service_options.app, name="service")
 
 BaseUrl = Annotated[
     str | None, typer.Option(metavar="URL", help="Address of the server. Default: from the settings (port 8000).")

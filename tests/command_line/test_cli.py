@@ -11,7 +11,7 @@ from mlx_manager.mlx_server import __version__
 from tests.command_line.commands import environment, mlx_manager
 from tests.running_server import HANG_SECONDS
 
-COMMANDS = ["serve", "models", "pull", "chat", "bench", "ps", "doctor"]
+COMMANDS = ["serve", "models", "pull", "chat", "bench", "ps", "doctor", "service"]
 ON_HTTP = ["models", "ps", "bench"]
 
 

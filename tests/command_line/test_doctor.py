@@ -66,6 +66,18 @@ def test_too_few_descriptors_are_warned_of_with_the_command_that_helps() -> None
     assert "ulimit -n" in check["remedy"]
 
 
+def test_a_limit_that_the_server_raises_itself_is_fine() -> None:
+    ran = subprocess.run(
+        ["sh", "-c", 'ulimit -Sn 256; exec "$@"', "sh", *MLX_MANAGER, "doctor", "--json"],
+        env=environment(MLX_SERVER_PORT=0),
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+    )
+    (check,) = [check for check in json.loads(ran.stdout) if check["name"] == "open files"]
+    assert (check["state"], check["found"]) == ("ok", "at most 256, which the server raises to 1536")
+
+
 def test_a_default_model_without_weights_and_one_that_is_too_large_are_broken(tmp_path: Path, babbler: Path) -> None:
     checks = examine(status=1, MLX_SERVER_PORT=0, MLX_SERVER_DEFAULT_MODEL=tmp_path)
     assert "no weights" in checks["default model"]["found"]

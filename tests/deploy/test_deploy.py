@@ -1,4 +1,7 @@
-"""The files of `deploy/`: their commands start, reload, probe and end the real server, and the tools read them."""
+"""What runs the server as a service: its commands start, reload, probe and end the real server.
+
+The units and property lists are those of `mlx-manager service install --print`; the Dockerfile lies in `deploy/`.
+"""
 
 import json
 import os
@@ -10,54 +13,62 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from mlx_manager.mlx_server.bounds import Bounds
 from mlx_manager.mlx_server.config import MLXServerSettings
+from tests.command_line.commands import mlx_manager
+from tests.installation.image_root import instructions
 from tests.running_server import HANG_SECONDS, eventually, running_server, wait_for_exit
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-UNIT = DEPLOY / "mlx-manager.service"
-PLIST = DEPLOY / "io.github.mlx-manager.plist"
 DOCKERFILE = DEPLOY / "Dockerfile"
 MLX_MANAGER = (sys.executable, "-c", "from mlx_manager.cli import main; main()")
-"""In place of where the files have it installed."""
-LONGEST_DRAIN_SECONDS = MLXServerSettings.model_fields["drain_timeout_seconds"].default
+"""In place of the installed command."""
+SERVICES = [(), ("--system", "--account", "daemon"), ("--system",)]
+DEFAULT_DRAIN_SECONDS = MLXServerSettings.model_fields["drain_timeout_seconds"].default
 BABBLE = {"model": "babbler", "prompt": "x", "temperature": 0, "max_tokens": 400}
 
 
-def unit_settings() -> dict[str, str]:
-    lines = (line.partition("=") for line in UNIT.read_text().splitlines() if re.match(r"[A-Z]\w*=", line))
+def printed(system: str, *options: str, hf_home: str = "") -> str:
+    ran = mlx_manager("service", "install", *options, "--print", "--for", system, HF_HOME=hf_home)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def unit_settings(text: str) -> dict[str, str]:
+    lines = (line.partition("=") for line in text.splitlines() if re.match(r"[A-Z]\w*=", line))
     return {name: value for name, _, value in lines}
 
 
-def plist() -> dict[str, object]:
-    loaded: dict[str, object] = plistlib.loads(PLIST.read_bytes())
+def plist(*options: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = plistlib.loads(printed("macos", *options).encode())
     return loaded
 
 
-def instructions() -> list[tuple[str, str]]:
-    """Those of the Dockerfile's last stage, with continued lines joined."""
-    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
-    last_stage = max(place for place, line in enumerate(lines) if line[0] == "FROM")
-    return [(line[0], line[1]) for line in lines[last_stage:]]
+def last_stage() -> dict[str, str]:
+    """The instructions of the Dockerfile's last stage."""
+    lines = instructions(DOCKERFILE)
+    begins = max(place for place, (instruction, _) in enumerate(lines) if instruction == "FROM")
+    return dict(lines[begins:])
 
 
-def here(command: list[str], program: str) -> list[str]:
-    """The command with this environment's mlx-manager in place of `program`."""
-    assert command[0] == program
+def here(command: list[str]) -> list[str]:
+    """The command with this environment's mlx-manager in place of the installed one."""
+    assert Path(command[0]).name == "mlx-manager"
     return [*MLX_MANAGER, *command[1:]]
 
 
 def test_units_commands_start_reload_and_drain_the_server(tmp_path: Path, babbler: Path) -> None:
-    unit = unit_settings()
-    command = here(shlex.split(unit["ExecStart"]), "/opt/mlx-manager/.venv/bin/mlx-manager")
+    unit = unit_settings(printed("linux"))
+    command = here(shlex.split(unit["ExecStart"]))
     (tmp_path / "mlx-manager.toml").write_text("")
     with running_server(tmp_path, command=command, default_model=babbler) as server:
         (tmp_path / "mlx-manager.toml").write_text("keep_alive = 300\n")
-        reload = shlex.split(unit["ExecReload"].replace("$MAINPID", str(server.process.pid)))
+        reload = shlex.split(unit["ExecReload"].replace("$$MAINPID", str(server.process.pid)))
         subprocess.run(reload, check=True, timeout=HANG_SECONDS)
         server.wait_for_log("Settings reloaded: changed: keep_alive")
         worker = server.worker()
@@ -68,17 +79,21 @@ def test_units_commands_start_reload_and_drain_the_server(tmp_path: Path, babble
             assert list(payloads)[-1] == "[DONE]"
         assert server.process.wait(HANG_SECONDS) == 0
         wait_for_exit(worker)
-    assert int(unit["TimeoutStopSec"]) > LONGEST_DRAIN_SECONDS
     assert unit["RestartPreventExitStatus"] == "2"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_unit_is_one_that_systemd_reads_without_a_word_and_holds_for_safe(tmp_path: Path) -> None:
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/mlx-manager/.venv/bin/mlx-manager", sys.executable))
+@pytest.mark.parametrize("options", SERVICES, ids=" ".join)
+def test_systemd_has_no_complaint_about_a_unit_and_rates_a_system_unit_as_safe(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    unit = tmp_path / "mlx-manager.service"
+    unit.write_text(printed("linux", *options))
     read = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=HANG_SECONDS)
-    complaints = [line for line in read.stderr.splitlines() if UNIT.name in line]  # and not of the machine's others
+    complaints = [line for line in read.stderr.splitlines() if unit.name in line]  # and not of the machine's others
     assert (read.returncode, complaints) == (0, [])
+    if not options:
+        return
     secure = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=25", unit],
         capture_output=True,
@@ -90,29 +105,50 @@ def test_unit_is_one_that_systemd_reads_without_a_word_and_holds_for_safe(tmp_pa
     assert secure.returncode == 0, secure.stdout
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_reads_awkward_words_of_a_unit_as_they_were_given(tmp_path: Path) -> None:
+    unit = tmp_path / "mlx-manager.service"
+    unit.write_text(printed("linux", '/models/50% of $HOME; "x" \\y', hf_home=f"{tmp_path}/a b%h"))
+    read = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=HANG_SECONDS)
+    assert (read.returncode, [line for line in read.stderr.splitlines() if unit.name in line]) == (0, [])
+    settings = unit_settings(unit.read_text())
+    assert settings["ExecStart"].endswith(' serve "/models/50%% of $$HOME; \\"x\\" \\\\y"')
+    assert f'Environment="HF_HOME={tmp_path}/a b%%h"' in unit.read_text()
+
+
 def test_agents_command_starts_the_server_and_ends_with_status_0(tmp_path: Path) -> None:
-    agent = plist()
-    arguments, environment = agent["ProgramArguments"], agent["EnvironmentVariables"]
-    assert isinstance(arguments, list)
-    assert isinstance(environment, dict)
-    settings = {name.removeprefix("MLX_SERVER_").lower(): value for name, value in environment.items()}
-    assert settings.keys() <= MLXServerSettings.model_fields.keys()
-    del settings["port"]
-    command = here(arguments, "/Users/USER/mlx-manager/.venv/bin/mlx-manager")
-    with running_server(tmp_path, command=command, **settings) as server:
+    (tmp_path / "settings.toml").write_text("keep_alive = 300\n")
+    agent = plist("demo", "--config", str(tmp_path / "settings.toml"))
+    assert agent["EnvironmentVariables"] == {"MLX_SERVER_CONFIG": f"{tmp_path}/settings.toml"}
+    command = here(agent["ProgramArguments"])
+    with running_server(tmp_path, command=command, config=agent["EnvironmentVariables"]["MLX_SERVER_CONFIG"]) as server:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(HANG_SECONDS) == 0
     assert agent["KeepAlive"] == {"SuccessfulExit": False}  # so that status 0 stays ended
-    timeout = agent["ExitTimeOut"]
-    assert isinstance(timeout, int)
-    assert timeout > LONGEST_DRAIN_SECONDS
-    places = [arguments[0], agent["WorkingDirectory"], agent["StandardOutPath"], agent["StandardErrorPath"]]
-    assert all(str(place).startswith("/Users/USER/") for place in places)  # launchd expands no ~
+    places = [agent[name] for name in ("WorkingDirectory", "StandardOutPath", "StandardErrorPath")]
+    assert all(place.startswith(f"{Path.home()}/Library/") for place in places)  # launchd expands no ~
+
+
+def test_a_daemon_runs_under_its_account_and_writes_no_home_folder() -> None:
+    daemon = plist("--system", "--account", "models")
+    assert daemon["UserName"] == "models"
+    assert daemon["WorkingDirectory"] == "/Library/Application Support/mlx-manager"
+    assert daemon["StandardErrorPath"] == "/Library/Logs/mlx-manager.log"
+
+
+@pytest.mark.parametrize("drain_seconds", [DEFAULT_DRAIN_SECONDS, 240])
+def test_both_systems_wait_for_the_drain_and_allow_all_connections(tmp_path: Path, drain_seconds: int) -> None:
+    (tmp_path / "mlx-manager.toml").write_text(f"drain_timeout_seconds = {drain_seconds}\n")
+    config = ("--config", str(tmp_path / "mlx-manager.toml"))
+    unit, agent = unit_settings(printed("linux", *config)), plist(*config)
+    assert int(unit["TimeoutStopSec"]) == agent["ExitTimeOut"] == drain_seconds + 30
+    soft, hard = unit["LimitNOFILE"].split(":")
+    assert int(hard) > int(soft) == agent["SoftResourceLimits"]["NumberOfFiles"] > Bounds().max_connections
 
 
 def test_images_entrypoint_is_healthy_for_its_check_and_hears_sigterm(tmp_path: Path) -> None:
-    given = dict(instructions())
-    command = here(json.loads(given["ENTRYPOINT"]), "mlx-manager")  # JSON: no shell stands between it and signals
+    given = last_stage()
+    command = here(json.loads(given["ENTRYPOINT"]))  # JSON: no shell stands between it and signals
     environment = dict(part.split("=", 1) for part in shlex.split(given["ENV"]))
     settings = {
         name.removeprefix("MLX_SERVER_").lower(): value

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlx_manager.command_line import mac_checks
 from mlx_manager.command_line.check import Check
 from mlx_manager.command_line.console import format_bytes
 from mlx_manager.mlx_server import machine
-from mlx_manager.mlx_server.utils import mlx_backend
+from mlx_manager.mlx_server.bounds import Bounds
+from mlx_manager.mlx_server.utils import macos, mlx_backend
+from mlx_manager.mlx_server.utils.descriptors import descriptors_for
 
 PROBE_SECONDS = 120
-WANTED_FILES = 1024
-"""Each connection, worker and socket needs a descriptor."""
 CRITICAL_BYTES = 1024**3
 PACKAGES = ("mlx-manager", "mlx", "mlx-lm", "transformers", "huggingface-hub")
 
@@ -75,6 +76,10 @@ def _mlx() -> Iterator[Check]:
     on_cpu = "cpu" in probe["device"]
     yield _fit(found, on_cpu)
     yield _blas(on_cpu, probe)
+    mac = macos.this_mac()
+    if mac is not None and probe["memory_bytes"] is not None:
+        facts = mac_checks.read_facts(mac, probe["generation"], probe["memory_bytes"], machine.memory_bytes())
+        yield from mac_checks.checks(facts)
 
 
 def _fit(found: str, on_cpu: bool) -> Check:
@@ -139,8 +144,12 @@ def _available_bytes() -> int | None:
 
 
 def _open_files() -> Check:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < WANTED_FILES:
-        remedy = f"ulimit -n {WANTED_FILES} before the start; otherwise the server refuses many concurrent clients"
-        return Check("open files", "warning", f"at most {soft}", remedy)
-    return Check("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft}")
+    """The server raises the limit itself, as far as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = descriptors_for(Bounds().max_connections)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return Check("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"at most {soft}")
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return Check("open files", "ok", f"at most {soft}, which the server raises to {wanted}")
+    remedy = f"ulimit -n {wanted} before the start; otherwise the server refuses many concurrent clients"
+    return Check("open files", "warning", f"at most {hard}", remedy)

@@ -23,6 +23,8 @@ class Probe:
     """For a float32 matrix product."""
     openblas: bool
     """Whether OpenBLAS is loaded into the process; known only on Linux."""
+    generation: str
+    """The GPU's architecture, such as `applegpu_g15s`; empty for a CPU."""
     memory_bytes: int | None
     """Memory of a CUDA device, or the limit that Metal recommends; None for a CPU."""
 
@@ -37,6 +39,7 @@ def probe() -> Probe:
         device=str(mx.default_device()),
         gigaflops=_gigaflops(),
         openblas=_has_openblas(),
+        generation=str(device.get("architecture", "")),
         memory_bytes=None if memory is None else int(memory),
     )
 

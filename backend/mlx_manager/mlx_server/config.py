@@ -159,6 +159,8 @@ class ServeSettings(_Group):
     """The port to listen on; `--port` overrides it."""
     drain_timeout_seconds: int = Field(default=30, ge=0, le=10**9)
     """How long running requests may continue after SIGTERM."""
+    prevent_sleep: bool = True
+    """Whether to keep a Mac from idle sleep while requests run."""
 
 
 class ModelsSettings(_Group):

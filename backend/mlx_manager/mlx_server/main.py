@@ -47,6 +47,7 @@ from mlx_manager.mlx_server.engine.messages import WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.models.budget import Budget
 from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_default_is_missing
+from mlx_manager.mlx_server.models.mac_watch import MacWatch
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.models.running import Running, set_running
 from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
@@ -62,6 +63,7 @@ from mlx_manager.mlx_server.services.inference import InferenceService
 from mlx_manager.mlx_server.services.prompts import prompt_rules
 from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
+from mlx_manager.mlx_server.utils import macos
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
 from mlx_manager.mlx_server.utils.listening import addresses_of, listen, warn_if_exposed, why_too_open
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
@@ -149,11 +151,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     for model_id in dict.fromkeys([pool.catalog.default_id, *_preloaded(settings, pool.catalog)]):
         pool.preload(model_id)
     upstreams.start()
+    watch = _watch_mac(settings, pool)
     try:
         yield
     finally:
         set_running(None)
         app.state.server = None
+        if watch is not None:
+            await watch.aclose()
         await upstreams.aclose()
         await pool.cleanup()
 
@@ -174,6 +179,15 @@ def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics, 
         request_timeout_seconds=settings.request_timeout_seconds,
         metrics=metrics,
     )
+
+
+def _watch_mac(settings: MLXServerSettings, pool: ModelPoolManager) -> MacWatch | None:
+    mac = macos.this_mac()
+    if mac is None:
+        return None
+    watch = MacWatch(pool, mac.memory_pressure, macos.SleepBlocker(os.getpid()) if settings.prevent_sleep else None)
+    watch.start()
+    return watch
 
 
 def _preloaded(settings: MLXServerSettings, catalog: Catalog) -> list[str]:
@@ -255,6 +269,8 @@ def serve(bounds: Bounds | None = None) -> None:
         server_header=False,
         timeout_graceful_shutdown=LAST_ERRORS_SECONDS,
     )
+    if (mac := macos.this_mac()) is not None:
+        mac.prefer_fast_cores()
     gc.collect()
     gc.freeze()  # keeps imported objects out of full collections, which would pause every stream
     _Server(served, app).run(listeners)

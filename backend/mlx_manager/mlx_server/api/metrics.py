@@ -11,6 +11,7 @@ from mlx_manager.mlx_server.api.admin import sequences_of
 from mlx_manager.mlx_server.api.dependencies import ServerState, State
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.observability import Metrics, ModelReading, ProcessReading, ServerReading, exposition
+from mlx_manager.mlx_server.utils import macos
 
 router = APIRouter(tags=["health"])
 
@@ -71,12 +72,15 @@ def _read_model(pool: ModelPoolManager, model_id: str) -> ModelReading:
 
 def _read_processes(workers: dict[int, str]) -> list[ProcessReading]:
     """Reads /proc or its like, so it runs in a thread. `workers` maps process ids to models; dead ones are left out."""
-    readings = []
+    readings, mac = [], macos.this_mac()
     for pid, model_id in {os.getpid(): "", **workers}.items():
         try:
             process = psutil.Process(pid)
             resident_bytes, descriptors = process.memory_info().rss, process.num_fds()
+            footprint_bytes = mac.footprint_bytes(pid) if mac is not None else None
         except psutil.Error:
             continue
-        readings.append(ProcessReading("worker" if model_id else "api", model_id, resident_bytes, descriptors))
+        readings.append(
+            ProcessReading("worker" if model_id else "api", model_id, footprint_bytes or resident_bytes, descriptors)
+        )
     return readings

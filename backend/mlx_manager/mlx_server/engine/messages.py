@@ -29,7 +29,7 @@ class Limits(_Message, frozen=True):
 
     memory_bytes: int
     buffer_bytes: int
-    """Freed memory that MLX may keep for reuse."""
+    """Freed memory that MLX may keep for reuse. 0: the worker returns it to the system at once as well."""
     prefix_cache_bytes: int
 
 

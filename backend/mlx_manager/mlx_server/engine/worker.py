@@ -39,6 +39,7 @@ from mlx_manager.mlx_server.engine.messages import (
     encode_up,
 )
 from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.utils import macos
 from mlx_manager.mlx_server.utils.memory import trim_allocator
 
 HEARTBEAT_SECONDS = 1.0
@@ -121,6 +122,8 @@ def main() -> None:
         raise SystemExit(f"The API process sent {type(launch).__name__} before Launch.")
     sys.setswitchinterval(SWITCH_SECONDS)
     uplink = Uplink(connection)
+    if (mac := macos.this_mac()) is not None:
+        mac.prefer_fast_cores()
     device = this_device()
     keep_kernels(device)
     _prepare_device(launch)
@@ -246,16 +249,20 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
             trim_allocator()
             is_trimmed = True
         events: list[UpMessage] = []
+        gives_memory_back = False
         for message in messages:
             match message:
                 case Limits():
                     _set_limits(message)
                     events += engine.limit(message)
+                    gives_memory_back = message.buffer_bytes == 0
                 case Shutdown():
                     return
                 case _:
                     engine.take(message)
         events += engine.step()
+        if gives_memory_back:
+            engine.release_memory()
         if time.monotonic() >= next_stats:
             events.append(_with_memory(engine.stats))
             next_stats = time.monotonic() + HEARTBEAT_SECONDS

@@ -42,6 +42,10 @@ SHUTDOWN_SECONDS = 5.0
 STDERR_TAIL_LINES = 20
 STDERR_TAIL_SECONDS = 1.0
 STDERR_BYTES = 2**16
+_OUT_OF_MEMORY = (
+    ", as systems do without a message when memory runs out (to prevent it, lower MLX_SERVER_MAX_MEMORY_GB or use a "
+    "smaller model)"
+)
 _RETRY = "Send the request again: the server starts a new worker."
 
 
@@ -225,6 +229,7 @@ class WorkerClient(ABC):
             pass  # the worker has exited
         except Exception:
             logger.exception("Worker %d of %s sent an invalid message. Killing it.", self.pid, self.model_id)
+            self._kill_reason = "sent an invalid message and was killed"
             self._kill()
         self._exited = True
         self._watching.cancel()
@@ -248,6 +253,7 @@ class WorkerClient(ABC):
             async with asyncio.timeout(SHUTDOWN_SECONDS):
                 return await self._worker.process.wait()
         except TimeoutError:
+            self._kill_reason = self._kill_reason or "closed its connection and was killed"
             self._kill()
             return await self._worker.process.wait()
 
@@ -277,6 +283,8 @@ class WorkerClient(ABC):
 
     def _report_exit(self, status: int) -> None:
         ending = f"was killed by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
+        if -status == signal.SIGKILL:
+            ending += _OUT_OF_MEMORY
         last_line = f": {self._stderr_tail[-1]}" if self._stderr_tail else ""
         self.exit_reason = f"The worker process of model {self.model_id!r} {self._kill_reason or ending}{last_line}."
         if not self._loaded.done():

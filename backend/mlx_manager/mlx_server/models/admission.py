@@ -21,6 +21,10 @@ class Admission:
     def _limit(self) -> int:
         return MAX_BATCH_ROWS + self.max_queue
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._admitted)
+
     def admitted(self, model_id: str) -> int:
         return self._admitted[model_id]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mlx_manager.mlx_server.engine.messages import Device, Limits
+from mlx_manager.mlx_server.utils.macos import MemoryPressure
 from mlx_manager.mlx_server.utils.memory import bytes_text
 
 WORKING_PART = 10
@@ -16,6 +17,8 @@ MIN_BUFFER_BYTES = 2**29
 CUDA_SHARE = 0.9
 """The budget as a share of a CUDA device's memory. Each worker's context and libraries use some of the rest."""
 CUDA_PREFIX_SHARE = 0.1
+PREFIX_DIVISORS = {MemoryPressure.NORMAL: 1, MemoryPressure.WARNING: 2}
+"""Under the system's memory pressure the prefix caches get a part of their memory. None when it is critical."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class Budget:
     """The memory of all workers together, of which prefix caches may use `prefix_cache_bytes`.
 
     `device_defaults` names the unset settings whose defaults depend on the memory of a GPU. Until the first worker
-    reports that memory, only one model fits at a time, of any size.
+    reports that memory, only one model fits at a time, of any size. Under `pressure` the workers keep fewer prefixes,
+    and no freed memory.
     """
 
     limit_bytes: int
@@ -46,6 +50,7 @@ class Budget:
     prefix_cache_bytes: int
     device_defaults: frozenset[str] = frozenset()
     knows_device: bool = True
+    pressure: MemoryPressure = MemoryPressure.NORMAL
 
     def on_device(self, device: Device) -> "Budget":
         """The budget for workers on that device."""
@@ -97,8 +102,12 @@ class Budget:
         holders = list(holdings)
         count = max(1, len(holders))
         buffer_bytes = max(MIN_BUFFER_BYTES, self.limit_bytes // BUFFER_PART)
+        if self.pressure is not MemoryPressure.NORMAL:
+            buffer_bytes = 0
+        divisor = PREFIX_DIVISORS.get(self.pressure)
+        prefix_bytes = self.prefix_cache_bytes // divisor if divisor is not None else 0
         rest = max(0, self.limit_bytes - sum(holding.nbytes for holding in holders)) // count
         return {
-            holding.model_id: Limits(holding.nbytes + rest, buffer_bytes // count, self.prefix_cache_bytes // count)
+            holding.model_id: Limits(holding.nbytes + rest, buffer_bytes // count, prefix_bytes // count)
             for holding in holders
         }

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_manager.mlx_server.config import KEEP_FOREVER
 from mlx_manager.mlx_server.engine.messages import Device, WorkerOptions
@@ -33,6 +33,7 @@ from mlx_manager.mlx_server.models.restarts import Restarts
 from mlx_manager.mlx_server.models.running import get_model_pool
 from mlx_manager.mlx_server.models.state import ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
+from mlx_manager.mlx_server.utils.macos import MemoryPressure
 
 __all__ = ["LoadedModel", "ModelPoolManager", "ModelState", "get_model_pool"]
 
@@ -171,8 +172,8 @@ class ModelPoolManager:
     async def unload_model(self, model_id: str) -> bool:
         """Ends the model's worker and its requests, or cancels its load. False when the model was not loaded."""
         model_id = self.catalog.resolve(model_id).id
-        model, load = self._residents.get(model_id), self._loads.get(model_id)
-        if model is not None:
+        load = self._loads.get(model_id)
+        if (model := self._residents.get(model_id)) is not None:
             model.engine.abandon(
                 NotReady(f"Model {model_id!r} was unloaded during the request. Retry to load it again.")
             )
@@ -211,10 +212,14 @@ class ModelPoolManager:
     def budget(self) -> Budget:
         return self._places.budget
 
-    @budget.setter
-    def budget(self, budget: Budget) -> None:
-        self._places.budget = budget
-        self.line.settle()
+    def heed_pressure(self, pressure: MemoryPressure) -> None:
+        """Shrinks the caches of all workers, or lets them grow again."""
+        self._residents.use_budget(replace(self.budget, pressure=pressure))
+
+    def unload_longest_idle(self) -> None:
+        """Unloads the least recently used model that is neither busy nor pinned, if there is one."""
+        if (model := self._residents.longest_idle()) is not None:
+            self._idle_expired(model.model_id)
 
     def use_catalog(self, catalog: Catalog, keep_alive_seconds: float) -> None:
         """Replaces the catalog. Loaded models stay as they are; a model that was removed is unloaded once idle."""
@@ -239,8 +244,7 @@ class ModelPoolManager:
 
     def keep_alive_seconds(self, entry: ModelEntry) -> float:
         """How long the model stays loaded when it is idle. Negative means for ever."""
-        model = self._residents.get(entry.id)
-        if model is not None:
+        if (model := self._residents.get(entry.id)) is not None:
             return model.keep_alive_seconds
         return entry.ttl_seconds(self._keep_alive_seconds)
 
@@ -333,9 +337,8 @@ class ModelPoolManager:
         with self._reports.load(entry.id) as report:
             async with logging_progress(entry.id, progress):
                 model = await self._load_now(entry, progress, report)
-        model.keep_alive_seconds = self.catalog.ttl_seconds(
-            entry.id, self._keep_alive_seconds
-        )  # settings may have changed during the load
+        # settings may have changed during the load
+        model.keep_alive_seconds = self.catalog.ttl_seconds(entry.id, self._keep_alive_seconds)
         self._residents.add(model)
         self._kept_loaded.add(entry.id)
         return model
@@ -378,8 +381,7 @@ class ModelPoolManager:
             self.preload(model_id)
 
     def _evict(self, model_id: str, for_model: str) -> None:
-        model = self._residents.get(model_id)
-        if model is not None:
+        if (model := self._residents.get(model_id)) is not None:
             self._unload(model, "room", for_model)
 
     def _unload(self, model: Resident, reason: EvictionReason, for_model: str | None = None) -> "asyncio.Task[None]":
@@ -392,8 +394,7 @@ class ModelPoolManager:
             self._residents.watch_idleness(model_id, may_stay=self.catalog.has(model_id))
 
     def _idle_expired(self, model_id: str) -> None:
-        model = self._residents.get(model_id)
-        if model is not None:
+        if (model := self._residents.get(model_id)) is not None:
             logger.info("Unloading idle model %s", model_id)
             self._unload(model, "idle")
             self.line.settle()

@@ -11,7 +11,7 @@ from mlx_manager.mlx_server.engine.messages import Device
 from mlx_manager.mlx_server.errors import InsufficientMemory
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.admission import Admission
-from mlx_manager.mlx_server.models.budget import Holding, min_bytes
+from mlx_manager.mlx_server.models.budget import Budget, Holding, min_bytes
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry
 from mlx_manager.mlx_server.models.idleness import IdleTimers
 from mlx_manager.mlx_server.models.kinds import check_kind
@@ -77,6 +77,10 @@ class Residents:
         for model in self:
             model.engine.limit(shares[model.model_id])
 
+    def use_budget(self, budget: Budget) -> None:
+        self._places.budget = budget
+        self.send_limits()
+
     def use_device(self, model_id: str, device: Device) -> None:
         """Adapts the budget to a worker's device. Raises InsufficientMemory if the loading model does not fit."""
         budget = self._places.budget.on_device(device)
@@ -84,8 +88,7 @@ class Residents:
             logger.info(
                 "Workers compute on %s; the memory budget is %s", device.backend, bytes_text(budget.limit_bytes)
             )
-            self._places.budget = budget
-            self.send_limits()
+            self.use_budget(budget)
         others = [one for one in [*self.holdings(), *self._places.reserved()] if one.model_id != model_id]
         for needed in (one.nbytes for one in self._places.reserved() if one.model_id == model_id):
             if not budget.fits(needed, others):
@@ -134,6 +137,11 @@ class Residents:
         if seconds >= 0:
             self._idle.start(model_id, seconds)
 
+    def longest_idle(self) -> Resident | None:
+        """The least recently used model that is neither busy nor pinned."""
+        idle = [model for model in self if model.model_id not in self.pinned and not self._in_use(model)]
+        return min(idle, key=lambda model: model.last_used, default=None)
+
     def mark_used(self, model_id: str) -> None:
         self._idle.cancel(model_id)
 
@@ -148,10 +156,12 @@ class Residents:
         logger.info("Model unloaded: %s", model_id)
         self.send_limits()
 
+    def _in_use(self, model: Resident) -> bool:
+        return self._admission.admitted(model.model_id) > 0
+
     def _holding(self, model: Resident) -> Holding:
-        in_use = self._admission.admitted(model.model_id) > 0
         stats = model.engine.stats
-        kv_bytes = stats.active_bytes - stats.prefix_bytes - model.weights_bytes if in_use else 0
+        kv_bytes = stats.active_bytes - stats.prefix_bytes - model.weights_bytes if self._in_use(model) else 0
         return Holding(
             model.model_id,
             min_bytes(model.weights_bytes, kv_bytes),

@@ -108,7 +108,11 @@ def _process_families(processes: Sequence[ProcessReading], label: Callable[[str]
         resident[labels] += process.resident_bytes
         descriptors[labels] += process.descriptors
     for name, documentation, values in (
-        ("process_resident_memory_bytes", "Resident memory of the API process and of each worker.", resident),
+        (
+            "process_resident_memory_bytes",
+            "Memory of the API process and of each worker: resident, on macOS the footprint with the GPU's.",
+            resident,
+        ),
         ("process_open_descriptors", "Open file descriptors of the API process and of each worker.", descriptors),
     ):
         family = GaugeMetricFamily(f"mlx_server_{name}", documentation, labels=["process", "model"])

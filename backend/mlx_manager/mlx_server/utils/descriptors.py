@@ -8,10 +8,15 @@ _RESERVED = 512
 """Descriptors for models, workers, upstreams and logs."""
 
 
+def descriptors_for(connections: int) -> int:
+    """The limit that a server of so many connections raises its own to."""
+    return connections + _RESERVED
+
+
 def raise_descriptor_limit(connections: int) -> int | None:
     """Raises the limit for `connections`. Returns None, or the number of connections possible where it is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _RESERVED
+    wanted = descriptors_for(connections)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return None
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

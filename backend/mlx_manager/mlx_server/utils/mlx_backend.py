@@ -63,6 +63,14 @@ def extra_of(build: str) -> str:
     return build.removeprefix("mlx-").replace("-", "")
 
 
+def wheel_platform(distribution: str) -> str | None:
+    """The platform of the wheel that was installed, such as `macosx_14_0_arm64`. None for a build from source."""
+    found = _distribution(distribution)
+    wheel = (found.read_text("WHEEL") if found is not None else None) or ""
+    tags = [line.partition(":")[2].strip() for line in wheel.splitlines() if line.startswith("Tag:")]
+    return tags[0].rpartition("-")[2] if tags else None
+
+
 def _library_is_missing() -> bool:
     """A build from source may link all of MLX into `core`, which then does not name the library."""
     spec = importlib.util.find_spec("mlx")
