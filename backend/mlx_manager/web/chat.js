@@ -37,9 +37,11 @@ export async function start() {
 
 export async function shown() {
   const { data } = await json("v1/models");
-  const ids = data.filter((model) => model.capabilities?.chat !== false && !["embed", "rerank"].includes(model.kind)).map(({ id }) => id);
+  const able = data.filter((model) => model.capabilities?.chat !== false && !["embed", "rerank"].includes(model.kind));
+  const ids = able.map(({ id }) => id);
+  const missing = new Set(able.filter((model) => model.owned_by === "mlx-manager" && model.size_bytes === null).map(({ id }) => id));
   const kept = $("model").value || localStorage.getItem(MODEL);
-  options($("model"), ids, ids.includes(kept) ? kept : ids[0]);
+  options($("model"), ids, ids.includes(kept) ? kept : ids[0], (id) => (missing.has(id) ? `${id} (not downloaded)` : id));
 }
 
 function show(next) {

@@ -37,8 +37,8 @@ export function notice(text) {
   $("notice").replaceChildren(text, ...(text ? [button("Dismiss", () => notice(""), { class: "small" })] : []));
 }
 
-export function options(select, ids, chosen) {
-  select.replaceChildren(...ids.map((id) => h("option", { value: id, selected: id === chosen }, id)));
+export function options(select, ids, chosen, label = (id) => id) {
+  select.replaceChildren(...ids.map((id) => h("option", { value: id, selected: id === chosen }, label(id))));
 }
 
 export function bytes(count) {

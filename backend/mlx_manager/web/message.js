@@ -25,7 +25,7 @@ export function messageView(node, siblings, actions) {
     calls.replaceChildren(...(node.calls ?? []).map((call) => callView(node, call, running, actions)));
     fault.hidden = !node.error;
     fault.textContent = node.error ?? "";
-    figures.textContent = running ? "…" : figuresOf(node);
+    figures.textContent = running ? (node.content || node.reasoning ? "…" : "Waiting for the first token") : figuresOf(node);
     tools.replaceChildren(...(running ? [] : actionsOf(node, siblings, content, actions)));
   }
 

@@ -72,9 +72,9 @@ function drawMemory(frame) {
 }
 
 function draw() {
-  const focused = document.activeElement?.id;
+  const { id, dataset } = document.activeElement;
   $("model-rows").replaceChildren(...rows.map(row));
-  if (focused?.startsWith("act:")) document.getElementById(focused)?.focus();
+  if (dataset.model) ($(id) ?? document.querySelector(`[data-model="${CSS.escape(dataset.model)}"]`))?.focus();
 }
 
 function row(model) {
@@ -105,7 +105,7 @@ function progressOf({ stage, done_bytes: done, total_bytes: total }) {
 }
 
 function actionsOf(model) {
-  const action = (verb, label) => button(label, () => act(model.id, verb), { id: `act:${verb}:${model.id}`, "aria-label": `${label} ${model.id}` });
+  const action = (verb, label) => button(label, () => act(model.id, verb), { id: `${verb} ${model.id}`, "data-model": model.id, "aria-label": `${label} ${model.id}` });
   const isUp = ["loaded", "loading", "restarting", "not_responding"].includes(model.state);
   const load = action("load", model.size_bytes ? "Load" : "Download and load");
   return [isUp ? action("unload", "Unload") : load, model.pinned ? action("unpin", "Unpin") : action("pin", "Pin")];
