@@ -122,5 +122,5 @@ async function act(id, verb) {
   } catch (error) {
     notice(error.message);
   }
-  await refresh();
+  await refresh().catch((fault) => notice(fault.message));
 }

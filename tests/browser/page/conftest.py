@@ -79,7 +79,7 @@ def tabs(chromium: Any) -> Iterator[Any]:
         context.set_default_timeout(WAIT_MILLISECONDS)
         context.add_init_script(WATCH)
         tab = Tab(context.new_page(), server.url)
-        tab.page.on("pageerror", lambda error: tab.faults.append(str(error)))
+        tab.page.on("pageerror", lambda error: tab.faults.append(f"{error} {error.stack}"))
         tab.page.on("request", lambda request: None if _is_ours(request.url, tab) else tab.faults.append(request.url))
         opened.append(tab)
         tab.open(view)
