@@ -49,7 +49,8 @@ function figures(began, firstAt, lastAt, usage) {
   found.prompt = usage.prompt_tokens;
   found.completion = usage.completion_tokens;
   found.cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-  found.miss = usage.prompt_tokens_details?.cache_miss;
+  const miss = usage.prompt_tokens_details?.cache_miss;
+  if (miss) found.miss = `${miss.reason}, ${miss.missed_tokens} tokens`;
   if (found.completion > 1 && lastAt > firstAt) found.perSecond = ((found.completion - 1) * 1000) / (lastAt - firstAt);
   return found;
 }

@@ -42,6 +42,7 @@ def test_browsers_get_the_page_and_api_clients_the_error_of_an_unknown_path(serv
     for accept in ("*/*", "application/json", ""):
         refused = get(server, "/", accept=accept)
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+    assert httpx.post(f"{server.url}/", headers=BROWSER).json()["error"]["code"] == "not_found"
     assert get(server, "/ui").content == get(server, "/", **BROWSER).content
     assert get(server, "/ui/").headers["location"] == "../ui"
 
@@ -113,7 +114,26 @@ def test_live_frames_have_memory_and_each_request_once(server: RunningServer) ->
     assert 0 <= request["cached_tokens"] <= request["prompt_tokens"]
     assert next(stream)["requests"] == []
     demo = next(model for model in frame["models"] if model["model_id"] == "demo")
-    assert 0 < demo["weights_bytes"] < frame["used_bytes"] < frame["limit_bytes"]
+    assert 0 < demo["weights_bytes"] <= frame["used_bytes"] < frame["limit_bytes"]
+
+
+def test_a_request_links_to_its_trace_in_the_logfire_project(tmp_path: Path) -> None:
+    project = "https://logfire.example/me/mine"
+    credentials = {
+        "token": "t",
+        "project_name": "mine",
+        "project_url": project,
+        "logfire_api_url": "http://127.0.0.1:9",
+    }
+    (tmp_path / ".logfire").mkdir()
+    (tmp_path / ".logfire" / "logfire_credentials.json").write_text(json.dumps(credentials))
+    with running_server(tmp_path) as server:
+        server.chat("Count to 3")
+        (frame,) = frames(server, 1)
+        assert frame["project_url"] == project
+        link = httpx.URL(frame["requests"][-1]["trace_url"])
+        assert str(link).startswith(f"{project}?")
+        assert re.fullmatch("trace_id='[0-9a-f]{32}'", link.params["q"])
 
 
 def test_an_open_live_stream_does_not_hold_up_the_shutdown(tmp_path: Path) -> None:

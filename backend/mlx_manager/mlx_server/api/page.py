@@ -43,12 +43,12 @@ _HEADERS = {
 def is_page(scope: Scope) -> bool:
     """Whether the request is for a file of the page."""
     path = path_of(scope)
-    return path in _PATHS or (path == "/" and _accepts_html(scope))
+    return path in _PATHS or (path == "/" and _is_browser(scope))
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "POST"])
 async def root(request: Request) -> Response:
-    if not _accepts_html(request.scope):
+    if not _is_browser(request.scope):
         raise HTTPException(404)
     return _answer(request, INDEX)
 
@@ -80,5 +80,5 @@ def _has_it(request: Request, found: PageFile) -> bool:
     return found.etag in offered
 
 
-def _accepts_html(scope: Scope) -> bool:
-    return any("text/html" in accepted for accepted in headers(scope, b"accept"))
+def _is_browser(scope: Scope) -> bool:
+    return scope["method"] == "GET" and any("text/html" in accepted for accepted in headers(scope, b"accept"))

@@ -33,6 +33,8 @@ class RecentRequest:
     load_seconds: float | None = None
     tokens_per_second: float | None = None
     finish_reason: str | None = None
+    cache_miss: str | None = None
+    missed_tokens: int = 0
     trace_id: str | None = None
 
 

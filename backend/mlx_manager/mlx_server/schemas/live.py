@@ -62,6 +62,7 @@ class LiveRequest(BaseModel):
     finish_reason: str | None = None
     cache_miss: str | None = None
     """Why the prompt, or its end, was not in the prefix cache."""
+    missed_tokens: int = 0
     trace_url: str | None = None
 
 
