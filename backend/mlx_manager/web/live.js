@@ -60,7 +60,8 @@ const outside = (href) => ({ href, target: "_blank", rel: "noopener noreferrer" 
 
 function row(request) {
   const { prompt_tokens: prompt, cached_tokens: cached, completion_tokens: completion } = request;
-  const notes = [request.error ?? request.finish_reason, request.cache_miss && `missed ${count(request.missed_tokens)} (${request.cache_miss})`,
+  const missed = request.missed_tokens ? `prefix missed ${count(request.missed_tokens)} tokens: ` : "prefix ";
+  const notes = [request.error ?? request.finish_reason, request.cache_miss && missed + request.cache_miss.replaceAll("_", " "),
     request.load_seconds && `load ${seconds(request.load_seconds)}`, request.queue_seconds > 0.1 && `queue ${seconds(request.queue_seconds)}`,
     request.key && `key ${request.key}`].filter(Boolean).join(", ");
   const trace = request.trace_url ? [" ", h("a", { ...outside(request.trace_url), "aria-label": `Trace of request ${request.number}` }, "trace")] : [];
