@@ -27,6 +27,7 @@ STATUS_CLIENT_CLOSED_REQUEST = 499
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _UNTRACED = {"/health", "/ready", "/metrics", "/admin/live"}
+_PAGE = "/ui/"
 _MAX_SHOWN = 200
 """Longest text of a client in logs and spans, in characters."""
 _MAX_WARNING = 1000
@@ -68,7 +69,7 @@ class ExchangeMiddleware:
     def _span(
         self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes]
     ) -> contextlib.AbstractContextManager[None]:
-        if not self._spans or exchange.path in _UNTRACED:
+        if not self._spans or exchange.path in _UNTRACED or exchange.path.startswith(_PAGE):
             return contextlib.nullcontext()
         carrier = {name: headers[name.encode()].decode("latin-1") for name in _PARENT if name.encode() in headers}
         return request_span(exchange, carrier, _client_attributes(scope, headers))

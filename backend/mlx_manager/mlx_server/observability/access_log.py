@@ -7,7 +7,7 @@ from mlx_manager.mlx_server.records import Exchange, GenerationRecord
 logger = logging.getLogger("mlx_manager.access")
 
 _PROBE_PATHS = {"/health", "/ready", "/metrics"}
-_PAGE = ("/ui/",)
+_PAGE = "/ui/"
 _HUMAN_NAMES = {
     "prompt_tokens": "prompt",
     "cached_tokens": "cached",

@@ -8,7 +8,7 @@ from typing import Any
 from mlx_manager.mlx_server.records import Exchange, GenerationRecord
 
 MAX_REQUESTS = 200
-_OWN_PATHS = ("/admin/",)
+_ADMIN = "/admin/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class RecentRequests:
         self._count = 0
 
     def exchange_ended(self, exchange: Exchange) -> None:
-        if exchange.method != "POST" or exchange.path.startswith(_OWN_PATHS):
+        if exchange.method != "POST" or exchange.path.startswith(_ADMIN):
             return
         self._count += 1
         failure, generation = exchange.failure, exchange.generation
