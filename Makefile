@@ -18,7 +18,7 @@ INSTALLERS := .cache/installers
 SMOLLM2 := .cache/models/smollm2
 MINILM := .cache/models/all-MiniLM-L6-v2
 
-.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest test-install test-agents check fmt bench soak constraints formula demo-model clean
+.PHONY: help setup serve test test-architectures test-browser test-page test-clients test-llamacpp test-models test-oldest test-install test-agents check fmt bench soak constraints formula demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,7 +51,12 @@ test-architectures: $(TOOLS) ## Compare the engine with mlx-lm on every architec
 
 test-browser: $(TOOLS) ## Test in headless Chromium what a foreign web page can do to the server
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { echo "Chromium is needed (apt-get install chromium)"; exit 1; }
-	$(BIN)/pytest -rs tests/browser
+	$(BIN)/pytest -rs tests/browser/test_foreign_pages.py
+
+test-page: $(TOOLS) ## Test the page in headless Chromium (2 minutes); PICTURES=1 renews its pictures in docs/
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { echo "Chromium is needed (apt-get install chromium)"; exit 1; }
+	$(PIP) 'playwright==1.65.2' 'axe-playwright-python==0.1.8'
+	PICTURES=$(PICTURES) $(BIN)/pytest -rs tests/browser/page
 
 test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS, all of them when not given)
 	$(PYTHON) -m venv .cache/oldest

@@ -23,6 +23,8 @@ FLOORS = (
         "mlx_manager.proxies",
         "mlx_manager.streams",
         "mlx_manager.utf8",
+        "mlx_manager.web",
+        "mlx_manager.command_line.clients",
         f"{SERVER}.kinds",
         f"{SERVER}.machine",
         f"{SERVER}.bounds",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_manager.web import page_files
 from tests.running_server import HANG_SECONDS, running_server
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,7 @@ def test_wheel_serves_the_demo_model_from_a_fresh_environment(tmp_path: Path) ->
     (wheel,) = tmp_path.glob("mlx_manager-*.whl")
     packed = zipfile.ZipFile(wheel).namelist()
     assert "mlx_manager/demo/model.safetensors" in packed
+    assert {f"mlx_manager/web/{name}" for name in page_files()} <= set(packed)
     assert not [name for name in packed if name.startswith(("tests", "scripts", "backend"))]
 
     fresh = tmp_path / "fresh"

@@ -37,8 +37,11 @@ from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.guard import Guard, guard_rules
 from mlx_manager.mlx_server.api.health import router as health_router
+from mlx_manager.mlx_server.api.live import router as live_router
 from mlx_manager.mlx_server.api.metrics import router as metrics_router
+from mlx_manager.mlx_server.api.page import router as page_router
 from mlx_manager.mlx_server.api.reload import Reloader, reload_on_signal
+from mlx_manager.mlx_server.api.setups import router as setups_router
 from mlx_manager.mlx_server.api.v1 import v1_router
 from mlx_manager.mlx_server.api.v1.embeddings import router as embeddings_router
 from mlx_manager.mlx_server.bounds import Bounds
@@ -50,7 +53,7 @@ from mlx_manager.mlx_server.models.catalog import Catalog, catalog_of, why_defau
 from mlx_manager.mlx_server.models.mac_watch import MacWatch
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
 from mlx_manager.mlx_server.models.running import Running, set_running
-from mlx_manager.mlx_server.observability import Metrics, configure_logging, instrument
+from mlx_manager.mlx_server.observability import Metrics, RecentRequests, configure_logging, instrument
 from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 from mlx_manager.mlx_server.protocols.completions import Completions
@@ -89,11 +92,15 @@ def create_app(settings: MLXServerSettings, bounds: Bounds | None = None) -> Fas
     app.state.bounds = bounds = bounds if bounds is not None else Bounds()
     app.state.tracing = instrument(settings)
     app.state.metrics = Metrics(lambda model_id: _is_model(app, model_id))
+    app.state.recent = RecentRequests()
     app.include_router(v1_router)  # first: FastAPI tries the routes in order
     app.include_router(embeddings_router)
     app.include_router(health_router)
     app.include_router(metrics_router)
     app.include_router(admin_router)
+    app.include_router(live_router)
+    app.include_router(setups_router)
+    app.include_router(page_router)
     install_error_handlers(app)
     app.state.protocols = _protocols(settings)
     app.state.guard = guard_rules(settings)
@@ -114,7 +121,9 @@ class _App(FastAPI):
         inner = super().build_middleware_stack()
         routes = iter_route_contexts(self.routes)  # building the whole schema would take 0.2 s
         paths = frozenset(route.path_format for route in routes if route.path_format and route.include_in_schema)
-        return ExchangeMiddleware(inner, self.state.metrics, paths, spans=self.state.tracing.collected)
+        return ExchangeMiddleware(
+            inner, self.state.metrics, self.state.recent, paths, spans=self.state.tracing.collected
+        )
 
 
 def _is_model(app: FastAPI, model_id: str) -> bool:

@@ -126,6 +126,8 @@ class Exchange:
     """The generation of the request, if any."""
     response_id: str | None = None
     """The id in the answer's body."""
+    trace_id: str | None = None
+    """The id of the request's trace, as 32 hex digits, if a collector receives it."""
     error: BaseException | None = None
     """The error that was answered, or the exception that was not handled."""
     ended: float | None = None

@@ -146,6 +146,8 @@ class SecuritySettings(BaseModel):
     cors_origins: Origins = []
     """Origins of allowed web pages and desktop apps, comma-separated: `https://chat.example`,
     `app://obsidian.md`, `vscode-webview://*`, `null`; `*` for all."""
+    ui: bool = True
+    """Whether the server serves its page at `/` and `/ui`."""
     rate_limit_requests_per_minute: int = Field(default=0, ge=0, le=10**9)
     """Generation requests per minute for each key, or for each client address without keys; `0` for no limit."""
     rate_limit_tokens_per_minute: int = Field(default=0, ge=0, le=10**9)

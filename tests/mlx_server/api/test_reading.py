@@ -12,7 +12,7 @@ from mlx_manager.mlx_server.api.errors import install_error_handlers
 from mlx_manager.mlx_server.api.exchange import ExchangeMiddleware
 from mlx_manager.mlx_server.api.reading import SMALL_BYTES, JsonRoute, converted
 from mlx_manager.mlx_server.bounds import Bounds
-from mlx_manager.mlx_server.observability import Metrics
+from mlx_manager.mlx_server.observability import Metrics, RecentRequests
 from mlx_manager.mlx_server.protocols.base import Protocols
 from mlx_manager.mlx_server.protocols.chat import ChatCompletions
 
@@ -39,7 +39,8 @@ def client() -> TestClient:
     install_error_handlers(app)
     app.state.bounds = Bounds()
     app.state.protocols = Protocols([ChatCompletions()])
-    app.add_middleware(ExchangeMiddleware, metrics=Metrics(lambda model_id: False), paths=[], spans=False)
+    metrics, recent = Metrics(lambda model_id: False), RecentRequests()
+    app.add_middleware(ExchangeMiddleware, metrics=metrics, recent=recent, paths=[], spans=False)
     return TestClient(app)
 
 

@@ -98,8 +98,10 @@ async def unpin(model_id: str, state: State) -> PoolModel:
 
 
 def _refreshed(pool: ModelPoolManager) -> list[ModelEntry]:
+    """The catalogue, and the models outside of it that are being downloaded."""
     pool.catalog.refresh()
-    return list(pool.catalog)
+    entries = {entry.id: entry for entry in pool.catalog}
+    return [*entries.values(), *(entry for entry, _ in pool.loads() if entry.id not in entries)]
 
 
 async def _by_id(server: ServerState, model_id: str) -> PoolModel:

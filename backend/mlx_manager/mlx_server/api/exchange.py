@@ -11,7 +11,14 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.mlx_server.api.scopes import protocol_of
-from mlx_manager.mlx_server.observability import AttributeValue, Metrics, log_access, request_log_context, request_span
+from mlx_manager.mlx_server.observability import (
+    AttributeValue,
+    Metrics,
+    RecentRequests,
+    log_access,
+    request_log_context,
+    request_span,
+)
 from mlx_manager.mlx_server.records import Exchange
 from mlx_manager.mlx_server.types import GenerationRequest
 
@@ -19,7 +26,8 @@ STATUS_CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that disconnected; it stands in logs and metrics only."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_UNTRACED = {"/health", "/ready", "/metrics"}
+_UNTRACED = {"/health", "/ready", "/metrics", "/admin/live"}
+_PAGE = "/ui/"
 _MAX_SHOWN = 200
 """Longest text of a client in logs and spans, in characters."""
 _MAX_WARNING = 1000
@@ -32,10 +40,13 @@ class ExchangeMiddleware:
     `scope["state"]["send"]` is the HTTP server's own: chunks of a stream bypass middlewares that change headers only.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Collection[str], *, spans: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, recent: RecentRequests, paths: Collection[str], *, spans: bool
+    ) -> None:
         """`paths` are the route paths. `spans` is False where no exporter collects them."""
         self._app = app
         self._metrics = metrics
+        self._recent = recent
         self._paths = paths
         self._spans = spans
 
@@ -58,7 +69,7 @@ class ExchangeMiddleware:
     def _span(
         self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes]
     ) -> contextlib.AbstractContextManager[None]:
-        if not self._spans or exchange.path in _UNTRACED:
+        if not self._spans or exchange.path in _UNTRACED or exchange.path.startswith(_PAGE):
             return contextlib.nullcontext()
         carrier = {name: headers[name.encode()].decode("latin-1") for name in _PARENT if name.encode() in headers}
         return request_span(exchange, carrier, _client_attributes(scope, headers))
@@ -70,6 +81,7 @@ class ExchangeMiddleware:
             exchange.status = STATUS_CLIENT_CLOSED_REQUEST
         log_access(exchange)
         self._metrics.exchange_ended(exchange)
+        self._recent.exchange_ended(exchange)
 
     def _endpoint(self, scope: Scope) -> str:
         """The path of the matched route; FastAPI stores the one with router prefixes separately.

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_manager.addresses import is_loopback, is_of_network
 from mlx_manager.mlx_server.api.bodies import Bodies, ClientDisconnected, check_size, replaying
+from mlx_manager.mlx_server.api.page import is_page
 from mlx_manager.mlx_server.api.rates import RateLimits, Rates
 from mlx_manager.mlx_server.api.scopes import has_body, headers, path_of, protocol_of
 from mlx_manager.mlx_server.bounds import Bounds
@@ -240,7 +241,7 @@ def check_key(rules: GuardRules, scope: Scope) -> None:
     access, name = _access(rules, scope, offered)
     scope["state"]["access"] = access
     scope["state"]["exchange"].key_name = name
-    if access is not Access.NONE or path_of(scope) in OPEN_PATHS:
+    if access is not Access.NONE or path_of(scope) in OPEN_PATHS or is_page(scope):
         return
     fault = "Unknown API key" if offered else "This server requires an API key"
     raise NotAuthorized(f"{fault}. Send one of its keys as Authorization: Bearer KEY, or as x-api-key: KEY.")

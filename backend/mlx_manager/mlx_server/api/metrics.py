@@ -31,7 +31,7 @@ async def _read_server(server: ServerState) -> ServerReading:
     workers = {model.engine.pid: model.model_id for model in loaded}
     processes = await asyncio.to_thread(_read_processes, workers)
     return ServerReading(
-        models=[_read_model(pool, model_id) for model_id in _models_in_use(pool)],
+        models=[read_model(pool, model_id) for model_id in models_in_use(pool)],
         processes=processes,
         upstreams={upstream.name: upstream.status == "ready" for upstream in server.upstreams.health()},
         models_loaded=len(pool.get_loaded_models()),
@@ -41,13 +41,13 @@ async def _read_server(server: ServerState) -> ServerReading:
     )
 
 
-def _models_in_use(pool: ModelPoolManager) -> list[str]:
+def models_in_use(pool: ModelPoolManager) -> list[str]:
     """Ids of the loaded models, and of those that requests wait for."""
     waited_for = [entry.id for entry in pool.catalog if pool.admission.admitted(entry.id) > 0]
     return list(dict.fromkeys([*pool.get_loaded_models(), *waited_for]))
 
 
-def _read_model(pool: ModelPoolManager, model_id: str) -> ModelReading:
+def read_model(pool: ModelPoolManager, model_id: str) -> ModelReading:
     model, sequences = pool.loaded(model_id), sequences_of(pool, model_id)
     if model is None:
         return ModelReading(model_id, sequences.running, sequences.waiting)

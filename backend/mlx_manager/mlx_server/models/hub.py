@@ -144,9 +144,17 @@ def _counting_bar(progress: Progress) -> Any:
 
         def update(self, n: float | None = 1) -> bool | None:
             drawn: bool | None = super().update(n)
+            self._count()
+            return drawn
+
+        def refresh(self, *args: Any, **kwargs: Any) -> None:
+            """The hub's client calls it when it learns the size of another file."""
+            super().refresh(*args, **kwargs)
+            self._count()
+
+        def _count(self) -> None:
             if self._counts:
                 progress.done_bytes, progress.total_bytes = int(self.n), int(self.total or 0)
-            return drawn
 
     return CountingBar
 

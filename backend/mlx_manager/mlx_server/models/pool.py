@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mlx_manager.mlx_server.config import KEEP_FOREVER
 from mlx_manager.mlx_server.engine.messages import Device, WorkerOptions
@@ -31,7 +31,7 @@ from mlx_manager.mlx_server.models.resident import R, Resident, as_kind
 from mlx_manager.mlx_server.models.residents import Residents
 from mlx_manager.mlx_server.models.restarts import Restarts
 from mlx_manager.mlx_server.models.running import get_model_pool
-from mlx_manager.mlx_server.models.state import ModelState
+from mlx_manager.mlx_server.models.state import Load, ModelState
 from mlx_manager.mlx_server.observability import EvictionReason, Metrics
 from mlx_manager.mlx_server.utils.macos import MemoryPressure
 
@@ -41,14 +41,6 @@ logger = logging.getLogger(__name__)
 
 _SHUTTING_DOWN = "The server is shutting down. Retry later."
 _UNLOADED = "Model %r was unloaded while it was loading. Retry to load it again."
-
-
-@dataclass(slots=True)
-class _Load:
-    """A load in progress."""
-
-    task: "asyncio.Task[Resident]"
-    progress: Progress
 
 
 class ModelPoolManager:
@@ -79,7 +71,7 @@ class ModelPoolManager:
         self._keep_alive_seconds = keep_alive_seconds
         self._restarts = Restarts(self._restart)
         self._kept_loaded: set[str] = set()
-        self._loads: dict[str, _Load] = {}
+        self._loads: dict[str, Load] = {}
         self._closed = False
 
     async def get_model(self, model_id: str) -> LoadedModel:
@@ -239,6 +231,10 @@ class ModelPoolManager:
         """Whether the model's last worker is still ending."""
         return model_id in self._residents.unloading
 
+    def loads(self) -> list[tuple[ModelEntry, Progress]]:
+        """The models that are being downloaded or loaded."""
+        return [(load.entry, load.progress) for load in self._loads.values()]
+
     def loaded(self, model_id: str) -> Resident | None:
         return self._residents.get(model_id)
 
@@ -311,13 +307,13 @@ class ModelPoolManager:
         self._residents.close()
         await asyncio.gather(self.grammars.close(), asyncio.to_thread(self._loader.close))
 
-    def _load_once(self, entry: ModelEntry) -> _Load:
+    def _load_once(self, entry: ModelEntry) -> Load:
         if self._closed:
             raise NotReady(_SHUTTING_DOWN)
         load = self._loads.get(entry.id)
         if load is None:
             progress = Progress()
-            load = _Load(asyncio.create_task(self._load(entry, progress)), progress)
+            load = Load(entry, asyncio.create_task(self._load(entry, progress)), progress)
             self._loads[entry.id] = load
             load.task.add_done_callback(lambda done: self._load_ended(entry.id, done))
         return load

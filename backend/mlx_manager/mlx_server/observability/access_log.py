@@ -7,6 +7,7 @@ from mlx_manager.mlx_server.records import Exchange, GenerationRecord
 logger = logging.getLogger("mlx_manager.access")
 
 _PROBE_PATHS = {"/health", "/ready", "/metrics"}
+_PAGE = "/ui/"
 _HUMAN_NAMES = {
     "prompt_tokens": "prompt",
     "cached_tokens": "cached",
@@ -24,7 +25,8 @@ _HUMAN_NAMES = {
 
 
 def log_access(exchange: Exchange) -> None:
-    level = logging.DEBUG if exchange.path in _PROBE_PATHS else logging.INFO
+    is_minor = exchange.path in _PROBE_PATHS or exchange.path.startswith(_PAGE)
+    level = logging.DEBUG if is_minor else logging.INFO
     if not logger.isEnabledFor(level):
         return
     fields = _fields(exchange)

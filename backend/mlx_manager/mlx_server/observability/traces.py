@@ -5,11 +5,12 @@ Failures of either, or of a collector, do not affect requests.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlencode
 
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind
@@ -18,6 +19,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.records import Exchange
+
+if TYPE_CHECKING:
+    from logfire import Logfire
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,14 @@ class Tracing:
 
     enabled: bool
     collected: bool
+    project_url: Callable[[], str | None] = lambda: None
+    """The address of the LogFire project. LogFire's client learns it from its server some time after the start."""
+
+    def trace_url(self, trace_id: str) -> str | None:
+        """Where LogFire shows the trace."""
+        project = self.project_url()
+        query = urlencode({"q": f"trace_id='{trace_id}'"})
+        return f"{project}?{query}" if project is not None else None
 
 
 def instrument(settings: MLXServerSettings) -> Tracing:
@@ -44,20 +56,21 @@ def instrument(settings: MLXServerSettings) -> Tracing:
         return Tracing(enabled=True, collected=False)
     os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds; limits the delay of a dead collector at exit
     try:
-        collected = _configure_logfire(settings) or _has_collector()
+        configured = _configure_logfire(settings)
+        collected = configured.config.token is not None or _has_collector()
         if not collected:
             _configure_logfire(settings, discards=True)
     except Exception as exc:  # telemetry failures must not affect requests
         logger.warning("Tracing is off: LogFire failed to start: %s. Check its configuration, or disable it.", exc)
         return Tracing(enabled=False, collected=False)
-    return Tracing(enabled=True, collected=collected)
+    return Tracing(enabled=True, collected=collected, project_url=lambda: configured.config._project_url)
 
 
-def _configure_logfire(settings: MLXServerSettings, *, discards: bool = False) -> bool:
-    """Whether LogFire has a token. `discards` turns spans and metrics off: a span costs 80 us."""
+def _configure_logfire(settings: MLXServerSettings, *, discards: bool = False) -> "Logfire":
+    """`discards` turns spans and metrics off: a span costs 80 us."""
     import logfire
 
-    configured = logfire.configure(
+    return logfire.configure(
         send_to_logfire="if-token-present",
         token=settings.logfire_token.get_secret_value() if settings.logfire_token is not None else None,
         distributed_tracing=True,
@@ -68,7 +81,6 @@ def _configure_logfire(settings: MLXServerSettings, *, discards: bool = False) -
         sampling=logfire.SamplingOptions(head=0.0) if discards else None,
         metrics=False if discards else None,
     )
-    return configured.config.token is not None
 
 
 def _may_be_configured() -> bool:
@@ -102,6 +114,8 @@ def request_span(
             **attributes,
         },
     )
+    if span.is_recording():
+        exchange.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
     try:
         with within_span(span):
             yield
