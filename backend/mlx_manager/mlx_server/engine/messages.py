@@ -88,6 +88,12 @@ class Encode(_Message, frozen=True):
     dimensions: int
 
 
+class Neighbours(_Message, frozen=True):
+    """Whether models generate in other workers. An encoder that computes on the CPU then rests between batches."""
+
+    generating: bool
+
+
 class Cancel(_Message, frozen=True):
     """Cancel the sequence; the worker sends no more messages about it. Ignored for unknown and finished sequences."""
 
@@ -259,7 +265,7 @@ class Stats(_Message, frozen=True):
     running: int = 0
 
 
-DownMessage = Launch | Submit | Encode | Cancel | Limits | Shutdown
+DownMessage = Launch | Submit | Encode | Neighbours | Cancel | Limits | Shutdown
 UpMessage = (
     Device
     | Ready

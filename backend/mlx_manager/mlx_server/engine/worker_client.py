@@ -54,12 +54,14 @@ class Supervision:
 
     The client calls `on_death` once, when a loaded worker exits unexpectedly; `on_progress` every second, with the
     bytes of the model in memory; `on_device` before the model is loaded: its ServerError aborts the load.
+    `is_generating` says whether any model generates now.
     """
 
     watchdog: WatchdogLimits
     on_death: "Callable[[WorkerClient], None]"
     on_progress: Callable[[int], None]
     on_device: Callable[[Device], None]
+    is_generating: Callable[[], bool]
 
 
 class WorkerClient(ABC):

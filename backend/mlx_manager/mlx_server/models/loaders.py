@@ -42,11 +42,12 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
 
 
 class ModelLoader:
-    """Loads each model into its own worker. `options` and `watchdog` apply to all workers."""
+    """Loads each model into its own worker. `options`, `watchdog` and `is_generating` apply to all workers."""
 
-    def __init__(self, options: WorkerOptions, watchdog: WatchdogLimits) -> None:
+    def __init__(self, options: WorkerOptions, watchdog: WatchdogLimits, is_generating: Callable[[], bool]) -> None:
         self._options = options
         self._watchdog = watchdog
+        self._is_generating = is_generating
         self._templates = TemplateRenderer()
 
     async def load(
@@ -71,7 +72,11 @@ class ModelLoader:
             trust_remote_code=entry.trust_remote_code,
         )
         supervision = Supervision(
-            watchdog=self._watchdog, on_death=on_death, on_progress=progress.loaded, on_device=on_device
+            watchdog=self._watchdog,
+            on_death=on_death,
+            on_progress=progress.loaded,
+            on_device=on_device,
+            is_generating=self._is_generating,
         )
         return await LOADERS[launch.kind](
             Loading(entry, folder, launch, supervision, keep_alive_seconds, self._templates)
