@@ -48,7 +48,7 @@ class Encoder:
         self._batch_seconds = launch.options.inter_token_latency_ms / 1000
         self._tokens_per_second = MIN_BATCH_TOKENS / self._batch_seconds
         self._running = 0
-        self._neighbours_generate = False
+        self._must_rest = False
         self._rests_until = 0.0
 
     @property
@@ -69,7 +69,7 @@ class Encoder:
             case Encode():
                 self._queue.add(message, time.perf_counter())
             case Neighbours(generating):
-                self._neighbours_generate = generating
+                self._must_rest = generating and self._on_cpu
             case Cancel(sequence):
                 self._queue.cancel(sequence)
             case _:
@@ -81,7 +81,7 @@ class Encoder:
         Or rests for what is left of the rest after the last batch, and leaves the batch to the next step.
         """
         began = time.perf_counter()
-        if self.has_work and began < self._rests_until:
+        if self.has_work and self._must_rest and began < self._rests_until:
             time.sleep(self._rests_until - began)
             return []
         budget = int(self._tokens_per_second * self._batch_seconds)
@@ -123,8 +123,7 @@ class Encoder:
 
     def _note_batch(self, batch: Batch, began: float) -> None:
         ended = time.perf_counter()
-        if self._on_cpu and self._neighbours_generate:
-            self._rests_until = ended + REST_RATIO * (ended - began)
+        self._rests_until = ended + REST_RATIO * (ended - began)
         measured = len(batch.texts) * batch.width / max(ended - began, 1e-6)
         self._tokens_per_second += SMOOTHING * (measured - self._tokens_per_second)
 

@@ -45,6 +45,7 @@ class Launch(_Message, frozen=True):
     """The first message: the model to load from `folder`, and the worker's limits.
 
     `adapter` is the folder of a LoRA adapter. Only with `trust_remote_code` may the worker run code from `folder`.
+    Grammars need the `tokenizer_file`, the tokenizer.json of `folder` if None; it may be written after this message.
     """
 
     kind: ModelKind
@@ -53,6 +54,7 @@ class Launch(_Message, frozen=True):
     options: WorkerOptions = WorkerOptions()
     adapter: str | None = None
     trust_remote_code: bool = False
+    tokenizer_file: str | None = None
 
 
 class Submit(_Message, frozen=True):

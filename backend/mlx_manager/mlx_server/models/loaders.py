@@ -11,11 +11,13 @@ from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.catalog import ModelEntry
+from mlx_manager.mlx_server.models.conversion import tokenizer_place
 from mlx_manager.mlx_server.models.encoders import load_embedder, load_reranker
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.loading import load_generator
 from mlx_manager.mlx_server.models.resident import Loading, Resident, load_failed
+from mlx_manager.mlx_server.models.tokenization import TOKENIZER_FILE
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 
@@ -63,6 +65,7 @@ class ModelLoader:
     ) -> Resident:
         """Raises ModelLoadFailed, or what `on_device` raises (`Supervision`)."""
         progress.stage = "loading"
+        tokenizer = await asyncio.to_thread(tokenizer_place, folder, trust_remote_code=entry.trust_remote_code)
         launch = Launch(
             kind=await asyncio.to_thread(entry.kind_in, folder),
             folder=str(folder),
@@ -70,6 +73,7 @@ class ModelLoader:
             options=self._options,
             adapter=str(entry.adapter) if entry.adapter is not None else None,
             trust_remote_code=entry.trust_remote_code,
+            tokenizer_file=str(tokenizer / TOKENIZER_FILE),
         )
         supervision = Supervision(
             watchdog=self._watchdog,
