@@ -123,7 +123,7 @@ def running_server(
     """
     if bounds is not None:
         command = (sys.executable, "-P", str(BOUNDED), json.dumps(bounds))
-    port = _free_port()
+    port = free_port()
     environment = environment_of_server(settings | {"port": port}, from_source=command[0] == sys.executable)
     log = folder / f"server-{port}.log"
     with log.open("wb") as output:
@@ -171,7 +171,7 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -83,7 +83,7 @@ def test_an_embedding_model_with_a_sentencepiece_model_reads_its_pieces(server: 
 
 
 def test_a_grammar_follows_a_converted_tokenizer(server: RunningServer) -> None:
-    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
     schema["additionalProperties"] = False
     response_format = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     body = {"model": "pieces", "messages": [{"role": "user", "content": "Hi"}], "response_format": response_format}
