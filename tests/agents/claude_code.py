@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.agents.installing import SECONDS, install_agent
-
-
-def install_claude_code() -> Path:
-    return install_agent("@anthropic-ai/claude-code", "2.1.332", "claude")
+from tests.agents.installing import SECONDS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.agents.installing import SECONDS, install_agent
+from tests.agents.installing import SECONDS
 
 CONFIG = """
 model_provider = "here"
@@ -21,10 +21,6 @@ env_key = "HERE_API_KEY"
 request_max_retries = 0
 stream_max_retries = 0
 """
-
-
-def install_codex() -> Path:
-    return install_agent("@openai/codex", "0.171.0", "codex")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.agents.claude_code import ClaudeCode, install_claude_code
+from tests.agents.claude_code import ClaudeCode
+from tests.agents.installing import installed
 from tests.agents.scripted import Scripted, calls, says
 from tests.faulty_upstream import FaultyUpstream, faulty_upstream
 from tests.running_server import RunningServer, running_server
@@ -24,7 +25,7 @@ SCRIPT = (
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return install_claude_code()
+    return installed("claude")
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ def front(tmp_path_factory: pytest.TempPathFactory, upstream: FaultyUpstream) ->
         yield running
 
 
+@pytest.mark.seen("first answer", client="claude")
 def test_a_question_to_the_demo_model_ends_well(front: RunningServer, claude: ClaudeCode) -> None:
     result = claude.ask(front.url, "demo", "Count to 4", *SLIM, "--tools", "Bash", key="a-key")
     assert (result["subtype"], result["num_turns"], result["stop_reason"]) == ("success", 1, "end_turn")
@@ -60,6 +62,7 @@ def test_a_question_to_the_demo_model_ends_well(front: RunningServer, claude: Cl
 
 
 @pytest.mark.parametrize("model", ["scripted", "claude-opus-4-8"])
+@pytest.mark.seen("tool loop", client="claude")
 def test_a_tool_is_run_and_its_result_answered(
     front: RunningServer, upstream: FaultyUpstream, claude: ClaudeCode, model: str
 ) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.agents.codex import Codex, install_codex, items_of
+from tests.agents.codex import Codex, items_of
+from tests.agents.installing import installed
 from tests.agents.scripted import Scripted, calls, says
 from tests.faulty_upstream import FaultyUpstream, faulty_upstream
 from tests.running_server import HANG_SECONDS, RunningServer, running_server
@@ -42,7 +43,7 @@ SCRIPTS = {
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return install_codex()
+    return installed("codex")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,7 @@ def test_codex_reads_the_list_of_models(codex: Codex) -> None:
     assert (models["demo"]["context_window"], models["demo"]["apply_patch_tool_type"]) == (8192, "freeform")
 
 
+@pytest.mark.seen("first answer", client="codex")
 def test_a_question_to_the_demo_model_ends_well(codex: Codex) -> None:
     events = codex.ask("demo", "Count to 4")
     assert [item["text"] for item in items_of(events, "agent_message")] != [""]
@@ -91,6 +93,7 @@ def test_an_answer_of_the_demo_model_follows_the_output_schema(codex: Codex) -> 
     assert json.loads(message["text"]) in ({"answer": "yes"}, {"answer": "no"})
 
 
+@pytest.mark.seen("tool loop", client="codex")
 def test_a_command_is_run_and_its_result_answered(codex: Codex, upstream: FaultyUpstream) -> None:
     events = codex.ask("runs", "Make the file.")
     assert (codex.folder / "made-by-codex.txt").read_text() == "hello\n"
@@ -101,6 +104,7 @@ def test_a_command_is_run_and_its_result_answered(codex: Codex, upstream: Faulty
     assert result["tool_call_id"] == called["tool_calls"][0]["id"]
 
 
+@pytest.mark.seen("tool loop", client="codex")
 def test_a_patch_is_applied_and_its_result_answered(codex: Codex, upstream: FaultyUpstream) -> None:
     events = codex.ask("patches", "Make the file.")
     assert (codex.folder / "patched.txt").read_text() == '"hello" {from} codex\n'

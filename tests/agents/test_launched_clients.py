@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.agents.installing import SECONDS, install_agent, install_python_client
+from tests.agents.installing import NPM, PYPI, SECONDS, installed
 from tests.agents.scripted import Scripted, calls, says
 from tests.command_line.commands import MLX_MANAGER
 from tests.faulty_upstream import FaultyUpstream, faulty_upstream
-from tests.running_server import RunningServer, environment_of_server, running_server
+from tests.running_server import RunningServer, environment_of_server, free_port, running_server
 
 COMMAND = "echo hello > made.txt"
 SHELLS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -25,31 +25,25 @@ SHELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "continue": ("Bash", {"command": COMMAND}),
 }
 """Each client's own tool that runs a command."""
+CODEX = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+AIDER = ("--yes-always", "--no-git", "--no-check-update", "--analytics-disable", "--no-pretty", "--no-fancy-input")
 PROMPTS = {
     "claude": ("-p", "Make the file.", "--allowedTools", "Bash"),
-    "codex": ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "Make the file."),
+    "codex": ("exec", *CODEX, "Make the file."),
     "opencode": ("run", "Make the file."),
     "qwen": ("-p", "Make the file.", "--yolo"),
     "continue": ("-p", "Make the file.", "--auto"),
+    "aider": ("--message", "Make the file.", *AIDER),
+    "llm": ("Make the file.",),
 }
-
-
-def installed(name: str) -> Path:
-    match name:
-        case "claude":
-            return install_agent("@anthropic-ai/claude-code", "2.1.332", "claude")
-        case "codex":
-            return install_agent("@openai/codex", "0.171.0", "codex")
-        case "opencode":
-            return install_agent("opencode-ai", "1.18.33", "opencode")
-        case "qwen":
-            return install_agent("@qwen-code/qwen-code", "0.24.4", "qwen")
-        case "continue":
-            return install_agent("@continuedev/cli", "1.5.47", "cn")
-        case "aider":
-            return install_python_client("aider-chat", "0.86.2").with_name("aider")
-        case _:
-            return install_python_client("llm", "0.36").with_name("llm")
+SECOND_TURNS = {
+    "claude": ("--continue", "-p", "And now?"),
+    "codex": ("exec", "resume", "--last", *CODEX, "And now?"),
+    "opencode": ("run", "--continue", "And now?"),
+    "qwen": ("--continue", "-p", "And now?"),
+    "continue": ("--resume", "-p", "And now?"),
+    "llm": ("--continue", "And now?"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +51,9 @@ class Person:
     home: Path
     folder: Path
 
-    def launch(self, name: str, model: str, front: RunningServer, *arguments: str) -> str:
-        """What the client prints; fails unless it ends well."""
-        environment = environment_of_server({"port": front.port}) | {
+    def launch(self, name: str, model: str, *arguments: str, typed: str = "", **settings: Any) -> str:
+        """What the client prints on a server with those settings; fails unless it ends well and without a warning."""
+        environment = environment_of_server(settings) | {
             "HOME": str(self.home),
             "PATH": os.pathsep.join([str(installed(name).parent), os.environ["PATH"]]),
             "PWD": str(self.folder),  # OpenCode goes by it
@@ -69,12 +63,13 @@ class Person:
             [*MLX_MANAGER, "launch", name, "--model", model, "--", *arguments],
             cwd=self.folder,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=SECONDS,
         )
         assert ended.returncode == 0, (ended.stdout, ended.stderr)
+        assert f"Warning: {model}" not in ended.stderr
         return ended.stdout
 
 
@@ -92,6 +87,7 @@ def upstream() -> Iterator[FaultyUpstream]:
         for name, (tool, arguments) in SHELLS.items()
     }
     with faulty_upstream({}) as running:
+        scripts["llm"] = (calls("llm_version", "{}", "It has a tool."), says("The file ", "is made."))
         running.answers = Scripted(running, {**scripts, "talks": (says("The file ", "is made."),)})
         yield running
 
@@ -103,24 +99,60 @@ def front(tmp_path_factory: pytest.TempPathFactory, upstream: FaultyUpstream) ->
         yield running
 
 
+@pytest.mark.seen("tool loop")
 @pytest.mark.parametrize("name", SHELLS)
 def test_a_launched_agent_runs_a_tool_and_answers(
     person: Person, front: RunningServer, upstream: FaultyUpstream, name: str
 ) -> None:
-    printed = person.launch(name, name, front, *PROMPTS[name])
+    printed = person.launch(name, name, *PROMPTS[name], port=front.port)
     assert "The file is made." in printed
     assert (person.folder / "made.txt").read_text() == "hello\n"
     assert any(message["role"] == "tool" for message in upstream.bodies[-1]["messages"])
 
 
-def test_launched_aider_answers(person: Person, front: RunningServer) -> None:
-    quiet = ("--yes-always", "--no-git", "--no-check-update", "--analytics-disable", "--no-pretty")
-    assert "The file is made." in person.launch("aider", "talks", front, "--message", "Make the file.", *quiet)
+@pytest.mark.seen("tool loop", client="llm")
+def test_launched_llm_runs_a_tool_and_answers(person: Person, front: RunningServer, upstream: FaultyUpstream) -> None:
+    printed = person.launch("llm", "llm", "--tool", "llm_version", "Which version?", port=front.port)
+    assert "The file is made." in printed
+    (result,) = (message for message in upstream.bodies[-1]["messages"] if message["role"] == "tool")
+    assert result["content"] == PYPI["llm"][1]
 
 
-def test_launched_llm_answers(person: Person, front: RunningServer) -> None:
-    assert person.launch("llm", "talks", front, "Make the file.").strip() == "The file is made."
+@pytest.mark.seen("second turn")
+@pytest.mark.parametrize("name", SECOND_TURNS)
+def test_the_second_turn_of_a_launched_client_begins_with_the_first(
+    person: Person, front: RunningServer, upstream: FaultyUpstream, name: str
+) -> None:
+    """So the server finds the first prompt in its prefix cache."""
+    began = len(upstream.bodies)
+    person.launch(name, "talks", *PROMPTS[name], port=front.port)
+    turns = len(upstream.bodies)
+    person.launch(name, "talks", *SECOND_TURNS[name], port=front.port)
+    assert_keeps_its_prefix(upstream.bodies[began:turns], upstream.bodies[turns:])
 
 
-def test_launched_llm_talks_with_the_demo_model(person: Person, front: RunningServer) -> None:
-    assert person.launch("llm", "demo", front, "Count to 5").strip() == "1, 2, 3, 4, 5"
+@pytest.mark.seen("second turn", client="aider")
+def test_the_second_turn_of_launched_aider_begins_with_the_first(
+    person: Person, front: RunningServer, upstream: FaultyUpstream
+) -> None:
+    began = len(upstream.bodies)
+    person.launch("aider", "talks", *AIDER, typed="/ask Make the file.\n/ask And now?\n", port=front.port)
+    first, second = upstream.bodies[began:]
+    assert_keeps_its_prefix([first], [second])
+
+
+def assert_keeps_its_prefix(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    """The turn's main request is its longest: a title is asked for with a short one."""
+    before, after = (max(bodies, key=lambda body: len(json.dumps(body))) for bodies in (first, second))
+    assert before.get("tools") == after.get("tools")
+    assert after["messages"][: len(before["messages"])] == before["messages"]
+    assert len(after["messages"]) > len(before["messages"])
+
+
+@pytest.mark.seen("first answer")
+@pytest.mark.parametrize("name", [*NPM, "aider", "llm"])
+def test_a_client_reaches_a_first_answer_with_one_command(person: Person, tmp_path: Path, name: str) -> None:
+    """Nothing is configured, and no server runs. The demo model's own context is too short for the agents."""
+    entry = tmp_path / "mlx-manager.toml"
+    entry.write_text('[[models]]\nid = "demo"\ncontext_length = 32768\n')
+    assert person.launch(name, "demo", *PROMPTS[name], port=free_port(), config=entry).strip()

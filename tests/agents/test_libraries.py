@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.agents.installing import SECONDS, install_python_client
+from tests.agents.installing import SECONDS, installed
 from tests.agents.scripted import Scripted, calls, says
 from tests.faulty_upstream import FaultyUpstream, faulty_upstream
 from tests.running_server import RunningServer, running_server
@@ -86,8 +86,9 @@ def answers(python: Path, folder: Path, code: str, server: RunningServer) -> lis
     return printed
 
 
+@pytest.mark.seen("tool loop", client="openai-agents")
 def test_openai_agents_runs_a_tool_over_both_of_its_protocols(tmp_path: Path, upstream: FaultyUpstream) -> None:
-    python = install_python_client("openai-agents", "0.24.0")
+    python = installed("openai-agents")
     upstream.answers = Scripted(upstream, {"agents": (WEATHER, says("It is ", "7 degrees."))})
     with front(tmp_path, upstream, "agents") as server:
         assert answers(python, tmp_path, OPENAI_AGENTS, server) == ["It is 7 degrees."] * 2
@@ -95,9 +96,10 @@ def test_openai_agents_runs_a_tool_over_both_of_its_protocols(tmp_path: Path, up
     assert [result["content"] for result in results] == ["7 degrees in Oslo"] * 2
 
 
+@pytest.mark.seen("tool loop", client="smolagents")
 def test_smolagents_runs_a_tool_and_ends_by_its_own(tmp_path: Path, upstream: FaultyUpstream) -> None:
     """It writes results of tools as a user's messages, and answers by a tool."""
-    python = install_python_client("smolagents[openai]", "1.26.0")
+    python = installed("smolagents")
     end = calls("final_answer", '{"answer": "7 degrees"}', "That is all.")
     upstream.answers = BySteps(upstream, "smolagents", (WEATHER, end))
     with front(tmp_path, upstream, "smolagents") as server:

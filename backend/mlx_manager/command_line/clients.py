@@ -256,7 +256,13 @@ def _zed(target: Target, environment: Mapping[str, str]) -> Setup:
 
 def _openwebui(target: Target, _: Mapping[str, str]) -> Setup:
     names = {"OPENAI_API_BASE_URL": target.url, "OPENAI_API_KEY": target.key, "ENABLE_OLLAMA_API": "false"}
-    return Setup({**names, "AIOHTTP_CLIENT_TIMEOUT": str(REQUEST_MILLISECONDS // 1000)}, steps=("open-webui serve",))
+    return Setup(
+        {**names, "AIOHTTP_CLIENT_TIMEOUT": str(REQUEST_MILLISECONDS // 1000)},
+        steps=(
+            "open-webui serve",
+            "# Where it has run before, it keeps its connections: add this one in Admin Settings, Connections",
+        ),
+    )
 
 
 CLIENTS = {

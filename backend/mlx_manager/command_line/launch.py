@@ -22,8 +22,6 @@ from mlx_manager.command_line.console import USAGE, CommandFailed, note, print_t
 from mlx_manager.command_line.own_server import server_for, signals_end_the_block
 
 COLUMNS = ("CLIENT", "INSTALLED", "PROGRAM", "TO INSTALL")
-ROOM_FOR_WORK = 2
-"""The context should hold this many first requests: the rest is for files, results and answers."""
 _SHOWN_KEY = "YOUR-KEY"
 
 
@@ -73,19 +71,12 @@ def launch(
 def warnings(client: Client, model: str, facts: Facts) -> Iterator[str]:
     """Warnings about a model that does not fit the client, with remedies."""
     context, first = facts.context_tokens, client.first_request_tokens
-    advice = (
-        "Choose another one with --model (`mlx-manager models` lists them with their context), or raise its "
-        "context_length in mlx-manager.toml if its files allow more."
-    )
     if context is not None and context < first:
         yield (
             f"{model} has a context of {context:,} tokens, and {client.name} sends about {first:,} with its first "
-            f"message: the server will refuse it. {advice}"
-        )
-    elif context is not None and context < ROOM_FOR_WORK * first:
-        yield (
-            f"{model} has a context of {context:,} tokens, and {client.name} fills about {first:,} of them with its "
-            f"first message: it will have to shorten the conversation soon. {advice}"
+            "message: the server refuses a prompt that does not fit. Choose another model with --model (`mlx-manager "
+            "models` lists them with their context), or raise its context_length in mlx-manager.toml if its files "
+            "allow more."
         )
     if client.needs_tools and facts.tools is False:
         yield f"{model} cannot call tools, and {client.name} works by tools alone. Choose another model with --model."

@@ -1,7 +1,5 @@
 """The engine of a worker that embeds or scores: runs batches of texts of limited duration. Knows no sockets."""
 
-import contextlib
-import os
 import time
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +19,7 @@ from mlx_manager.mlx_server.engine.messages import (
     EncoderFacts,
     Launch,
     Limits,
+    Neighbours,
     RequestFailed,
     Stats,
     UpMessage,
@@ -33,8 +32,11 @@ MAX_WIDTH_RATIO = 2
 SHORTEST_TEXT = 4
 WARM_UP_TOKENS = (16, 32, 64, 128, 256, 512)
 SMOOTHING = 0.3
-NICENESS = 5
-"""Of a worker that computes on the CPU: streams, which people read as they come, go before jobs of many texts."""
+REST_RATIO = 0.8
+"""Length of the rest after a batch on the CPU, relative to the batch, while other workers generate.
+
+Hardware threads share caches and floating-point units, so a busy encoder slows streams by half whatever its priority.
+"""
 
 
 class Encoder:
@@ -42,14 +44,14 @@ class Encoder:
         folder = Path(launch.folder)
         recipe = read_recipe(folder, launch.kind)
         self._on_cpu = mx.default_device().type == mx.DeviceType.cpu
-        if self._on_cpu:
-            _give_way()
         self.model = load_embedding_model(folder, recipe, on_cpu=self._on_cpu)
         self.facts = EncoderFacts(int(recipe.config["vocab_size"]), self.model.dimensions)
         self._queue = TextQueue(1 if self._on_cpu else MAX_WIDTH_RATIO)
         self._batch_seconds = launch.options.inter_token_latency_ms / 1000
         self._tokens_per_second = MIN_BATCH_TOKENS / self._batch_seconds
         self._running = 0
+        self._must_rest = False
+        self._rests_until = 0.0
 
     @property
     def stats(self) -> Stats:
@@ -80,14 +82,22 @@ class Encoder:
         match message:
             case Encode():
                 self._queue.add(message, time.perf_counter())
+            case Neighbours(generating):
+                self._must_rest = generating and self._on_cpu
             case Cancel(sequence):
                 self._queue.cancel(sequence)
             case _:
                 raise ValueError(f"An encoder cannot handle the message {type(message).__name__}.")
 
     def step(self) -> list[UpMessage]:
-        """Runs one batch, sized to take about as long as a prefill chunk, so that other requests wait only briefly."""
+        """Runs one batch, sized to take about as long as a prefill chunk, so that other requests wait only briefly.
+
+        Or rests for what is left of the rest after the last batch, and leaves the batch to the next step.
+        """
         began = time.perf_counter()
+        if self.has_work and self._must_rest and began < self._rests_until:
+            time.sleep(self._rests_until - began)
+            return []
         budget = int(self._tokens_per_second * self._batch_seconds)
         batch = self._queue.next_batch(min(max(budget, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS))
         if batch is None:
@@ -100,7 +110,7 @@ class Encoder:
             return self._give_up(batch, f"{type(exc).__name__}: {exc}")
         if not np.isfinite(vectors).all():
             return self._give_up(batch, "the model's output is not finite")
-        self._note_rate(batch, time.perf_counter() - began)
+        self._note_batch(batch, began)
         events: list[UpMessage] = []
         for request, group in groupby(range(len(texts)), lambda index: texts[index].request):
             rows = list(group)
@@ -125,8 +135,10 @@ class Encoder:
             row[: len(text.tokens)] = text.tokens
         return np.array(self.model(mx.array(rows), lengths, [text.second_at for text in batch.texts]))
 
-    def _note_rate(self, batch: Batch, seconds: float) -> None:
-        measured = len(batch.texts) * batch.width / max(seconds, 1e-6)
+    def _note_batch(self, batch: Batch, began: float) -> None:
+        ended = time.perf_counter()
+        self._rests_until = ended + REST_RATIO * (ended - began)
+        measured = len(batch.texts) * batch.width / max(ended - began, 1e-6)
         self._tokens_per_second += SMOOTHING * (measured - self._tokens_per_second)
 
     def _give_up(self, batch: Batch, reason: str) -> list[UpMessage]:
@@ -134,13 +146,6 @@ class Encoder:
         for sequence in sequences:
             self._queue.cancel(sequence)
         return [RequestFailed(sequence, reason) for sequence in sequences]
-
-
-def _give_way() -> None:
-    """Linux counts the niceness of a session as a whole, where it groups processes so, and a worker has its own."""
-    os.nice(NICENESS)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _cut(

@@ -12,6 +12,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Encoded,
     EncoderFacts,
     Limits,
+    Neighbours,
     Ready,
     RequestFailed,
     UpMessage,
@@ -29,6 +30,7 @@ class EncoderClient(WorkerClient):
         self.facts = EncoderFacts(0, 0)
         self._requests: dict[int, _Request] = {}
         self._numbers = itertools.count()
+        self._neighbours = Neighbours(generating=False)
 
     @property
     def pending(self) -> int:
@@ -54,11 +56,18 @@ class EncoderClient(WorkerClient):
         lengths = [len(text) for text in texts]
         request = self._requests[number] = _Request(lengths, dimensions * FLOAT_BYTES, record)
         try:
+            self._send_neighbours()
             self._send(Encode(number, lengths, tokens.tobytes(), second_at or [], dimensions))
             return await request.vectors
         finally:
             if self._requests.pop(number, None) is not None and self.alive:
                 self._send(Cancel(number))
+
+    def _send_neighbours(self) -> None:
+        neighbours = Neighbours(self._supervision.is_generating())
+        if neighbours != self._neighbours:
+            self._neighbours = neighbours
+            self._send(neighbours)
 
     def _fail_all(self, failure: ServerError) -> None:
         for number, request in self._requests.items():
@@ -73,6 +82,7 @@ class EncoderClient(WorkerClient):
     def _dispatch(self, message: UpMessage) -> None:
         match message:
             case Encoded():
+                self._send_neighbours()
                 request = self._requests.get(message.sequence)
                 if request is not None:  # else it was cancelled after the worker sent the message
                     self._tokens_since_stats += request.collect(message)

@@ -44,7 +44,7 @@ class Generator:
             kv_bytes=self._kv_bytes(launch.limits),
             prefix_bytes=launch.limits.prefix_cache_bytes,
             inter_token_seconds=launch.options.inter_token_latency_ms / 1000,
-            tokenizer_file=folder / "tokenizer.json",
+            tokenizer_file=Path(launch.tokenizer_file) if launch.tokenizer_file else folder / "tokenizer.json",
         )
 
     @property

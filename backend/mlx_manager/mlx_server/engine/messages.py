@@ -49,6 +49,7 @@ class Launch(_Message, frozen=True):
     """The first message: the model to load from `folder`, and the worker's limits.
 
     `adapter` is the folder of a LoRA adapter. Only with `trust_remote_code` may the worker run code from `folder`.
+    Grammars need the `tokenizer_file`, the tokenizer.json of `folder` if None; it may be written after this message.
     """
 
     kind: ModelKind
@@ -59,6 +60,7 @@ class Launch(_Message, frozen=True):
     trust_remote_code: bool = False
     dequantize: bool = False
     """Whether to hold quantised weights dequantised."""
+    tokenizer_file: str | None = None
 
 
 class Submit(_Message, frozen=True):
@@ -92,6 +94,12 @@ class Encode(_Message, frozen=True):
     tokens: bytes
     second_at: list[int]
     dimensions: int
+
+
+class Neighbours(_Message, frozen=True):
+    """Whether models generate in other workers. An encoder that computes on the CPU then rests between batches."""
+
+    generating: bool
 
 
 class Cancel(_Message, frozen=True):
@@ -274,7 +282,7 @@ class Stats(_Message, frozen=True):
     running: int = 0
 
 
-DownMessage = Launch | Submit | Encode | Cancel | Limits | Shutdown
+DownMessage = Launch | Submit | Encode | Neighbours | Cancel | Limits | Shutdown
 UpMessage = (
     Device
     | WarmingUp

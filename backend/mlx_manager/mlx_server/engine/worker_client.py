@@ -59,7 +59,7 @@ class Supervision:
 
     The client calls `on_death` once, when a loaded worker exits unexpectedly; `on_progress` every second, with the
     bytes of the model in memory; `on_device` before the model is loaded: its ServerError aborts the load; `on_warm_up`
-    when it is loaded.
+    when it is loaded. `is_generating` says whether any model generates now.
     """
 
     watchdog: WatchdogLimits
@@ -67,6 +67,7 @@ class Supervision:
     on_progress: Callable[[int], None]
     on_device: Callable[[Device], None]
     on_warm_up: Callable[[], None]
+    is_generating: Callable[[], bool]
 
 
 class WorkerClient(ABC):

@@ -41,13 +41,18 @@ def tokenizer_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
 
     Blocks, up to minutes for a conversion: call it in a thread. Raises NotConvertible.
     """
+    place = tokenizer_place(folder, trust_remote_code=trust_remote_code)
+    with _one_at_a_time:
+        if place != folder and not (place / TOKENIZER_FILE).is_file():
+            _convert(folder, place, trust_remote_code)
+    return place
+
+
+def tokenizer_place(folder: Path, *, trust_remote_code: bool = False) -> Path:
+    """The folder that `tokenizer_folder` returns, before a conversion. Reads the model's files except weights."""
     if not _needs_conversion(folder, trust_remote_code):
         return folder
-    converted = cache_folder("tokenizers") / _key(folder, trust_remote_code)
-    with _one_at_a_time:
-        if not (converted / TOKENIZER_FILE).is_file():
-            _convert(folder, converted, trust_remote_code)
-    return converted
+    return cache_folder("tokenizers") / _key(folder, trust_remote_code)
 
 
 def _needs_conversion(folder: Path, trust_remote_code: bool) -> bool:

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from mlx_manager.mlx_server.engine.embedding.recipe import Recipe, read_recipe
 from mlx_manager.mlx_server.engine.encoder_client import EncoderClient
+from mlx_manager.mlx_server.models.conversion import tokenizer_folder
 from mlx_manager.mlx_server.models.resident import Loading, Resident
 from mlx_manager.mlx_server.models.text_encoding import TextEncoder
 
@@ -43,7 +44,8 @@ async def load_reranker(load: Loading) -> Reranker:
 async def _load(model_class: type[M], load: Loading) -> M:
     def read() -> tuple[Recipe, TextEncoder]:
         recipe = read_recipe(load.folder, model_class.kind)
-        return recipe, TextEncoder(load.folder, lower_case=recipe.lower_case)
+        files = tokenizer_folder(load.folder, trust_remote_code=load.entry.trust_remote_code)
+        return recipe, TextEncoder(files, lower_case=recipe.lower_case)
 
     engine, (recipe, texts) = await load.start(EncoderClient, read)
     settings = load.entry.settings

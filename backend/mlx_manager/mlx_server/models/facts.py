@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.models.adapters.registry import detect_model_family
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.chat_templates import TEMPLATE_FILES, read_chat_templates
 from mlx_manager.mlx_server.models.defaults import changed_at, context_length, read_json
-from mlx_manager.mlx_server.models.fitness import quantization_name
+from mlx_manager.mlx_server.models.fitness import has_tokenizer, quantization_name
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.parsers.detect import detect_format
 
@@ -90,7 +90,7 @@ def _capabilities(family: str, folder: Path, template: Path | None) -> Capabilit
         chat=can_chat,
         tools=_tools(text, output.name) if can_chat else False,
         reasoning=bool(text) and output.reasoning is not None,
-        structured_output=(folder / "tokenizer.json").is_file(),
+        structured_output=has_tokenizer(folder),
     )
 
 

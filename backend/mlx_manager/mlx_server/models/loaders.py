@@ -11,11 +11,13 @@ from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.catalog import ModelEntry
+from mlx_manager.mlx_server.models.conversion import tokenizer_place
 from mlx_manager.mlx_server.models.encoders import load_embedder, load_reranker
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.loading import load_generator
 from mlx_manager.mlx_server.models.resident import Loading, Resident, load_failed
+from mlx_manager.mlx_server.models.tokenization import TOKENIZER_FILE
 from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 
@@ -42,11 +44,12 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
 
 
 class ModelLoader:
-    """Loads each model into its own worker. `options` and `watchdog` apply to all workers."""
+    """Loads each model into its own worker. `options`, `watchdog` and `is_generating` apply to all workers."""
 
-    def __init__(self, options: WorkerOptions, watchdog: WatchdogLimits) -> None:
+    def __init__(self, options: WorkerOptions, watchdog: WatchdogLimits, is_generating: Callable[[], bool]) -> None:
         self._options = options
         self._watchdog = watchdog
+        self._is_generating = is_generating
         self._templates = TemplateRenderer()
 
     async def load(
@@ -62,6 +65,7 @@ class ModelLoader:
     ) -> Resident:
         """Raises ModelLoadFailed, or what `on_device` raises (`Supervision`)."""
         progress.stage = "loading"
+        tokenizer = await asyncio.to_thread(tokenizer_place, folder, trust_remote_code=entry.trust_remote_code)
         launch = Launch(
             kind=await asyncio.to_thread(entry.kind_in, folder),
             folder=str(folder),
@@ -70,6 +74,7 @@ class ModelLoader:
             adapter=str(entry.adapter) if entry.adapter is not None else None,
             trust_remote_code=entry.trust_remote_code,
             dequantize=entry.dequantize,
+            tokenizer_file=str(tokenizer / TOKENIZER_FILE),
         )
         supervision = Supervision(
             watchdog=self._watchdog,
@@ -77,6 +82,7 @@ class ModelLoader:
             on_progress=progress.loaded,
             on_device=on_device,
             on_warm_up=progress.warms_up,
+            is_generating=self._is_generating,
         )
         return await LOADERS[launch.kind](
             Loading(entry, folder, launch, supervision, keep_alive_seconds, self._templates)

@@ -67,7 +67,7 @@ class ModelPoolManager:
         self.line = Line(self._places, self._residents.holdings, self._evict, request_timeout_seconds)
         self.grammars = GrammarValidator()
         self.draining = False
-        self._loader = ModelLoader(options, watchdog)
+        self._loader = ModelLoader(options, watchdog, self._residents.is_generating)
         self._keep_alive_seconds = keep_alive_seconds
         self._restarts = Restarts(self._restart)
         self._kept_loaded: set[str] = set()

@@ -71,6 +71,9 @@ class Residents:
         """Bytes that the workers hold: weights, KV caches, cached prefixes and freed buffers."""
         return sum(model.engine.stats.active_bytes + model.engine.stats.cache_bytes for model in self)
 
+    def is_generating(self) -> bool:
+        return any(model.kind == "generate" and model.engine.pending > 0 for model in self)
+
     def send_limits(self) -> None:
         """Sends every worker its new share of the budget."""
         shares = self._places.budget.shares([*self.holdings(), *self._places.reserved()])

@@ -60,8 +60,6 @@ def read_recipe(folder: Path, kind: ModelKind) -> Recipe:
     config = read_json(folder / "config.json")
     model_type = str(config.get("model_type"))
     _check_family(config, model_type, kind)
-    if not (folder / "tokenizer.json").is_file():
-        raise UnusableModel("its folder has no tokenizer.json. Copy it from the original model.")
     max_tokens = max_input_tokens(folder, config)
     if kind == "rerank":
         return Recipe(kind, model_type, config, max_tokens, ())
