@@ -9,8 +9,11 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_manager.mlx_server.engine.disk_cache import DiskOptions
+from mlx_manager.mlx_server.engine.disk_tier import DiskFigures
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import Submit, UpMessage
+from mlx_manager.mlx_server.engine.plan import Plan
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.sampling import MakeProcessors, make_processors
@@ -30,10 +33,12 @@ class EngineCore:
         inter_token_seconds: float = 0.1,
         make_processors: MakeProcessors = make_processors,
         tokenizer_file: Path = Path("tokenizer.json"),
+        disk: DiskOptions | None = None,
     ) -> None:
         """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter."""
-        self._runner = Runner(model, make_processors, tokenizer_file)
+        self._runner = Runner(model, make_processors, tokenizer_file, disk)
         self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
+        self._scheduler.note(self._runner.run(Plan()))  # what is on disk
 
     def __len__(self) -> int:
         """Sequences submitted and not finished."""
@@ -66,6 +71,10 @@ class EngineCore:
     def prefixes(self) -> PrefixTree:
         return self._scheduler.prefixes
 
+    @property
+    def disk(self) -> DiskFigures:
+        return self._scheduler.disk.figures
+
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets limits from the next step on."""
         self._scheduler.limit(kv_bytes, prefix_bytes)
@@ -82,6 +91,15 @@ class EngineCore:
         plan = self._scheduler.plan(time.perf_counter())
         outcome = self._runner.run(plan)
         return self._scheduler.note(outcome)
+
+    def close(self, seconds: float) -> None:
+        """Cancels all sequences and writes stored prefixes to disk, for at most `seconds`."""
+        deadline = time.perf_counter() + seconds
+        self._scheduler.close()
+        self.step()
+        while self._scheduler.disk.is_writing and time.perf_counter() < deadline:
+            self.step()
+        self._runner.close(deadline - time.perf_counter())
 
     def release_memory(self) -> None:
         """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""

@@ -23,6 +23,7 @@ from mlx.utils import tree_flatten
 
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
+    SAVE_SECONDS,
     Device,
     DownMessage,
     Heartbeat,
@@ -78,6 +79,9 @@ class Engine(Protocol):
         """Applies new memory limits. The worker has set MLX's own limits before."""
 
     def release_memory(self) -> None: ...
+
+    def close(self, seconds: float) -> None:
+        """Saves what outlives the process, for at most `seconds`."""
 
 
 def _generator(launch: Launch) -> Engine:
@@ -214,6 +218,7 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
                     _set_limits(message)
                     events += engine.limit(message)
                 case Shutdown():
+                    engine.close(SAVE_SECONDS)
                     return
                 case _:
                     engine.take(message)
