@@ -97,7 +97,7 @@ class DiskCache:
         states = {str(place): _pack(_state(layer), arrays) for place, layer in snapshots.items()}
         names = [_NAMES[array.dtype] for array in arrays]
         arrays = [array.view(mx.uint16) if array.dtype == mx.bfloat16 else array for array in arrays]
-        mx.async_eval(arrays)
+        mx.async_eval(arrays)  # type: ignore[no-untyped-call]
         self._spilled.append(_Spilled(block, json.dumps(states) if states else "", arrays, names))
 
     def hand_over(self) -> None:

@@ -104,7 +104,7 @@ def encode(contents: Contents) -> list[bytes | memoryview]:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    parts = [memoryview(tensor.values).cast("B") for tensor in contents.tensors if tensor.values.nbytes]
+    parts = [np.ascontiguousarray(tensor.values).data.cast("B") for tensor in contents.tensors if tensor.values.nbytes]
     checksum = zlib.crc32(text)
     for part in parts:
         checksum = zlib.crc32(part, checksum)

@@ -14,8 +14,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
-from mlx_manager.mlx_server.engine.kv_cache import Cache, KeysAndValues, RowCache, owned_copy
 from mlx_manager.mlx_server.engine.disk_cache import DiskCache
+from mlx_manager.mlx_server.engine.kv_cache import Cache, KeysAndValues, RowCache, owned_copy
 from mlx_manager.mlx_server.engine.plan import NodeSize, Prefix, Restore, Spill, Split, Store
 
 

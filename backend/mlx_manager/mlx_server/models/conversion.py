@@ -7,7 +7,6 @@ files, and the model's own Python code, which runs only with `trust_remote_code`
 import hashlib
 import importlib.metadata
 import json
-import os
 import threading
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mlx_manager.mlx_server.models.converter import CPU_SECONDS, MEMORY_BYTES
 from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.tokenization import TOKENIZER_FILE
 from mlx_manager.mlx_server.models.tokenizer_files import CONFIG_FILE
+from mlx_manager.mlx_server.utils.folders import cache_folder
 
 ANSWER_SECONDS = 900.0
 """Wall-clock limit. The process also ends itself after `CPU_SECONDS` of computing."""
@@ -43,7 +43,7 @@ def tokenizer_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
     """
     if not _needs_conversion(folder, trust_remote_code):
         return folder
-    converted = _cache() / _key(folder, trust_remote_code)
+    converted = cache_folder("tokenizers") / _key(folder, trust_remote_code)
     with _one_at_a_time:
         if not (converted / TOKENIZER_FILE).is_file():
             _convert(folder, converted, trust_remote_code)
@@ -58,11 +58,6 @@ def _needs_conversion(folder: Path, trust_remote_code: bool) -> bool:
 def _has_own_code(folder: Path) -> bool:
     auto_map = read_json(folder / CONFIG_FILE).get("auto_map")
     return isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
-
-
-def _cache() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME")
-    return (Path(given) if given else Path.home() / ".cache") / "mlx-manager" / "tokenizers"
 
 
 def _key(folder: Path, trust_remote_code: bool) -> str:

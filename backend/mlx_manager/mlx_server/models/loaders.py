@@ -69,6 +69,8 @@ class ModelLoader:
             options=self._options,
             adapter=str(entry.adapter) if entry.adapter is not None else None,
             trust_remote_code=entry.trust_remote_code,
+            model_id=entry.id,
+            prefix_disk=entry.prefix_disk,
         )
         supervision = Supervision(
             watchdog=self._watchdog, on_death=on_death, on_progress=progress.loaded, on_device=on_device

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from mlx_manager.mlx_server.schemas.openai import Integer, Switch, Text, TextOrList, WireBody
+from mlx_manager.mlx_server.schemas.openai import CacheRetention, Integer, Switch, Text, TextOrList, WireBody
 from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT
 
 MAX_STOP_SEQUENCES = 64
@@ -123,6 +123,7 @@ class MessagesRequest(CountTokensRequest):
     top_p: float | None = Field(default=None, ge=0, le=1, strict=True)
     top_k: Integer | None = Field(default=None, ge=0)
     stream: Switch = False
+    prompt_cache_retention: CacheRetention | None = None
 
 
 class MessagesResponse(WireBody):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mlx_manager.mlx_server.schemas.openai import (
+    CacheRetention,
     Integer,
     JsonSchemaFormat,
     KeepAlive,
@@ -154,6 +155,7 @@ class ResponsesRequest(InputTokensRequest):
     store: bool | None = Field(default=None, strict=True)
     metadata: dict[str, Text] | None = None
     prompt_cache_key: Text | None = None
+    prompt_cache_retention: CacheRetention | None = None
     user: Text | None = None
     safety_identifier: Text | None = None
     keep_alive: KeepAlive | None = None
