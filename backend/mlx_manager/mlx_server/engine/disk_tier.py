@@ -77,7 +77,8 @@ class DiskTier:
         self._arrived: deque[str] = deque()
         self._writing: set[str] = set()
         self._spills: Iterator[Spill] = iter(())
-        self._spills_are_for: tuple[int, bool] | None = None
+        self._spills_are_for: tuple[int, bool, int] | None = None
+        """The state of the prefix cache for which `_spills` was chosen."""
         self._has_spills = False
         self._seconds_per_byte = SECONDS_PER_BYTE
         self._busy_at = 0.0
@@ -200,9 +201,11 @@ class DiskTier:
     def _next_spill(self, is_idle: bool) -> Spill | None:
         """The next block to write: of any prefix when idle, else only of those that would be evicted next."""
         prefixes = self._prefixes
-        if self._spills_are_for != (prefixes.version, is_idle):
-            self._spills_are_for = prefixes.version, is_idle
-            over_bytes = prefixes.nbytes - int(min(prefixes.limit_bytes, prefixes.room_bytes) * FULL_SHARE)
+        most_bytes = max(1, min(prefixes.limit_bytes, prefixes.room_bytes))
+        over_bytes = max(0, prefixes.nbytes - int(most_bytes * FULL_SHARE))
+        state = (prefixes.version, is_idle, 20 * over_bytes // most_bytes)
+        if self._spills_are_for != state:
+            self._spills_are_for = state
             self._spills = self._spills_of(prefixes.nodes(None if is_idle else over_bytes))
         return next(self._spills, None)
 
