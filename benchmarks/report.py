@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.cancel import CancelRow
 from benchmarks.ceiling import CeilingRow
+from benchmarks.disk import DiskRow
 from benchmarks.embeddings import EmbeddingRow
 from benchmarks.features import FeatureRow
 from benchmarks.overload import OverloadRow
@@ -60,6 +61,7 @@ class Results:
     cancel: list[CancelRow] = field(default_factory=list)
     overload: list[OverloadRow] = field(default_factory=list)
     embeddings: list[EmbeddingRow] = field(default_factory=list)
+    disk: list[DiskRow] = field(default_factory=list)
 
 
 def markdown(results: Results, chart: str | None) -> str:
@@ -68,6 +70,7 @@ def markdown(results: Results, chart: str | None) -> str:
         _throughput(results.throughput),
         _features(results.features),
         _prefix(results.prefix),
+        _disk(results.disk),
         _stall(results.stall),
         _side(results.side),
         _cancel(results.cancel),
@@ -142,6 +145,29 @@ def _prefix(rows: list[PrefixRow]) -> str:
                 _number(row.compared_ms, 1),
                 _number(row.ratio, 2),
                 _memory(row.memory),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _disk(rows: list[DiskRow]) -> str:
+    return _table(
+        "Prefix cache on disk",
+        "model | prompt tokens | cached | cold TTFT ms | after a restart ms | ratio | MB written | step p50 / p95 ms "
+        "| while writing ms | ratio of p50",
+        [
+            [
+                row.model,
+                _number(row.prompt_tokens),
+                _number(row.cached_tokens),
+                f"{row.cold_ms:.0f}",
+                f"{row.restarted_ms:.0f}",
+                f"{row.ratio:.3f}",
+                f"{row.written_mb:.0f}",
+                f"{row.gap_ms:.2f} / {row.gap_p95_ms:.2f}",
+                f"{row.gap_writing_ms:.2f} / {row.gap_writing_p95_ms:.2f}",
+                f"{row.gap_ratio:.2f}",
             ]
             for row in rows
         ],

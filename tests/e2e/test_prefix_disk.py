@@ -1,6 +1,7 @@
 """Prefixes on disk, as a user has them: a server that ends, in whatever way, and another that goes on."""
 
 import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from tests.command_line.commands import mlx_manager
-from tests.running_server import HANG_SECONDS, RunningServer, eventually, running_server, wait_for_exit
+from tests.running_server import RunningServer, eventually, running_server, wait_for_exit
 
 STORY = " ".join(f"Item {number} of the list has the price {7 * number}." for number in range(120))
 FIRST = [{"role": "user", "content": STORY}]
@@ -16,6 +17,11 @@ FIRST = [{"role": "user", "content": STORY}]
 
 def second(answer: str) -> list[dict[str, str]]:
     return [*FIRST, {"role": "assistant", "content": answer}, {"role": "user", "content": "And the next one?"}]
+
+
+def with_disk(tmp_path: Path) -> AbstractContextManager[RunningServer]:
+    """A server that keeps prefixes in `tmp_path / "prefixes"`."""
+    return running_server(tmp_path, prefix_disk_gb=1, prefix_disk_folder=tmp_path / "prefixes")
 
 
 def chat(server: RunningServer, messages: list[dict[str, str]]) -> tuple[str, int]:
@@ -47,10 +53,9 @@ def turns(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def test_the_second_turn_after_a_restart_is_read_from_disk(tmp_path: Path, turns: tuple[str, str]) -> None:
-    settings = {"prefix_disk_gb": 1, "prefix_disk_folder": tmp_path / "prefixes"}
-    with running_server(tmp_path, **settings) as server:
+    with with_disk(tmp_path) as server:
         assert chat(server, FIRST) == (turns[0], 0)
-    with running_server(tmp_path, **settings) as server:
+    with with_disk(tmp_path) as server:
         text, cached = chat(server, second(turns[0]))
         figures = eventually(lambda: disk_figures(server), lambda found: found["hits"] > 0)
         metrics = httpx.get(f"{server.url}/metrics").text
@@ -64,7 +69,7 @@ def test_the_second_turn_after_a_restart_is_read_from_disk(tmp_path: Path, turns
 
 def test_prefixes_are_written_while_the_server_is_idle(tmp_path: Path, turns: tuple[str, str]) -> None:
     folder = tmp_path / "prefixes"
-    with running_server(tmp_path, prefix_disk_gb=1, prefix_disk_folder=folder) as server:
+    with with_disk(tmp_path) as server:
         chat(server, FIRST)
         eventually(lambda: blocks(folder), bool)
         for process in server.workers():
@@ -77,8 +82,7 @@ def test_a_killed_server_leaves_whole_blocks_that_the_next_one_uses(
 ) -> None:
     """SIGKILL while the worker writes."""
     folder = tmp_path / "prefixes"
-    settings = {"prefix_disk_gb": 1, "prefix_disk_folder": folder}
-    with running_server(tmp_path, **settings) as server:
+    with with_disk(tmp_path) as server:
         chat(server, FIRST)
         worker = server.worker()
         server.process.send_signal(signal.SIGTERM)
@@ -87,7 +91,7 @@ def test_a_killed_server_leaves_whole_blocks_that_the_next_one_uses(
         server.process.kill()
         wait_for_exit(worker)
     assert mlx_manager("cache", "verify", MLX_SERVER_PREFIX_DISK_FOLDER=folder).returncode == 0
-    with running_server(tmp_path, **settings) as server:
+    with with_disk(tmp_path) as server:
         text, cached = chat(server, second(turns[0]))
     assert text == turns[1]
     assert cached >= 256 * files
@@ -103,7 +107,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 def test_requests_of_every_protocol_can_keep_their_prompt_off_the_disk(tmp_path: Path) -> None:
     folder = tmp_path / "prefixes"
-    with running_server(tmp_path, prefix_disk_gb=1, prefix_disk_folder=folder) as server:
+    with with_disk(tmp_path) as server:
         for path, body in BODIES.items():
             for _ in range(2):
                 response = server.post(path, {"model": "demo", "prompt_cache_retention": "in_memory", **body})
@@ -118,7 +122,7 @@ def test_requests_of_every_protocol_can_keep_their_prompt_off_the_disk(tmp_path:
 def test_a_model_entry_keeps_its_prompts_off_the_disk_and_none_are_written_by_default(tmp_path: Path) -> None:
     folder = tmp_path / "prefixes"
     (tmp_path / "mlx-manager.toml").write_text('[[models]]\nid = "demo"\nprefix_disk = false\n')
-    with running_server(tmp_path, prefix_disk_gb=1, prefix_disk_folder=folder) as server:
+    with with_disk(tmp_path) as server:
         chat(server, FIRST)
     (tmp_path / "mlx-manager.toml").unlink()
     with running_server(tmp_path, prefix_disk_folder=folder) as server:
@@ -128,7 +132,7 @@ def test_a_model_entry_keeps_its_prompts_off_the_disk_and_none_are_written_by_de
 
 def test_the_files_can_be_listed_verified_and_cleared(tmp_path: Path) -> None:
     folder = tmp_path / "prefixes"
-    with running_server(tmp_path, prefix_disk_gb=1, prefix_disk_folder=folder) as server:
+    with with_disk(tmp_path) as server:
         chat(server, FIRST)
     listed = mlx_manager("cache", MLX_SERVER_PREFIX_DISK_FOLDER=folder).stdout
     assert "demo" in listed

@@ -7,6 +7,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -263,9 +264,7 @@ def test_a_full_disk_turns_the_tier_off_and_fails_no_request(
     """At the floor of free space, and, as if others had taken that too, when a write fails."""
     if floor_bytes is not None:
         monkeypatch.setattr(disk_files, "FREE_BYTES", floor_bytes)
-        monkeypatch.setattr(
-            disk_files.shutil, "disk_usage", lambda root: disk_files.shutil._ntuple_diskusage(1, 0, AMPLE)
-        )
+        monkeypatch.setattr("shutil.disk_usage", lambda root: SimpleNamespace(total=1, used=0, free=AMPLE))
     core = engine(llama, small_disk)
     prompts = [[token for part in range(3) for token in message(10 * n + part, 700)] for n in range(5)]
     for prompt in prompts:
