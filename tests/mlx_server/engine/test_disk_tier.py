@@ -7,7 +7,7 @@ import pytest
 
 from mlx_manager.mlx_server.engine.disk_tier import IDLE_SECONDS
 from mlx_manager.mlx_server.engine.messages import Submit
-from mlx_manager.mlx_server.engine.plan import DiskFailed, ModelFacts
+from mlx_manager.mlx_server.engine.plan import DiskFailed, Listed, ModelFacts
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.mlx_server.engine.simulator import (
     END,
@@ -121,6 +121,22 @@ def test_a_block_that_cannot_be_read_costs_what_follows_it_only() -> None:
     simulation = answered(disk, ask(0, tokens))
     assert simulation.lives[0].cached_tokens == 1024
     assert disk.was_read == {}
+
+
+def test_what_the_budget_removed_is_written_again_at_the_end_only() -> None:
+    """With more prefixes in memory than the disk may hold, the server would otherwise write without end."""
+    disk = SimulatedDisk()
+    simulation = answered(disk, ask(0, prompt(1, 3000)))
+    written = dict(disk.files)
+    disk.files.clear()
+    disk.events.append(Listed({}))
+    idle(simulation)
+    assert disk.files == {}
+    simulation.scheduler.close()
+    simulation.step()
+    while simulation.scheduler.disk.is_writing:
+        simulation.step()
+    assert disk.files == written
 
 
 def test_prompts_that_wait_go_on_when_the_disk_fails() -> None:

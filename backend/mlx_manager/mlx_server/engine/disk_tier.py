@@ -66,7 +66,6 @@ class DiskTier:
         self.figures = DiskFigures()
         self.reading: dict[str, _Reading] = {}
         """Blocks that prompts wait for, by name."""
-        self.is_closing = False
         self._salt = facts.disk_salt
         self._cut_bytes = facts.cut_bytes_per_token
         self._prefixes = prefixes
@@ -82,6 +81,7 @@ class DiskTier:
         self._has_spills = False
         self._seconds_per_byte = SECONDS_PER_BYTE
         self._busy_at = 0.0
+        self._is_closing = False
 
     @property
     def has_work(self) -> bool:
@@ -99,12 +99,19 @@ class DiskTier:
         if is_busy:
             self._busy_at = now
         if len(self._writing) < MAX_WRITING:
-            is_idle = self.is_closing or now - self._busy_at >= IDLE_SECONDS
+            is_idle = self._is_closing or now - self._busy_at >= IDLE_SECONDS
             spill = self._next_spill(is_idle)
             self._has_spills = spill is not None
             if spill is not None:
                 self._writing.add(spill.block.name)
                 self._prefixes.edit(spill)
+
+    def close(self) -> None:
+        """The next steps write what is not on disk, the most recently used first."""
+        self._is_closing = True
+        self._spills_are_for = None
+        for node in self._prefixes.nodes():
+            node.is_on_disk = False
 
     def note(self, event: DiskEvent) -> None:
         figures = self.figures
@@ -206,7 +213,8 @@ class DiskTier:
         state = (prefixes.version, is_idle, 20 * over_bytes // most_bytes)
         if self._spills_are_for != state:
             self._spills_are_for = state
-            self._spills = self._spills_of(prefixes.nodes(None if is_idle else over_bytes))
+            nodes = prefixes.nodes(None if is_idle else over_bytes)
+            self._spills = self._spills_of(nodes[::-1] if self._is_closing else nodes)
         return next(self._spills, None)
 
     def _spills_of(self, nodes: list[Node]) -> Iterator[Spill]:
@@ -235,11 +243,11 @@ class DiskTier:
             yield Block(end_name(names[-1], rest), names[-1], start, rest.tolist(), is_end=True)
 
     def _learn(self, sizes: dict[str, int]) -> None:
-        """The folder's contents: other servers write to it, and the budget removes files."""
-        if self._sizes.keys() - sizes.keys():
-            for node in self._prefixes.nodes():
-                node.is_on_disk = False
-            self._spills_are_for = None
+        """The folder's contents: other servers write to it, and the budget removes files.
+
+        Stored nodes whose files were removed are not written again before the end: with more prefixes in memory than
+        the budget allows on disk, that would never end.
+        """
         self._sizes = {}
         self._ends.clear()
         self.figures.nbytes = 0

@@ -169,9 +169,9 @@ class PrefixTree:
         self._edits.append(edit)
 
     def nodes(self, coldest_bytes: int | None = None) -> list[Node]:
-        """The stored nodes, most recently used first; with `coldest_bytes` those that are evicted next, in order."""
+        """The nodes in the order of eviction; with `coldest_bytes` only the first ones, which have as many bytes."""
         if coldest_bytes is None:
-            return [node for node in reversed(self._by_use.values()) if node.is_stored]
+            return list(self._by_use.values())
         coldest: list[Node] = []
         for node in self._by_use.values():
             if coldest_bytes <= 0:

@@ -120,7 +120,7 @@ class Scheduler:
     def close(self) -> None:
         """Cancels all sequences; the next steps write stored prefixes to disk, if there is one."""
         self._drop(list(self._sequences.values()))
-        self.disk.is_closing = True
+        self.disk.close()
 
     def plan(self, now: float) -> Plan:
         """Plans one decode step of all running sequences or, when one is due, one chunk of the waiting prompts.
