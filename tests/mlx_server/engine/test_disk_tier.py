@@ -3,11 +3,12 @@
 import itertools
 import random
 
+import msgspec
 import pytest
 
 from mlx_manager.mlx_server.engine.disk_tier import IDLE_SECONDS
 from mlx_manager.mlx_server.engine.messages import Submit
-from mlx_manager.mlx_server.engine.plan import DiskFailed, Listed, ModelFacts
+from mlx_manager.mlx_server.engine.plan import DiskFailed, Listed, ModelFacts, Plan, Spill
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.mlx_server.engine.simulator import (
     END,
@@ -82,6 +83,19 @@ def test_prefixes_are_on_disk_before_they_are_evicted() -> None:
     simulation.run()
     assert simulation.scheduler.prefixes.evictions > 0
     assert len(disk.files) >= 4 * (1500 // 256)
+
+
+def test_a_step_writes_one_block_at_most() -> None:
+    """So the writing of 100 MB lengthens no gap of a stream by more than the copy of a block."""
+    simulation = Simulation(prefix_bytes=600_000, disk=SimulatedDisk())
+    simulation.at(0, stream(100))
+    for n in range(8):
+        simulation.at(n / 10, ask(n, prompt(n, 1500)))
+    simulation.run(until=20)
+    plans = [msgspec.msgpack.decode(plan, type=Plan) for plan in simulation.plans]
+    spills = [sum(isinstance(edit, Spill) for edit in plan.edits) for plan in plans]
+    assert sum(spills) > 20
+    assert max(spills) == 1
 
 
 def test_other_prompts_and_streams_go_on_while_one_waits_for_the_disk() -> None:
