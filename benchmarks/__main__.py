@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import (
     cancel,
     ceiling,
+    disk,
     embeddings,
     features,
     first,
@@ -34,6 +35,7 @@ SECTIONS = ("first", "lengths", "throughput", "features", "prefix", "stall", "si
 CEILING = "ceiling"
 EMBEDDINGS = "embeddings"
 ROWS = "rows"
+DISK = "disk"
 CHART = "results.svg"
 
 
@@ -49,6 +51,8 @@ def main() -> None:
     else:
         for size in sorted({*options.sizes, *options.scenario_sizes}):
             _measure_ours(size, options, results)
+        if DISK in options.sections:
+            results.disk.append(_measure_disk(options))
         if EMBEDDINGS in options.sections:
             _measure_embeddings(options, results)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,13 @@ def _measure_embeddings(options: argparse.Namespace, results: Results) -> None:
     encoder = embeddings.make_encoder(CACHE / "encoder").resolve()
     with our_server(streaming, CACHE / "server.log", encoder) as server:
         results.embeddings.append(embeddings.measure(server, encoder, options.runs))
+
+
+def _measure_disk(options: argparse.Namespace) -> disk.DiskRow:
+    """On the larger model: the KV cache of the smaller one is computed about as fast as it is read."""
+    print("disk", file=sys.stderr, flush=True)
+    folder = make_model(CACHE / f"model-{LARGE.name}", LARGE).resolve()
+    return disk.measure(folder, LARGE.name, CACHE, options.runs, options.conversation_tokens)
 
 
 def _sections_of(options: argparse.Namespace) -> list[str]:
@@ -120,7 +131,7 @@ def _options() -> argparse.Namespace:
         help="base URL of another server, such as http://127.0.0.1:8080 (default: start this project's server)",
     )
     parser.add_argument("--model", default="default", help="model id to request from the other server")
-    every = [*SECTIONS, ROWS, EMBEDDINGS, CEILING]
+    every = [*SECTIONS, ROWS, DISK, EMBEDDINGS, CEILING]
     parser.add_argument("--sections", nargs="+", choices=every, default=every)
     parser.add_argument(
         "--sizes", nargs="+", choices=sorted(SIZES), default=DEFAULT_SIZES, help="models for throughput"
@@ -148,6 +159,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--lengths", type=int, default=12, help="prompts of different lengths in the lengths section")
     parser.add_argument("--longest-length-tokens", type=int, default=2_000, help="limit of these lengths")
+    parser.add_argument(
+        "--conversation-tokens", type=_even, default=20_000, help="tokens of the conversation in the disk section"
+    )
     parser.add_argument(
         "--bursts", nargs="+", type=int, default=[200, 600], help="concurrent requests in the overload section"
     )

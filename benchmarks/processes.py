@@ -64,14 +64,14 @@ class Server:
 
 
 @contextmanager
-def our_server(model: Path, log: Path, *others: Path) -> Iterator[Server]:
-    """Serves the model and the `others`."""
+def our_server(model: Path, log: Path, *others: Path, **variables: str) -> Iterator[Server]:
+    """Serves the model and the `others`, with `variables` in the environment."""
     port = free_port()
     command = [sys.executable, "-m", "mlx_manager.mlx_server.main"]
     settings = {"MLX_SERVER_PORT": str(port), "MLX_SERVER_DEFAULT_MODEL": str(model)}
     settings["MLX_SERVER_AVAILABLE_MODELS"] = ",".join(map(str, others))
     packages = os.pathsep.join([str(BACKEND), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **ENVIRONMENT, **settings, "PYTHONPATH": packages}
+    environment = {**os.environ, **ENVIRONMENT, **settings, **variables, "PYTHONPATH": packages}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from benchmarks.cancel import CancelRow
 from benchmarks.ceiling import CeilingRow
+from benchmarks.disk import DiskRow
 from benchmarks.embeddings import EmbeddingRow
 from benchmarks.features import FeatureRow
 from benchmarks.first import FirstRow
@@ -70,6 +71,7 @@ class Results:
     embeddings: list[EmbeddingRow] = field(default_factory=list)
     first: list[FirstRow] = field(default_factory=list)
     lengths: list[LengthsRow] = field(default_factory=list)
+    disk: list[DiskRow] = field(default_factory=list)
 
 
 def markdown(results: Results, chart: str | None) -> str:
@@ -80,6 +82,7 @@ def markdown(results: Results, chart: str | None) -> str:
         _throughput(results.throughput),
         _features(results.features),
         _prefix(results.prefix),
+        _disk(results.disk),
         _stall(results.stall),
         _side(results.side),
         _cancel(results.cancel),
@@ -181,6 +184,29 @@ def _prefix(rows: list[PrefixRow]) -> str:
                 _number(row.compared_ms, 1),
                 _number(row.ratio, 2),
                 _memory(row.memory),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _disk(rows: list[DiskRow]) -> str:
+    return _table(
+        "Prefix cache on disk",
+        "model | prompt tokens | cached | cold TTFT ms | after a restart ms | ratio | MB written | step p50 / p95 ms "
+        "| while writing ms | ratio of p50",
+        [
+            [
+                row.model,
+                _number(row.prompt_tokens),
+                _number(row.cached_tokens),
+                f"{row.cold_ms:.0f}",
+                f"{row.restarted_ms:.0f}",
+                f"{row.ratio:.3f}",
+                f"{row.written_mb:.0f}",
+                f"{row.gap_ms:.2f} / {row.gap_p95_ms:.2f}",
+                f"{row.gap_writing_ms:.2f} / {row.gap_writing_p95_ms:.2f}",
+                f"{row.gap_ratio:.2f}",
             ]
             for row in rows
         ],

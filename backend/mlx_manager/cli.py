@@ -1,7 +1,7 @@
 """The command line: parses arguments and calls the commands in `command_line/`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -178,6 +178,18 @@ def ps(base_url: BaseUrl = None, api_key: ApiKey = None, as_json: AsJson = False
     from mlx_manager.command_line import ps as command
 
     run(lambda: command.ps(base_url, api_key, as_json))
+
+
+@app.command(epilog="Example: mlx-manager cache ls")
+def cache(
+    action: Annotated[Literal["ls", "clear", "verify"], typer.Argument(metavar="ls|clear|verify")] = "ls",
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Only this model's files.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List, remove or check the prompt prefixes that the server keeps on disk."""
+    from mlx_manager.command_line import cache as command
+
+    run(lambda: command.cache(action, model, as_json))
 
 
 @app.command(epilog="Example: mlx-manager doctor")

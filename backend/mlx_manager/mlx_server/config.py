@@ -130,6 +130,8 @@ class ModelSettings(_TomlTable):
     """Whether to run Python code that comes with the model."""
     dequantize: bool = False
     """Whether to hold quantised weights dequantised in memory."""
+    prefix_disk: bool = True
+    """Whether the model's prefixes may be written to disk, if `prefix_disk_gb` allows any."""
 
     @model_validator(mode="after")
     def _check_paths(self) -> "ModelSettings":
@@ -239,6 +241,11 @@ class MemorySettings(_Group):
     prefix_cache_gb: float = Field(default_factory=lambda: _share_of_memory_gb(0.1), ge=0, le=1e6, allow_inf_nan=False)
     """GB for cached prompt prefixes of all models together, which later prompts with the same prefix reuse; `0` turns
     the cache off. Default: a tenth of the memory of the machine, container or CUDA device."""
+    prefix_disk_gb: float = Field(default=0, ge=0, le=1e6, allow_inf_nan=False)
+    """GB on disk for prefixes of all models, so that they survive a restart and eviction; `0` writes none. The files
+    hold what prompts say: [prefix-cache.md](prefix-cache.md#on-disk) describes them."""
+    prefix_disk_folder: Annotated[UserPath | None, BLANK_IS_NONE] = None
+    """The folder of these files. Default: `$XDG_CACHE_HOME/mlx-manager/prefixes` or `~/.cache/mlx-manager/prefixes`."""
     wire_memory: bool = False
     """Whether to keep models wired in memory on a Mac. [It can crash the machine](operations.md#wired-memory)."""
 

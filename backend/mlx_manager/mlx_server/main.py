@@ -68,6 +68,7 @@ from mlx_manager.mlx_server.services.response_store import ResponseStore
 from mlx_manager.mlx_server.services.upstreams.registry import Upstreams
 from mlx_manager.mlx_server.utils import macos
 from mlx_manager.mlx_server.utils.descriptors import raise_descriptor_limit
+from mlx_manager.mlx_server.utils.folders import cache_folder
 from mlx_manager.mlx_server.utils.listening import addresses_of, listen, warn_if_exposed, why_too_open
 from mlx_manager.mlx_server.utils.memory import BYTES_PER_GB
 from mlx_manager.mlx_server.utils.mlx_backend import why_builds_conflict, why_mlx_cannot_run
@@ -176,17 +177,24 @@ def _make_pool(settings: MLXServerSettings, catalog: Catalog, metrics: Metrics, 
     return ModelPoolManager(
         catalog,
         _budget(settings),
-        WorkerOptions(
-            settings.inter_token_latency_ms,
-            settings.wire_memory,
-            warm_up=settings.warm_up,
-            keep_bfloat16=settings.keep_bfloat16,
-        ),
+        _worker_options(settings),
         max_queue=settings.max_queue,
         watchdog=WatchdogLimits(bounds.worker_timeout_seconds, bounds.step_timeout_seconds),
         keep_alive_seconds=settings.keep_alive,
         request_timeout_seconds=settings.request_timeout_seconds,
         metrics=metrics,
+    )
+
+
+def _worker_options(settings: MLXServerSettings) -> WorkerOptions:
+    folder = settings.prefix_disk_folder
+    return WorkerOptions(
+        settings.inter_token_latency_ms,
+        settings.wire_memory,
+        warm_up=settings.warm_up,
+        keep_bfloat16=settings.keep_bfloat16,
+        prefix_disk_bytes=int(settings.prefix_disk_gb * BYTES_PER_GB),
+        prefix_disk_folder=str(folder if folder is not None else cache_folder("prefixes")),
     )
 
 

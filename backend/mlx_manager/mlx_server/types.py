@@ -188,6 +188,8 @@ class GenerationRequest:
     grammar: Grammar | None = None
     keep_alive_seconds: float | None = None
     """How long the idle model stays loaded afterwards; negative means no limit."""
+    keep_off_disk: bool = False
+    """Whether prompt and answer must not be written to the prefix cache on disk."""
     record: GenerationRecord = field(default_factory=GenerationRecord, compare=False, repr=False)
     """The record of the request, written by the service that handles it."""
 

@@ -24,19 +24,29 @@ from mlx_manager.mlx_server.engine.messages import (
     UpMessage,
 )
 from mlx_manager.mlx_server.engine.plan import (
+    Block,
     Chunk,
     Compiled,
+    Discard,
+    DiskEvent,
+    Edit,
     Evict,
     Failed,
     GroupEdit,
+    Listed,
     ModelFacts,
     Move,
     NodeSize,
     Outcome,
     Plan,
+    Read,
     Resize,
+    Restore,
+    Spill,
     Split,
     Store,
+    WasRead,
+    Written,
 )
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.engine.shapes import grown
@@ -69,6 +79,43 @@ class Faults:
     tokens_per_step: int = 1
 
 
+BLOCK_BYTES = 10_000
+
+
+@dataclass(slots=True)
+class SimulatedDisk:
+    """Blocks by name. Reading takes `delay_steps`; those in `lost` cannot be read."""
+
+    files: dict[str, Block] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    delay_steps: int = 2
+    read_seconds: float = 1e-5
+    """Of a block."""
+    reads: int = 0
+    reading: list[tuple[int, Block]] = field(default_factory=list)
+    was_read: dict[str, Block] = field(default_factory=dict)
+    events: list[DiskEvent] = field(default_factory=list)
+
+    def step(self) -> list[DiskEvent]:
+        self.reading = [(steps - 1, block) for steps, block in self.reading]
+        while self.reading and self.reading[0][0] <= 0:
+            block = self.reading.pop(0)[1]
+            is_there = self.files.get(block.name) == block and block.name not in self.lost
+            if is_there:
+                self.was_read[block.name] = block
+            self.events.append(WasRead(block.name, BLOCK_BYTES if is_there else 0, self.read_seconds))
+        events, self.events = self.events, []
+        return events
+
+    def write(self, block: Block) -> None:
+        self.files[block.name] = block
+        self.events.append(Written(block.name, BLOCK_BYTES, 1e-4))
+
+    def read(self, block: Block) -> None:
+        self.reads += 1
+        self.reading.append((self.delay_steps, block))
+
+
 @dataclass(slots=True)
 class _Row:
     tokens: list[int]
@@ -89,8 +136,9 @@ def drawn(sequence: int, place: int) -> int:
 class SimulatedRunner:
     """Holds token lists in place of arrays. Asserts that a plan asks for nothing that is not there."""
 
-    def __init__(self, facts: ModelFacts, costs: Costs, faults: Faults) -> None:
+    def __init__(self, facts: ModelFacts, costs: Costs, faults: Faults, disk: SimulatedDisk | None = None) -> None:
         self.facts = facts
+        self.disk = disk if disk is not None else SimulatedDisk()
         self.known: dict[int, Submit] = {}
         self.prefilling: dict[int, list[int]] = {}
         self.batch: dict[int, _Row] = {}
@@ -105,7 +153,7 @@ class SimulatedRunner:
 
     def run(self, plan: Plan) -> Outcome:
         assert not (plan.decode and plan.chunk)
-        kept = [edit.node for edit in plan.edits if isinstance(edit, Store)]
+        kept = [edit.node for edit in plan.edits if isinstance(edit, Store | Restore)]
         for edit in plan.edits:
             self._edit(edit)
         for sequence in (*plan.preempt, *plan.free):
@@ -128,6 +176,7 @@ class SimulatedRunner:
             outcome = self._decode()
         outcome.node_sizes = [self._size(node) for node in kept if node in self.stored]
         outcome.compiled = self._compile()
+        outcome.disk = self.disk.step()
         return outcome
 
     def stored_bytes(self) -> int:
@@ -144,7 +193,7 @@ class SimulatedRunner:
         snapshot = self.facts.bytes_per_row if node in self.snapshots else 0
         return NodeSize(node, len(self.stored[node]) * self.facts.cut_bytes_per_token, snapshot)
 
-    def _edit(self, edit: Store | Split | Evict) -> None:
+    def _edit(self, edit: Edit) -> None:
         match edit:
             case Store(kept, sequence, start, end, snapshot):
                 row = self.batch.get(sequence)
@@ -161,6 +210,24 @@ class SimulatedRunner:
             case Evict(node):
                 del self.stored[node]
                 self.snapshots.pop(node, None)
+            case Spill(block, nodes, skip):
+                tokens = list(itertools.chain(*(self.stored[node] for node in nodes)))
+                assert tokens[skip : skip + len(block.tokens)] == block.tokens
+                assert not block.is_end or (
+                    self.snapshots[nodes[-1]] == block.end and len(tokens) == skip + len(block.tokens)
+                )
+                self.disk.write(block)
+            case Read(block):
+                self.disk.read(block)
+            case Restore(node, name, skip, snapshot):
+                block = self.disk.was_read.pop(name)
+                self.stored.setdefault(node, block.tokens[skip:])
+                assert block.tokens[skip:] == self.stored[node] or snapshot
+                if snapshot:
+                    assert block.is_end
+                    self.snapshots[node] = block.end
+            case Discard(name):
+                del self.disk.was_read[name]
 
     def _edit_group(self, edit: GroupEdit) -> None:
         match edit:
@@ -274,12 +341,16 @@ class Simulation:
         prefix_bytes: int = 2**30,
         costs: Costs | None = None,
         faults: Faults | None = None,
+        disk: SimulatedDisk | None = None,
     ) -> None:
         self.now = 0.0
         faults = faults or Faults()
-        facts = msgspec.structs.replace(facts, tokens_per_step=faults.tokens_per_step)
+        salt = "" if disk is None else "00" * 16
+        facts = msgspec.structs.replace(facts, tokens_per_step=faults.tokens_per_step, disk_salt=salt)
         self.scheduler = Scheduler(facts, kv_bytes, prefix_bytes, inter_token_seconds=0.1)
-        self.runner = SimulatedRunner(facts, costs or Costs(), faults)
+        self.runner = SimulatedRunner(facts, costs or Costs(), faults, disk)
+        if disk is not None:
+            self.scheduler.disk.note(Listed(dict.fromkeys(disk.files, BLOCK_BYTES)))
         self.lives: dict[int, Life] = {}
         self.plans: list[bytes] = []
         self.longest_chunk = 0.0

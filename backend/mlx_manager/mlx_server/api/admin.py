@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.schemas.admin import (
     PoolModel,
     PoolStatus,
     PrefixCacheFigures,
+    PrefixDiskFigures,
     ReloadReport,
     WorkerDevice,
 )
@@ -146,6 +147,16 @@ def _of_worker(model: Resident) -> dict[str, object]:
         ),
         "prefix_cache": PrefixCacheFigures(
             hits=stats.prefix_hits, tokens=stats.prefix_tokens, evictions=stats.prefix_evictions
+        ),
+        "prefix_disk": PrefixDiskFigures(
+            bytes=stats.disk_bytes,
+            hits=stats.disk_hits,
+            tokens=stats.disk_tokens,
+            read_bytes=stats.disk_read_bytes,
+            read_seconds=stats.disk_read_seconds,
+            written_bytes=stats.disk_written_bytes,
+            write_seconds=stats.disk_write_seconds,
+            fault=stats.disk_fault or None,
         ),
         "tokens_per_second": model.engine.tokens_per_second,
         "loaded_at": model.loaded_at,

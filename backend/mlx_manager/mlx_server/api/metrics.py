@@ -67,6 +67,14 @@ def read_model(pool: ModelPoolManager, model_id: str) -> ModelReading:
         prefix_cache_hits=stats.prefix_hits,
         prefix_cache_tokens=stats.prefix_tokens,
         prefix_cache_evictions=stats.prefix_evictions,
+        prefix_disk_bytes=stats.disk_bytes,
+        prefix_disk_failed=bool(stats.disk_fault),
+        prefix_disk_hits=stats.disk_hits,
+        prefix_disk_tokens=stats.disk_tokens,
+        prefix_disk_read_bytes=stats.disk_read_bytes,
+        prefix_disk_read_seconds=stats.disk_read_seconds,
+        prefix_disk_written_bytes=stats.disk_written_bytes,
+        prefix_disk_write_seconds=stats.disk_write_seconds,
     )
 
 

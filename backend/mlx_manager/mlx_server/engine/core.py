@@ -10,9 +10,13 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import msgspec
 
+from mlx_manager.mlx_server.engine.disk_cache import DiskOptions
+from mlx_manager.mlx_server.engine.disk_tier import DiskFigures
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import Submit, UpMessage
+from mlx_manager.mlx_server.engine.plan import Plan
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
@@ -34,13 +38,15 @@ class EngineCore:
         tokenizer_file: Path = Path("tokenizer.json"),
         repeats_shapes: bool | None = None,
         pass_bytes: int | None = None,
+        disk: DiskOptions | None = None,
     ) -> None:
         """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter.
 
         `repeats_shapes` and `pass_bytes` replace what the device and the model suggest.
         """
-        self._runner = Runner(model, tokenizer_file, repeats_shapes, pass_bytes)
+        self._runner = Runner(model, tokenizer_file, repeats_shapes, pass_bytes, disk)
         self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
+        self._scheduler.note(self._runner.run(Plan()))  # what is on disk
 
     def __len__(self) -> int:
         """Sequences submitted and not finished."""
@@ -88,6 +94,10 @@ class EngineCore:
         """Bytes that the scheduler counts for them."""
         return self._scheduler.charged_bytes
 
+    @property
+    def disk(self) -> DiskFigures:
+        return self._scheduler.disk.figures
+
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets limits from the next step on."""
         self._scheduler.limit(kv_bytes, prefix_bytes)
@@ -113,7 +123,8 @@ class EngineCore:
         """
         kept = self._scheduler
         memory_bytes, prefix_bytes = kept.memory.limit_bytes, kept.prefixes.limit_bytes
-        self._scheduler = Scheduler(self._runner.facts, memory_bytes, prefix_bytes, UNPACED_SECONDS)
+        facts = msgspec.structs.replace(self._runner.facts, disk_salt="")
+        self._scheduler = Scheduler(facts, memory_bytes, prefix_bytes, UNPACED_SECONDS)
         yield
         self.limit(memory_bytes, 0)  # drops what is stored
         while self.has_work:
@@ -121,6 +132,15 @@ class EngineCore:
         self._scheduler = kept
         self.release_memory()
         mx.reset_peak_memory()
+
+    def close(self, seconds: float) -> None:
+        """Cancels all sequences and writes stored prefixes to disk, for at most `seconds`."""
+        deadline = time.perf_counter() + seconds
+        self._scheduler.close()
+        self.step()
+        while self._scheduler.disk.is_writing and time.perf_counter() < deadline:
+            self.step()
+        self._runner.close(deadline - time.perf_counter())
 
     def release_memory(self) -> None:
         """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""

@@ -25,6 +25,7 @@ with own_descriptor_limit():
 
     from mlx_manager.mlx_server.engine.core import EngineCore
     from mlx_manager.mlx_server.engine.device import computes_on_gpu, emulates_bfloat16, this_device
+    from mlx_manager.mlx_server.engine.disk_cache import DiskOptions
     from mlx_manager.mlx_server.engine.dtypes import dequantized, to_float16, to_float32, warn_of_few_bits
     from mlx_manager.mlx_server.engine.model_config import complete, model_classes
     from mlx_manager.mlx_server.engine.shapes import MAX_PREFILL_ROWS
@@ -45,6 +46,7 @@ class Generator:
             prefix_bytes=launch.limits.prefix_cache_bytes,
             inter_token_seconds=launch.options.inter_token_latency_ms / 1000,
             tokenizer_file=Path(launch.tokenizer_file) if launch.tokenizer_file else folder / "tokenizer.json",
+            disk=_disk_options(launch),
         )
 
     @property
@@ -54,7 +56,7 @@ class Generator:
 
     @property
     def stats(self) -> Stats:
-        core, prefixes = self._core, self._core.prefixes
+        core, prefixes, disk = self._core, self._core.prefixes, self._core.disk
         return Stats(
             sequences=len(core),
             running=core.running,
@@ -62,6 +64,14 @@ class Generator:
             prefix_hits=prefixes.hits,
             prefix_tokens=prefixes.cached_tokens,
             prefix_evictions=prefixes.evictions,
+            disk_bytes=disk.nbytes,
+            disk_hits=disk.hits,
+            disk_tokens=disk.tokens,
+            disk_read_bytes=disk.read_bytes,
+            disk_read_seconds=disk.read_seconds,
+            disk_written_bytes=disk.written_bytes,
+            disk_write_seconds=disk.written_seconds,
+            disk_fault=disk.fault,
         )
 
     @property
@@ -94,9 +104,20 @@ class Generator:
     def release_memory(self) -> None:
         self._core.release_memory()
 
+    def close(self, seconds: float) -> None:
+        self._core.close(seconds)
+
     def _kv_bytes(self, limits: Limits) -> int:
         """Memory for KV caches: 90 % of the memory beside the weights; a step's temporary arrays need the rest."""
         return max(0, int(0.9 * (limits.memory_bytes - self._weights_bytes)))
+
+
+def _disk_options(launch: Launch) -> DiskOptions | None:
+    options = launch.options
+    if not launch.prefix_disk or options.prefix_disk_bytes <= 0:
+        return None
+    root = Path(options.prefix_disk_folder)
+    return DiskOptions(root, options.prefix_disk_bytes, launch.model_id, launch.folder, launch.adapter)
 
 
 def load(

@@ -13,6 +13,8 @@ from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.types import FinishReason, SamplingParams, Thinking
 
 LENGTH_BYTES = 4
+SAVE_SECONDS = 10.0
+"""How long a worker may take at a Shutdown to write its prefix cache to disk."""
 MAX_BATCH_ROWS = 64
 """The most sequences that a worker decodes at once; further ones are queued."""
 
@@ -43,6 +45,9 @@ class WorkerOptions(_Message, frozen=True):
     """Whether to run the engine once on made-up prompts before the model is ready."""
     keep_bfloat16: bool = False
     """Whether to compute in bfloat16 on a chip that emulates it."""
+    prefix_disk_bytes: int = 0
+    """Budget of the prefix cache's files of all models; 0 for none."""
+    prefix_disk_folder: str = ""
 
 
 class Launch(_Message, frozen=True):
@@ -61,6 +66,9 @@ class Launch(_Message, frozen=True):
     dequantize: bool = False
     """Whether to hold quantised weights dequantised."""
     tokenizer_file: str | None = None
+    model_id: str = ""
+    prefix_disk: bool = True
+    """Whether this model's prefixes may be written to disk."""
 
 
 class Submit(_Message, frozen=True):
@@ -80,6 +88,8 @@ class Submit(_Message, frozen=True):
     """How many of the most likely tokens to report at every step; None for no logprobs."""
     prompt_logprobs: bool = False
     """Whether to report logprobs of the prompt as well."""
+    keep_off_disk: bool = False
+    """Whether its prompt and answer must not be written to disk."""
 
 
 class Encode(_Message, frozen=True):
@@ -269,7 +279,7 @@ class Heartbeat(_Message, frozen=True):
 
 
 class Stats(_Message, frozen=True):
-    """MLX's memory in bytes, counts of all and of running sequences, and the prefix cache."""
+    """MLX's memory in bytes, counts of all and of running sequences, and the prefix cache in memory and on disk."""
 
     active_bytes: int = 0
     peak_bytes: int = 0
@@ -280,6 +290,15 @@ class Stats(_Message, frozen=True):
     prefix_tokens: int = 0
     prefix_evictions: int = 0
     running: int = 0
+    disk_bytes: int = 0
+    disk_hits: int = 0
+    disk_tokens: int = 0
+    disk_read_bytes: int = 0
+    disk_read_seconds: float = 0.0
+    disk_written_bytes: int = 0
+    disk_write_seconds: float = 0.0
+    disk_fault: str = ""
+    """Why the prefix cache has no disk tier although the settings ask for one."""
 
 
 DownMessage = Launch | Submit | Encode | Neighbours | Cancel | Limits | Shutdown

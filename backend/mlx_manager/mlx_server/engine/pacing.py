@@ -20,7 +20,8 @@ class Pace:
 
     def __init__(self, target_seconds: float) -> None:
         self._target_seconds = target_seconds
-        self._seconds_per_token: float | None = None
+        self.seconds_per_token: float | None = None
+        """Of prefill; None before it is measured."""
         self._owed_seconds = 0.0
 
     def decoded(self, seconds: float) -> None:
@@ -30,8 +31,8 @@ class Pace:
         """Records that a chunk of `tokens`, padding included, took `seconds`."""
         if tokens >= MEASURABLE_TOKENS:
             measured = seconds / tokens
-            known = self._seconds_per_token
-            self._seconds_per_token = measured if known is None else (known + measured) / 2
+            known = self.seconds_per_token
+            self.seconds_per_token = measured if known is None else (known + measured) / 2
         self._owed_seconds = self._owed_seconds + self._decode_time_for(seconds) if while_decoding else 0.0
 
     def chunk_is_due(self) -> bool:
@@ -39,10 +40,10 @@ class Pace:
         return self._owed_seconds <= self._decode_time_for(self._target_seconds)
 
     def chunk_tokens(self, while_decoding: bool) -> int:
-        if self._seconds_per_token is None:
+        if self.seconds_per_token is None:
             return FIRST_CHUNK
         seconds = self._target_seconds if while_decoding else max(self._target_seconds, ALONE_SECONDS)
-        return min(max(int(seconds / self._seconds_per_token), SMALLEST_CHUNK), LARGEST_CHUNK)
+        return min(max(int(seconds / self.seconds_per_token), SMALLEST_CHUNK), LARGEST_CHUNK)
 
     @staticmethod
     def _decode_time_for(prefill_seconds: float) -> float:

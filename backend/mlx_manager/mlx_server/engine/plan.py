@@ -35,6 +35,8 @@ class ModelFacts(msgspec.Struct, frozen=True, array_like=True):
     """Whether the sizes of model calls come from a small set (`shapes.py`)."""
     tokens_per_step: int = 1
     """The most tokens that a step gives a sequence."""
+    disk_salt: str = ""
+    """The name before the first block on disk; empty without a disk tier."""
 
 
 class _Edit(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -67,7 +69,60 @@ class Evict(_Edit, frozen=True):
     node: int
 
 
-Edit = Store | Split | Evict
+BLOCK_TOKENS = 256
+"""Tokens of a block on disk."""
+
+
+class Block(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of a prefix on disk: `tokens` from position `start` on, after the block named `parent`.
+
+    An end has fewer tokens than a block, none perhaps, and copies of the layers that cannot be cut.
+    """
+
+    name: str
+    parent: str
+    start: int
+    tokens: list[int]
+    is_end: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+class Spill(_Edit, frozen=True):
+    """Write the block to disk. `nodes` hold its tokens, after the first `skip` tokens of the first node."""
+
+    block: Block
+    nodes: list[int]
+    skip: int
+
+
+class Read(_Edit, frozen=True):
+    """Start to read the block from disk."""
+
+    block: Block
+
+
+class Restore(_Edit, frozen=True):
+    """Store the block that was read as `node`, without its first `skip` tokens; with `snapshot`, also its copies.
+
+    If the node is stored, it only lacks the copies.
+    """
+
+    node: int
+    name: str
+    skip: int
+    snapshot: bool
+
+
+class Discard(_Edit, frozen=True):
+    """Drop the block that was read."""
+
+    name: str
+
+
+Edit = Store | Split | Evict | Spill | Read | Restore | Discard
 
 
 class Prefix(msgspec.Struct, frozen=True, array_like=True):
@@ -158,7 +213,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     decode: bool = False
     """Whether to run one decode step of the batch."""
     wait: bool = False
-    """Whether to wait for a grammar to be compiled, because there is no other work."""
+    """Whether to wait for a grammar or the disk, because there is no other work."""
 
 
 class NodeSize(msgspec.Struct, frozen=True, array_like=True):
@@ -181,6 +236,35 @@ class Failed(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
+class Listed(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The sizes in bytes of all blocks of this model on disk, by name."""
+
+    sizes: dict[str, int]
+
+
+class Written(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    name: str
+    nbytes: int
+    seconds: float
+
+
+class WasRead(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """`nbytes` is 0 if the block is not on disk or is damaged."""
+
+    name: str
+    nbytes: int
+    seconds: float
+
+
+class DiskFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The disk tier is off until the model is loaded again."""
+
+    fault: str
+
+
+DiskEvent = Listed | Written | WasRead | DiskFailed
+
+
 class Outcome(msgspec.Struct, array_like=True):
     """The result of running a plan. `tokens[i]` belongs to `sequences[i]`; a sequence may have several, in order."""
 
@@ -195,6 +279,7 @@ class Outcome(msgspec.Struct, array_like=True):
     prompt_logprobs: PromptLogprobs | None = None
     node_sizes: list[NodeSize] = []
     compiled: list[Compiled] = []
+    disk: list[DiskEvent] = []
     seconds: float = 0.0
     """Duration of the chunk or the decode step."""
     drain_seconds: float = 0.0

@@ -14,8 +14,9 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache
 
+from mlx_manager.mlx_server.engine.disk_cache import DiskCache
 from mlx_manager.mlx_server.engine.kv_cache import Cache, KeysAndValues, RowCache, owned_copy
-from mlx_manager.mlx_server.engine.plan import NodeSize, Prefix, Split, Store
+from mlx_manager.mlx_server.engine.plan import NodeSize, Prefix, Restore, Spill, Split, Store
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +65,23 @@ class PrefixCache:
         _start_copies(upper)
         _start_copies(lower)
 
+    def spill(self, edit: Spill, disk: DiskCache) -> None:
+        """Starts to write the block to disk."""
+        path, first, left = [self._nodes[number] for number in edit.nodes], edit.skip, len(edit.block.tokens)
+        parts: list[list[KeysAndValues]] = []
+        for node in path:
+            last = min(node.tokens, first + left)
+            parts.append([(keys[:, :, first:last], values[:, :, first:last]) for keys, values in node.kv])
+            left -= last - first
+            first = 0
+        disk.spill(edit.block, list(map(_joined, zip(*parts, strict=True))), _copies(path[-1], edit.block.is_end))
+
+    def restore(self, edit: Restore, disk: DiskCache) -> None:
+        kv, snapshots = disk.restored(edit.name, edit.skip, self._empty)
+        node = self._nodes.setdefault(edit.node, _Stored(kv))
+        if edit.snapshot:
+            node.snapshots = snapshots
+
     def evict(self, node: int) -> None:
         del self._nodes[node]
 
@@ -92,6 +110,18 @@ class PrefixCache:
             layer.offset = prefix.length
             cache.append(layer)
         return cache
+
+
+def _copies(node: _Stored, wanted: bool) -> dict[int, Any]:
+    return node.snapshots if wanted and node.snapshots is not None else {}
+
+
+def _joined(parts: Sequence[KeysAndValues]) -> KeysAndValues:
+    """The parts of one layer in one array each for keys and values."""
+    if len(parts) == 1:
+        ((keys, values),) = parts
+        return owned_copy(keys), owned_copy(values)
+    return mx.concatenate([keys for keys, _ in parts], axis=2), mx.concatenate([values for _, values in parts], axis=2)
 
 
 def _size(number: int, node: _Stored) -> NodeSize:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_manager.mlx_server.engine.plan import Edit, Evict, ModelFacts, NodeSize, Prefix, Split, Store
+from mlx_manager.mlx_server.engine.plan import Edit, Evict, ModelFacts, NodeSize, Prefix, Restore, Split, Store
 
 Tokens = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -21,8 +21,10 @@ MIN_MATCH_TOKENS = 16
 """Shorter prefixes are computed faster than they are loaded."""
 EVICTED_BYTES = 2**22
 """Limit of the token ids of evicted prefixes, with the overhead of their nodes."""
-_IDS_ONLY = ModelFacts(0, True, True, 16, 0, 1, 16, needs_snapshots=False)
+_IDS_ONLY = ModelFacts(0, True, True, 16, 0, 16, needs_snapshots=False)
 """An evicted token as 16 bytes: the id takes 4, and a node of 30 tokens takes the rest."""
+MIN_SPILL_TOKENS = 1024
+"""Only prefixes of this length, or that two sequences had, are written to disk."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,11 +39,22 @@ class Node:
     """Whether an edit has stored it in the runner."""
     is_remembered: bool = False
     """Whether an evicted child has left the tokens up to the end of this node among the evicted prefixes."""
+    first_sequence: int | None = None
+    """The first sequence with this prefix that may be written to disk."""
+    is_spillable: bool = False
+    """Whether it is worth writing to disk, and allowed."""
+    is_on_disk: bool = False
     children: "dict[int, Node]" = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         return self.cut_bytes + self.snapshot_bytes
+
+    @property
+    def path(self) -> "list[Node]":
+        """The nodes of the whole prefix, this one last."""
+        above = self.parent.path if self.parent is not None and self.parent.parent is not None else []
+        return [*above, self]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,17 @@ class Match:
 NO_MATCH = Match(0, ())
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a prefix is stored: its tokens from `start` on are in `node`. `snapshot`: the node had none before."""
+
+    node: Node
+    start: int
+    snapshot: bool
+    has_news: bool
+    """Whether the node is new, or new to have a snapshot, and still stored."""
+
+
 class PrefixTree:
     """Matches and stores prefixes within `limit_bytes`. Evicts the least recently used leaves first."""
 
@@ -77,6 +101,8 @@ class PrefixTree:
         self.version = 0
         """Changes whenever the match of a prompt may change."""
         self.needs_snapshots = facts.needs_snapshots
+        self.kept_off_disk: set[int] = set()
+        """Sequences whose prefixes must not be written to disk."""
         self._facts = facts
         self._edits: list[Edit] = []
         self._nodes = 0
@@ -125,34 +151,87 @@ class PrefixTree:
             self.cached_tokens += match.length
             self._use(match.path)
 
+    def held(self, tokens: Tokens) -> int:
+        """How many of the first tokens are in nodes, with or without snapshots."""
+        node, length = self._root, 0
+        while length < len(tokens) and (child := node.children.get(int(tokens[length]))) is not None:
+            shared = common_length(child.tokens, tokens[length : length + len(child.tokens)])
+            length += shared
+            if shared < len(child.tokens):
+                break
+            node = child
+        return length
+
     def store(self, prefix: Sequence[int] | Tokens, sequence: int) -> None:
         """Stores the cache of `prefix`, from a sequence whose cache holds it (exactly it, if layers cannot be cut)."""
-        tokens, most = token_array(prefix), min(self.limit_bytes, self.room_bytes)
-        if most <= 0 or not len(tokens):
+        tokens = token_array(prefix)
+        place = self._place(tokens, 0, self.needs_snapshots)
+        if place is None:
             self._remember(tokens)
             return
+        if sequence not in self.kept_off_disk:
+            _mark_spillable(place.node.path, sequence, len(tokens) >= MIN_SPILL_TOKENS)
+        if place.has_news:
+            self._edits.append(Store(place.node.number, sequence, place.start, len(tokens), place.snapshot))
+
+    def restore(self, prefix: Tokens, start: int, name: str, snapshot: bool) -> bool:
+        """Stores the block `name` from disk, which holds `prefix` from `start` on. Returns whether it is of use."""
+        place = self._place(prefix, start, snapshot)
+        if place is None or not place.has_news:
+            return False
+        place.node.is_spillable = place.node.is_on_disk = True
+        self._edits.append(Restore(place.node.number, name, place.start - start, place.snapshot))
+        return True
+
+    def edit(self, edit: Edit) -> None:
+        """Adds an edit that changes no node."""
+        self._edits.append(edit)
+
+    def nodes(self, coldest_bytes: int | None = None) -> list[Node]:
+        """The nodes in the order of eviction; with `coldest_bytes` only the first ones, which have as many bytes."""
+        if coldest_bytes is None:
+            return list(self._by_use.values())
+        coldest: list[Node] = []
+        for node in self._by_use.values():
+            if coldest_bytes <= 0:
+                break
+            coldest.append(node)
+            coldest_bytes -= node.nbytes
+        return coldest
+
+    def is_stored(self, node: Node) -> bool:
+        """Whether the node is stored now: it may have been evicted."""
+        return node.is_stored and node.number in self._by_use
+
+    def _place(self, tokens: Tokens, start: int, snapshot: bool) -> "_Place | None":
+        """The node for the end of `tokens`, of which the part from `start` on is at hand. None if there is no room."""
+        most = min(self.limit_bytes, self.room_bytes)
+        if most <= 0 or not len(tokens):
+            return None
         path, length = self._walk_and_split(tokens)
+        if length < start and self._facts.cut_bytes_per_token:
+            return None
         node = path[-1] if path else self._root
         is_new = length < len(tokens)
         if is_new:
             node = self._new_node(tokens[length:], node)
             node.cut_bytes = len(node.tokens) * self._facts.cut_bytes_per_token
             if node.nbytes > most:
-                self._remember(tokens)
-                return
+                return None
             self._insert(node)
             path.append(node)
-        snapshot = self.needs_snapshots and not node.has_snapshot
+        snapshot = snapshot and not node.has_snapshot
         if snapshot:
-            node.has_snapshot = True
+            node.has_snapshot, node.is_on_disk = True, False
             node.snapshot_bytes = self._estimated_snapshot_bytes(len(tokens))
             self.nbytes += node.snapshot_bytes
         self._use(tuple(path))
         self.shrink(most)  # before the copies are made, to free memory for them
-        if (is_new or snapshot) and node.number in self._by_use:
+        has_news = (is_new or snapshot) and node.number in self._by_use
+        if has_news:
             self.version += 1
             node.is_stored = True
-            self._edits.append(Store(node.number, sequence, length, len(tokens), snapshot))
+        return _Place(node, length, snapshot, has_news)
 
     def shrink(self, nbytes: int) -> None:
         """Evicts the least recently used nodes until at most `nbytes` are held."""
@@ -216,7 +295,8 @@ class PrefixTree:
         assert node.parent is not None
         upper = self._new_node(node.tokens[:at], node.parent)
         upper.cut_bytes = node.cut_bytes // len(node.tokens) * at
-        upper.is_stored = True
+        upper.is_stored, upper.first_sequence = True, node.first_sequence
+        upper.is_spillable, upper.is_on_disk = node.is_spillable, node.is_on_disk
         node.parent.children[int(upper.tokens[0])] = upper
         node.parent, node.tokens = upper, node.tokens[at:]
         node.cut_bytes -= upper.cut_bytes
@@ -238,6 +318,13 @@ def _tokens_to(node: Node) -> Tokens:
         node = node.parent
         parts.append(node.tokens)
     return np.concatenate(parts[::-1])
+
+
+def _mark_spillable(path: list[Node], sequence: int, is_long: bool) -> None:
+    for node in path:
+        if node.first_sequence is None:
+            node.first_sequence = sequence
+        node.is_spillable |= is_long or node.first_sequence != sequence
 
 
 def token_array(tokens: Sequence[int] | Tokens) -> Tokens:

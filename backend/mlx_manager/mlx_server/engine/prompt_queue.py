@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from mlx_manager.mlx_server.engine.disk_tier import DiskTier
 from mlx_manager.mlx_server.engine.messages import Prefilled
 from mlx_manager.mlx_server.engine.prefix_tree import NO_MATCH, Match, PrefixTree, Tokens, common_length, token_array
 from mlx_manager.mlx_server.engine.shapes import MAX_PREFILL_ROWS, Shapes
@@ -67,6 +68,8 @@ class Prompt:
     added_at: float
     match: Match = NO_MATCH
     matched_version: int = -1
+    awaited_block: str = ""
+    """The last block that is read from disk for it."""
     has_begun: bool = False
     done: int = 0
     slot_tokens: int = 0
@@ -141,12 +144,13 @@ FitsMemory = Callable[[list[Prompt]], bool]
 class PromptQueue:
     """`add` and `remove` prompts, `choose` the next chunk, and report with `advance` that it has run."""
 
-    def __init__(self, prefixes: PrefixTree, together: bool, shapes: Shapes) -> None:
+    def __init__(self, prefixes: PrefixTree, together: bool, shapes: Shapes, disk: DiskTier) -> None:
         self.begun: list[Prompt] = []
         """Prompts that have a cache."""
         self._prefixes = prefixes
         self._together = together
         self._shapes = shapes
+        self._disk = disk
         self._waiting: deque[Prompt] = deque()
         self._oldest: Prompt | None = None
         self._overtaken_tokens = 0
@@ -159,8 +163,10 @@ class PromptQueue:
         """Whether any prompt fits into memory. Cheap: the scheduler asks before every step."""
         return bool(self._waiting) and any(fits_memory([prompt]) for prompt in (self._waiting[0], *self.begun))
 
-    def add(self, sequence: Sequence, now: float) -> None:
-        self._waiting.append(Prompt(sequence, self._boundaries(sequence), now))
+    def add(self, sequence: Sequence, now: float) -> Prompt:
+        prompt = Prompt(sequence, self._boundaries(sequence), now)
+        self._waiting.append(prompt)
+        return prompt
 
     def requeue(self, sequence: Sequence, now: float) -> None:
         """Adds a preempted sequence at the head of the queue."""
@@ -218,12 +224,15 @@ class PromptQueue:
                 self.begun.remove(prompt)
 
     def _candidates(self) -> list[Prompt]:
-        """Prompts that do not wait for a shared prefix."""
+        """Prompts that do not wait for a shared prefix or for the disk."""
         seen = list(islice(self._waiting, MAX_CANDIDATES))
         begun = [prompt for prompt in seen if prompt.has_begun]
         for prompt in seen:
             self._look_up(prompt)
-        return [prompt for prompt in seen if prompt.has_begun or not self._should_await(prompt, begun)]
+        return [prompt for prompt in seen if prompt.has_begun or not self._must_wait(prompt, begun)]
+
+    def _must_wait(self, prompt: Prompt, begun: list[Prompt]) -> bool:
+        return prompt.awaited_block in self._disk.reading or self._should_await(prompt, begun)
 
     def _should_await(self, prompt: Prompt, others: list[Prompt]) -> bool:
         if prompt.is_scored or self._prefixes.limit_bytes <= 0:

@@ -14,6 +14,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row
 from mlx_manager.mlx_server.engine.batching import try_batching
+from mlx_manager.mlx_server.engine.disk_cache import DiskCache, DiskOptions
 from mlx_manager.mlx_server.engine.grammar import CompiledGrammar, Constraint, GrammarCompiler
 from mlx_manager.mlx_server.engine.kv_cache import (
     Cache,
@@ -29,20 +30,26 @@ from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.plan import (
     Chunk,
     Compiled,
+    Discard,
+    DiskEvent,
+    DiskFailed,
     Edit,
     Evict,
     ModelFacts,
     NodeSize,
     Outcome,
     Plan,
+    Read,
+    Restore,
     Segment,
+    Spill,
     Split,
     Store,
 )
 from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
 
-COMPILE_WAIT_SECONDS = 0.005
-"""Longest wait for a grammar when there is no other work. It also delays the next message."""
+WAIT_SECONDS = 0.005
+"""Longest wait for a grammar or the disk when there is no other work. It also delays the next message."""
 
 MIN_PASS_BYTES = 2**25
 """The time to build a model call is about that of reading this much memory."""
@@ -57,6 +64,7 @@ class Runner:
         tokenizer_file: Path,
         repeats_shapes: bool | None = None,
         pass_bytes: int | None = None,
+        disk: DiskOptions | None = None,
     ) -> None:
         """`repeats_shapes` and `pass_bytes` (`ModelFacts`) are None for what fits the device and the model."""
         cache = make_prompt_cache(model)
@@ -67,6 +75,8 @@ class Runner:
         batching = try_batching(model, vocabulary_size, repeats_shapes)
         self._model = model
         self._prefixes = PrefixCache(make_prompt_cache(model))
+        self._disk_events: list[DiskEvent] = []
+        self._disk = self._open(disk, cache) if disk is not None else None
         self.facts = ModelFacts(
             vocabulary_size,
             batching.prefills,
@@ -78,6 +88,7 @@ class Runner:
             pass_bytes=_pass_bytes(model) if pass_bytes is None else pass_bytes,
             growing_layers=growing_layers(cache),
             repeats_shapes=repeats_shapes and batching.prefills,
+            disk_salt=self._disk.salt if self._disk is not None else "",
         )
         self._exact = not self.facts.repeats_shapes
         self._batch = DecodeBatch(model, vocabulary_size, batching.decodes, self._exact)
@@ -93,6 +104,8 @@ class Runner:
 
     def run(self, plan: Plan) -> Outcome:
         began = time.perf_counter()
+        if self._disk is not None:
+            self._disk.hand_over()
         node_sizes = self._edit(plan.edits) if plan.edits else []
         if plan.preempt or plan.free:
             self._release(plan)
@@ -107,8 +120,24 @@ class Runner:
             outcome.seconds = time.perf_counter() - began
         outcome.node_sizes = node_sizes
         if len(self._grammars):
-            outcome.compiled = self._collect_compiled(COMPILE_WAIT_SECONDS if plan.wait else 0)
+            outcome.compiled = self._collect_compiled(WAIT_SECONDS if plan.wait else 0)
+        outcome.disk, self._disk_events = self._disk_events, []
+        if self._disk is not None:
+            outcome.disk += self._disk.take(WAIT_SECONDS if plan.wait and not len(self._grammars) else 0)
         return outcome
+
+    def close(self, seconds: float) -> None:
+        """Waits until what was spilled is on disk, or for `seconds`."""
+        if self._disk is not None:
+            self._disk.close(seconds)
+
+    def _open(self, options: DiskOptions, cache: Cache) -> DiskCache | None:
+        """None if the disk tier does not work with this folder or model."""
+        try:
+            return options.open(cache)
+        except (OSError, TypeError) as exc:
+            self._disk_events.append(DiskFailed(str(exc)))
+            return None
 
     def _edit(self, edits: list[Edit]) -> list[NodeSize]:
         for edit in edits:
@@ -119,7 +148,20 @@ class Runner:
                     self._prefixes.split(edit)
                 case Evict(node):
                     self._prefixes.evict(node)
-        return self._prefixes.sizes([edit.node for edit in edits if isinstance(edit, Store)])
+                case _ if self._disk is not None:
+                    self._edit_disk(edit, self._disk)
+        return self._prefixes.sizes([edit.node for edit in edits if isinstance(edit, Store | Restore)])
+
+    def _edit_disk(self, edit: Edit, disk: DiskCache) -> None:
+        match edit:
+            case Spill():
+                self._prefixes.spill(edit, disk)
+            case Read(block):
+                disk.read(block)
+            case Restore():
+                self._prefixes.restore(edit, disk)
+            case Discard(name):
+                disk.discard(name)
 
     def _held(self, sequence: int) -> RowCache:
         cache = self._prefilling.get(sequence)

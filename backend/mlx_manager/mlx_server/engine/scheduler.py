@@ -8,6 +8,7 @@ Deterministic: the same messages, times and outcomes give the same plans. Knows 
 from collections.abc import Collection
 from dataclasses import replace
 
+from mlx_manager.mlx_server.engine.disk_tier import DiskTier
 from mlx_manager.mlx_server.engine.groups import Groups
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
 from mlx_manager.mlx_server.engine.messages import (
@@ -56,7 +57,8 @@ class Scheduler:
         self._max_rows = MAX_BATCH_ROWS if facts.decodes_together else 1
         self._shapes = Shapes(facts.repeats_shapes)
         self._groups = Groups(facts)
-        self._queue = PromptQueue(self.prefixes, facts.prefills_together, self._shapes)
+        self.disk = DiskTier(self.prefixes, facts)
+        self._queue = PromptQueue(self.prefixes, facts.prefills_together, self._shapes, self.disk)
         self._pace = Pace(inter_token_seconds)
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, Sequence] = {}
@@ -85,7 +87,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether the next plan would have any content."""
-        return bool(self._sequences or self._pending or self._freed or self.prefixes.has_edits)
+        return bool(self._sequences or self._pending or self._freed or self.prefixes.has_edits or self.disk.has_work)
 
     @property
     def charged_bytes(self) -> int:
@@ -116,6 +118,8 @@ class Scheduler:
         self.peak_sequences = max(self.peak_sequences, len(self._sequences) + 1) if self._sequences else 1
         self._sequences[sequence.number] = sequence
         self._begin.append(message)
+        if message.keep_off_disk:
+            self.prefixes.kept_off_disk.add(sequence.number)
         if message.grammar is not None:
             self._compiling[sequence.number] = sequence
         else:
@@ -126,6 +130,11 @@ class Scheduler:
         if sequence is not None:
             self._drop([sequence])
 
+    def close(self) -> None:
+        """Cancels all sequences; the next steps write stored prefixes to disk, if there is one."""
+        self._drop(list(self._sequences.values()))
+        self.disk.close()
+
     def plan(self, now: float) -> Plan:
         """Plans one decode step of all running sequences or, when one is due, one chunk of the waiting prompts.
 
@@ -134,6 +143,7 @@ class Scheduler:
         self._now = now
         self._decodes = False
         self._make_room()
+        self.disk.plan(now, bool(self._sequences))
         if not self._pending:
             self._selection = self._select_prompts()
             self._has_decoded = self._selection is None
@@ -144,13 +154,15 @@ class Scheduler:
             return self._with_changes(groups, chunk)
         if self._decodes:
             return DECODE
-        return WAIT if self._compiling and not self._pending else NOTHING
+        return WAIT if (self._compiling or self.disk.has_work) and not self._pending else NOTHING
 
     def note(self, outcome: Outcome) -> list[UpMessage]:
         """Records the outcome of the last plan and returns the messages for the API."""
         messages, self._pending = self._pending, []
         for size in outcome.node_sizes:
             self.prefixes.correct(size)
+        for event in outcome.disk:
+            self.disk.note(event)
         for compiled in outcome.compiled:
             messages.append(self._note_compiled(compiled))
         if self._selection is not None:
@@ -167,7 +179,9 @@ class Scheduler:
         return plan
 
     def _admit(self, sequence: Sequence) -> Admitted:
-        self._queue.add(sequence, self._now)
+        prompt = self._queue.add(sequence, self._now)
+        if not prompt.is_scored:
+            prompt.awaited_block = self.disk.request(prompt.compared, self._pace.seconds_per_token)
         return Admitted(sequence.number)
 
     def _select_prompts(self) -> Selection | None:
@@ -384,6 +398,7 @@ class Scheduler:
             del self._sequences[number]
             if number not in beyond or not self.prefixes.needs_snapshots:
                 self.prefixes.store(tokens, number)
+            self.prefixes.kept_off_disk.discard(number)
             not_sent = [message for message in self._begin if message.sequence == number]
             if not_sent:
                 self._begin.remove(not_sent[-1])

@@ -24,6 +24,7 @@ from mlx.utils import tree_flatten
 from mlx_manager.mlx_server.engine.device import computes_on_gpu, keep_kernels, this_device
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
+    SAVE_SECONDS,
     DownMessage,
     Heartbeat,
     Launch,
@@ -89,6 +90,9 @@ class Engine(Protocol):
         """Applies new memory limits. The worker has set MLX's own limits before."""
 
     def release_memory(self) -> None: ...
+
+    def close(self, seconds: float) -> None:
+        """Saves what outlives the process, for at most `seconds`."""
 
 
 def _generator(launch: Launch) -> Engine:
@@ -257,6 +261,7 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
                     events += engine.limit(message)
                     gives_memory_back = message.buffer_bytes == 0
                 case Shutdown():
+                    engine.close(SAVE_SECONDS)
                     return
                 case _:
                     engine.take(message)

@@ -18,6 +18,7 @@ from typing import Self
 from mlx_manager.mlx_server.engine.launch import Worker, launch_worker
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
+    SAVE_SECONDS,
     Device,
     DownMessage,
     Heartbeat,
@@ -84,6 +85,8 @@ class WorkerClient(ABC):
         self.tokens_per_second = 0.0
         """Measured between the last two Stats."""
         self.limits = limits
+        self._save_seconds = 0.0
+        """How long the worker may save its prefix cache after a Shutdown."""
         self.device: Device | None = None
         self.dtype = ""
         self._tokens_since_stats = 0
@@ -109,6 +112,7 @@ class WorkerClient(ABC):
         Raises LoadRaised, ModelLoadFailed with the last line of the worker's stderr, or what `on_device` raises.
         """
         client = cls(model_id, await launch_worker(launch), launch.limits, supervision)
+        client._save_seconds = SAVE_SECONDS if launch.options.prefix_disk_bytes > 0 and launch.prefix_disk else 0.0
         try:
             await client._loaded
         except BaseException:
@@ -146,7 +150,7 @@ class WorkerClient(ABC):
             self._send(Shutdown())
         self._closing = True
         try:
-            async with asyncio.timeout(SHUTDOWN_SECONDS):
+            async with asyncio.timeout(SHUTDOWN_SECONDS + self._save_seconds):
                 await asyncio.shield(self._reading)
         except TimeoutError:
             self._kill()
@@ -182,6 +186,10 @@ class WorkerClient(ABC):
                     self._supervision.on_progress(message.active_bytes)
             case Stats():
                 self._measure_rate()
+                if message.disk_fault and not self.stats.disk_fault:
+                    logger.warning(
+                        "The prefix cache of %s stopped using the disk: %s.", self.model_id, message.disk_fault
+                    )
                 self.stats = message
             case Device():
                 self._note_device(message)

@@ -65,6 +65,10 @@ class ModelEntry:
         return self.settings is not None and self.settings.dequantize
 
     @property
+    def prefix_disk(self) -> bool:
+        return self.settings is None or self.settings.prefix_disk
+
+    @property
     def adapter(self) -> Path | None:
         return self.settings.adapter if self.settings is not None else None
 

@@ -75,6 +75,8 @@ class ModelLoader:
             trust_remote_code=entry.trust_remote_code,
             dequantize=entry.dequantize,
             tokenizer_file=str(tokenizer / TOKENIZER_FILE),
+            model_id=entry.id,
+            prefix_disk=entry.prefix_disk,
         )
         supervision = Supervision(
             watchdog=self._watchdog,

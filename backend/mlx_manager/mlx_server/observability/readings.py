@@ -1,6 +1,7 @@
 """Metrics read from the running server on each scrape: models, processes and upstreams."""
 
 from collections import Counter as Sums
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,14 @@ class ModelReading:
     prefix_cache_hits: int = 0
     prefix_cache_tokens: int = 0
     prefix_cache_evictions: int = 0
+    prefix_disk_bytes: int = 0
+    prefix_disk_failed: bool = False
+    prefix_disk_hits: int = 0
+    prefix_disk_tokens: int = 0
+    prefix_disk_read_bytes: int = 0
+    prefix_disk_read_seconds: float = 0.0
+    prefix_disk_written_bytes: int = 0
+    prefix_disk_write_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ _GAUGES = {
     "weights_bytes": "Memory of the model's weights.",
     "kv_cache_bytes": "Memory of the KV caches of running generations and of temporary arrays.",
     "prefix_cache_bytes": "Memory of the prefix cache (KV caches of past prompts).",
+    "prefix_disk_bytes": "Files of the model's prefixes on disk.",
+    "prefix_disk_failed": "1 if a full or failing disk has turned off the prefix cache on disk.",
     "mlx_active_bytes": "Active MLX memory of the worker.",
     "mlx_peak_bytes": "Peak MLX memory of the worker.",
     "mlx_cache_bytes": "Freed memory that MLX keeps for reuse in the worker.",
@@ -67,6 +78,12 @@ _COUNTERS = {
     "prefix_cache_hits": "Prompts with a cached prefix since worker start.",
     "prefix_cache_tokens": "Prompt tokens served from the prefix cache since worker start.",
     "prefix_cache_evictions": "Cached prefixes evicted to free memory since worker start.",
+    "prefix_disk_hits": "Prompts with a prefix read from disk since worker start.",
+    "prefix_disk_tokens": "Prompt tokens read from disk since worker start.",
+    "prefix_disk_read_bytes": "Bytes of prefixes read from disk since worker start.",
+    "prefix_disk_read_seconds": "Time spent reading them.",
+    "prefix_disk_written_bytes": "Bytes of prefixes written to disk since worker start.",
+    "prefix_disk_write_seconds": "Time spent writing them.",
 }
 
 
@@ -93,7 +110,7 @@ def families_of(reading: ServerReading, label: Callable[[str], str]) -> Iterator
 def _by_model(
     family: GaugeMetricFamily | CounterMetricFamily, reading: ServerReading, name: str, label: Callable[[str], str]
 ) -> Metric:
-    sums = Sums[str]()
+    sums: defaultdict[str, float] = defaultdict(float)
     for model in reading.models:
         sums[label(model.model_id)] += getattr(model, name)
     for model_label, value in sums.items():

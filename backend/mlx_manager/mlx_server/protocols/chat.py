@@ -14,6 +14,7 @@ from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.tools import tool_use
 from mlx_manager.mlx_server.protocols.wire import (
     JsonObject,
+    keeps_off_disk,
     min_tokens,
     reasoning_kwargs,
     sampling_overrides,
@@ -103,6 +104,7 @@ def to_request(
         skip_special_tokens=body.skip_special_tokens is not False,
         grammar=chat_grammar(body, reject_unknown),
         keep_alive_seconds=body.keep_alive,
+        keep_off_disk=keeps_off_disk(body.prompt_cache_retention),
         turns=chat_turns(body.messages, reject_unknown),
         add_generation_prompt=_add_generation_prompt(body),
         continue_final_message=body.continue_final_message,

@@ -12,6 +12,7 @@ from mlx_manager.mlx_server.protocols.openai import ChunkProtocol, OpenAIWriter
 from mlx_manager.mlx_server.protocols.parameters import check_unused
 from mlx_manager.mlx_server.protocols.wire import (
     JsonObject,
+    keeps_off_disk,
     min_tokens,
     sampling_overrides,
     stop_strings,
@@ -84,6 +85,7 @@ def to_request(body: openai.CompletionRequest, reject_unknown: bool = False) -> 
         skip_special_tokens=body.skip_special_tokens is not False,
         grammar=completion_grammar(body),
         keep_alive_seconds=body.keep_alive,
+        keep_off_disk=keeps_off_disk(body.prompt_cache_retention),
         prompts=prompts,
         echo=body.echo,
         suffix=body.suffix if body.suffix else None,  # some clients send "" for no suffix

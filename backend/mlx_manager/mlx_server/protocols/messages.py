@@ -13,7 +13,7 @@ from mlx_manager.mlx_server.protocols.messages_tools import messages_tool_use
 from mlx_manager.mlx_server.protocols.messages_turns import message_turns
 from mlx_manager.mlx_server.protocols.messages_writer import MessagesChat, MessagesWriter
 from mlx_manager.mlx_server.protocols.parameters import check_unused
-from mlx_manager.mlx_server.protocols.wire import json_text
+from mlx_manager.mlx_server.protocols.wire import json_text, keeps_off_disk
 from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.schemas import anthropic
 from mlx_manager.mlx_server.types import ChatTurn, Grammar, SamplingOverrides
@@ -60,6 +60,7 @@ class Messages(Protocol[anthropic.CountTokensRequest, MessagesChat]):
             template_kwargs=_template_kwargs(body, thinking),
             tool_use=messages_tool_use(body, reject_unknown, record.warnings),
             thinking_budget=thinking.budget,
+            keep_off_disk=keeps_off_disk(limits.prompt_cache_retention if limits is not None else None),
             shows_reasoning=thinking.shown,
             marks_cache=any(_cache_marks(body)),
             compare_with=_previous_message(limits, reject_unknown),

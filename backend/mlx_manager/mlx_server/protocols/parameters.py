@@ -19,7 +19,6 @@ IGNORED = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_options",
-        "prompt_cache_retention",
         "verbosity",
         "prediction",
         "messages[].annotations",

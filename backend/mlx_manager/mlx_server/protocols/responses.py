@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.protocols.responses_parameters import RESPONSES
 from mlx_manager.mlx_server.protocols.responses_tools import ResponseTools, response_tools
 from mlx_manager.mlx_server.protocols.responses_turns import response_turns
 from mlx_manager.mlx_server.protocols.responses_writer import ResponsesChat, ResponsesWriter
-from mlx_manager.mlx_server.protocols.wire import JsonObject, reasoning_kwargs
+from mlx_manager.mlx_server.protocols.wire import JsonObject, keeps_off_disk, reasoning_kwargs
 from mlx_manager.mlx_server.records import GenerationRecord
 from mlx_manager.mlx_server.schemas.responses import (
     AnyItem,
@@ -61,6 +61,7 @@ class Responses(OpenAIProtocol[InputTokensRequest, ResponsesChat]):
             logprobs=_logprobs(answer),
             grammar=_grammar(body.text, reject_unknown),
             keep_alive_seconds=answer.keep_alive,
+            keep_off_disk=keeps_off_disk(answer.prompt_cache_retention),
             turns=_turns(body, tools, reject_unknown, record),
             template_kwargs=_template_kwargs(body.reasoning, reject_unknown),
             tool_use=tools.use,
@@ -163,6 +164,7 @@ def _echo(body: InputTokensRequest, answer: ResponsesRequest) -> JsonObject:
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": answer.prompt_cache_key,
         **({"prompt_cache_options": _applied(cache)} if cache is not None else {}),
+        "prompt_cache_retention": answer.prompt_cache_retention,
         "reasoning": {"effort": effort, "summary": _summary(body.reasoning)},
         "safety_identifier": answer.safety_identifier,
         "service_tier": "default",

@@ -12,7 +12,6 @@ RESPONSES = ParameterTable(
             "client_metadata",
             "max_tool_calls",
             "prompt_cache_options",
-            "prompt_cache_retention",
             "service_tier",
             "access_programs",
             "reasoning.context",

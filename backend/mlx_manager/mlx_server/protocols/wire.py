@@ -11,7 +11,7 @@ from sse_starlette.event import ServerSentEvent
 from mlx_manager.mlx_server import __version__
 from mlx_manager.mlx_server.errors import InvalidRequest
 from mlx_manager.mlx_server.protocols.parameters import check_unused
-from mlx_manager.mlx_server.schemas.openai import GenerationBody
+from mlx_manager.mlx_server.schemas.openai import CacheRetention, GenerationBody
 from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT, SamplingOverrides, Usage
 
 JsonObject = dict[str, object]
@@ -39,6 +39,11 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     """Drops empty strings, which some clients send for no stop string."""
     given = [stop] if isinstance(stop, str) else stop or ()
     return tuple(text for text in given if text)
+
+
+def keeps_off_disk(retention: CacheRetention | None) -> bool:
+    """Whether `prompt_cache_retention` forbids the prefix cache on disk."""
+    return retention in ("in_memory", "in-memory")
 
 
 def token_limit(**limits: int | None) -> int | None:

@@ -47,6 +47,21 @@ class PrefixCacheFigures(BaseModel):
     evictions: int
 
 
+class PrefixDiskFigures(BaseModel):
+    """The prefix cache on disk, since the model was loaded; all 0 if the settings ask for none."""
+
+    bytes: int
+    """Size of the model's files now."""
+    hits: int
+    tokens: int
+    read_bytes: int
+    read_seconds: float
+    written_bytes: int
+    write_seconds: float
+    fault: str | None = None
+    """Why the disk is no longer used."""
+
+
 class ModelSequences(BaseModel):
     """Generations: running (in decode), and waiting for prefill, for a free place or for the model to load."""
 
@@ -87,6 +102,7 @@ class PoolModel(BaseModel):
     """Memory of the weights: measured at the last load, else from the files; null before the download."""
     memory: ModelMemory | None = None
     prefix_cache: PrefixCacheFigures | None = None
+    prefix_disk: PrefixDiskFigures | None = None
     sequences: ModelSequences
     tokens_per_second: float = 0.0
     """Tokens generated in the last second, over all sequences."""
@@ -135,6 +151,16 @@ class PoolStatus(BaseModel):
                                 "limit_bytes": 17179869184,
                             },
                             "prefix_cache": {"hits": 3, "tokens": 96, "evictions": 0},
+                            "prefix_disk": {
+                                "bytes": 67108864,
+                                "hits": 1,
+                                "tokens": 2048,
+                                "read_bytes": 8388608,
+                                "read_seconds": 0.01,
+                                "written_bytes": 67108864,
+                                "write_seconds": 0.2,
+                                "fault": None,
+                            },
                             "sequences": {"running": 2, "waiting": 0},
                             "tokens_per_second": 241.0,
                             "pinned": False,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from mlx_manager.mlx_server.schemas.openai import Integer, Switch, Text, TextOrList, WireBody
+from mlx_manager.mlx_server.schemas.openai import CacheRetention, Integer, Switch, Text, TextOrList, WireBody
 from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT
 
 MAX_STOP_SEQUENCES = 64
@@ -128,6 +128,7 @@ class MessagesRequest(CountTokensRequest):
     top_k: Integer | None = Field(default=None, ge=0)
     stream: Switch = False
     diagnostics: Diagnostics | None = None
+    prompt_cache_retention: CacheRetention | None = None
 
 
 class MessagesResponse(WireBody):

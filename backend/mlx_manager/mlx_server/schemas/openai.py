@@ -41,6 +41,8 @@ KeepAlive = Annotated[
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}], "examples": [300, "5m", -1, 0]}),
 ]
 """Seconds that the model stays loaded when idle after the request; -1 keeps it while memory allows."""
+CacheRetention = Literal["in_memory", "in-memory", "24h"]
+"""The first two keep the request's prefix off the disk."""
 MAX_STOP_STRINGS = 32
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
@@ -169,6 +171,7 @@ class GenerationBody(WireBody):
     num_predict: TokenLimit | None = Field(default=None, ge=1, le=NO_TOKEN_LIMIT)
     min_tokens: Integer | None = Field(default=None, ge=0, le=NO_TOKEN_LIMIT)
     skip_special_tokens: bool | None = Field(default=None, strict=True)
+    prompt_cache_retention: CacheRetention | None = None
     guided_json: (
         Annotated[Annotated[Text, Tag("str")] | Annotated[dict[str, object], Tag("dict")], _TEXT_OR_OBJECT] | None
     ) = None

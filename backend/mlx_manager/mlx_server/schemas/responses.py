@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mlx_manager.mlx_server.schemas.openai import (
+    CacheRetention,
     Integer,
     JsonSchemaFormat,
     KeepAlive,
@@ -164,6 +165,7 @@ class ResponsesRequest(InputTokensRequest):
     metadata: dict[str, Text] | None = None
     prompt_cache_key: Text | None = None
     prompt_cache_options: PromptCacheOptions | None = None
+    prompt_cache_retention: CacheRetention | None = None
     user: Text | None = None
     safety_identifier: Text | None = None
     keep_alive: KeepAlive | None = None

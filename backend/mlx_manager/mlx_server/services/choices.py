@@ -117,6 +117,7 @@ def plan_choices(
                 thinking=thinking,
                 logprobs=0 if request.logprobs is None and returns_best_of(request) else request.logprobs,
                 prompt_logprobs=request.logprobs is not None and _echoes(request),
+                keep_off_disk=request.keep_off_disk,
             )
             planned.append((ChoiceRun(model, request, prompt, len(planned)), submission))
     return planned
