@@ -64,6 +64,7 @@ async def test_a_worker_learns_between_batches_that_models_generate() -> None:
         on_death=lambda client: None,
         on_progress=lambda nbytes: None,
         on_device=lambda device: None,
+        on_warm_up=lambda: None,
         is_generating=lambda: generating,
     )
     ours, theirs = socket.socketpair()
