@@ -4,7 +4,7 @@ Launches the next step before it reads the tokens of the last one, so the device
 worker, on the engine's thread.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from mlx_manager.mlx_server.engine.logprobs import StepLogprobs, step_logprobs
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.plan import Failed, Join, Outcome
 from mlx_manager.mlx_server.engine.sampling import BatchSampler, Guard
+
+Share = Callable[[mx.array, mx.array], mx.array]
+"""Maps drawn tokens (B,) and the logits (B, V) of their draw to the tokens that all ranks use."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,8 +56,9 @@ class Row:
 class DecodeBatch:
     """Rows join with all tokens prefilled except the last one, which is their first input."""
 
-    def __init__(self, model: nn.Module, vocabulary_size: int, batching: Batching) -> None:
+    def __init__(self, model: nn.Module, vocabulary_size: int, batching: Batching, share: Share | None = None) -> None:
         self._model = model
+        self._share = share
         self._batching = batching
         self._rows: list[Row] = []
         self._sequences: list[int] = []
@@ -101,6 +105,8 @@ class DecodeBatch:
         if self._constrained:
             logits = self._constrain(logits, inputs)
         self._inputs = self._sampler(logits, self._drawn)
+        if self._share is not None:
+            self._inputs = self._share(self._inputs, raw)
         self._drawn += np.uint64(1)
         self._steps += 1
         logprobs, self._logprobs = self._logprobs, step_logprobs(self._rows, raw, self._inputs)

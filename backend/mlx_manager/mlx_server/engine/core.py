@@ -3,19 +3,20 @@
 Runs in the worker, on one thread. `scheduler.py` plans a step, `runner.py` executes it. Knows no sockets, text or HTTP.
 """
 
+import math
 import time
 from pathlib import Path
 
-import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
-from mlx_manager.mlx_server.engine.messages import Submit, UpMessage
+from mlx_manager.mlx_server.engine.messages import Limits, Submit, UpMessage
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
+from mlx_manager.mlx_server.engine.ranked_runner import RankedRunner, runner_of_rank
+from mlx_manager.mlx_server.engine.ranks import Ranks
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.sampling import MakeProcessors, make_processors
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
-from mlx_manager.mlx_server.utils.memory import clear_cache
 
 
 class EngineCore:
@@ -30,9 +31,16 @@ class EngineCore:
         inter_token_seconds: float = 0.1,
         make_processors: MakeProcessors = make_processors,
         tokenizer_file: Path = Path("tokenizer.json"),
+        ranks: Ranks | None = None,
     ) -> None:
-        """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter."""
-        self._runner = Runner(model, make_processors, tokenizer_file)
+        """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter.
+
+        With `ranks`, this is the core of rank 0, and `model` its part of the model.
+        """
+        self._ranked: RankedRunner | None = None
+        if ranks is not None:
+            self._ranked = RankedRunner(runner_of_rank(model, ranks, make_processors, tokenizer_file), ranks)
+        self._runner = self._ranked or Runner(model, make_processors, tokenizer_file)
         self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
 
     def __len__(self) -> int:
@@ -59,6 +67,21 @@ class EngineCore:
         return self._runner.facts.vocabulary_size
 
     @property
+    def idle_seconds(self) -> float:
+        """After this long without work, the core needs a step all the same."""
+        return self._ranked.pause_seconds if self._ranked is not None else math.inf
+
+    @property
+    def step_seconds(self) -> float:
+        """Time that rank 0 has spent in steps; 0 without ranks."""
+        return self._ranked.step_seconds if self._ranked is not None else 0.0
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that rank 0 has waited for the other ranks to take a plan; 0 without ranks."""
+        return self._ranked.wait_seconds if self._ranked is not None else 0.0
+
+    @property
     def memory(self) -> KvMemory:
         return self._scheduler.memory
 
@@ -69,6 +92,10 @@ class EngineCore:
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets limits from the next step on."""
         self._scheduler.limit(kv_bytes, prefix_bytes)
+
+    def least_kv_bytes(self, limits: Limits, own_bytes: int) -> int:
+        """The least memory for KV caches that any rank has under the limits; this process has `own_bytes`."""
+        return self._ranked.least_kv_bytes(limits, own_bytes) if self._ranked is not None else own_bytes
 
     def submit(self, message: Submit) -> None:
         """Admits or rejects the sequence; the messages of the next `step` say which."""
@@ -85,5 +112,4 @@ class EngineCore:
 
     def release_memory(self) -> None:
         """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""
-        mx.synchronize()
-        clear_cache()
+        self._runner.release_memory()

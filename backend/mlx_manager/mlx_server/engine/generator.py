@@ -1,5 +1,6 @@
 """The engine of a worker that generates: loads mlx-lm's model and steps its core. Knows no sockets and no text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,26 @@ with own_descriptor_limit():
     from mlx_manager.mlx_server.engine.core import EngineCore
     from mlx_manager.mlx_server.engine.model_config import complete, model_classes
     from mlx_manager.mlx_server.engine.prompt_queue import MAX_GROUP_ROWS
+    from mlx_manager.mlx_server.engine.ranks import Ranks
+    from mlx_manager.mlx_server.engine.sharding import shard
 
 
 class Generator:
-    """Generates for each `Submit` until the sequence ends or a `Cancel` arrives."""
+    """Generates for each `Submit` until the sequence ends or a `Cancel` arrives. With `ranks`, it is rank 0."""
 
-    def __init__(self, launch: Launch) -> None:
-        folder, adapter = Path(launch.folder), Path(launch.adapter) if launch.adapter is not None else None
-        self.model = load(folder, adapter, launch.trust_remote_code)
+    def __init__(self, launch: Launch, ranks: Ranks | None = None) -> None:
+        self.model = load_part(launch, ranks) if ranks is not None else _load_whole(launch)
         self._weights_bytes = mx.get_active_memory()
         self._core = EngineCore(
             self.model,
-            kv_bytes=self._kv_bytes(launch.limits),
+            kv_bytes=kv_bytes_of(launch.limits.memory_bytes, self._weights_bytes),
             prefix_bytes=launch.limits.prefix_cache_bytes,
             inter_token_seconds=launch.options.inter_token_latency_ms / 1000,
-            tokenizer_file=folder / "tokenizer.json",
+            tokenizer_file=Path(launch.folder) / "tokenizer.json",
+            ranks=ranks,
         )
+        if ranks is not None:
+            self.limit(launch.limits)
 
     @property
     def facts(self) -> GeneratorFacts:
@@ -58,6 +63,8 @@ class Generator:
             prefix_hits=prefixes.hits,
             prefix_tokens=prefixes.cached_tokens,
             prefix_evictions=prefixes.evictions,
+            step_seconds=core.step_seconds,
+            wait_seconds=core.wait_seconds,
         )
 
     @property
@@ -67,6 +74,10 @@ class Generator:
     @property
     def has_work(self) -> bool:
         return self._core.has_work
+
+    @property
+    def idle_seconds(self) -> float:
+        return self._core.idle_seconds
 
     def take(self, message: DownMessage) -> None:
         match message:
@@ -78,7 +89,8 @@ class Generator:
                 raise ValueError(f"A generator cannot handle the message {type(message).__name__}.")
 
     def limit(self, limits: Limits) -> list[UpMessage]:
-        self._core.limit(self._kv_bytes(limits), limits.prefix_cache_bytes)
+        own_bytes = kv_bytes_of(limits.memory_bytes, self._weights_bytes)
+        self._core.limit(self._core.least_kv_bytes(limits, own_bytes), limits.prefix_cache_bytes)
         return [Capacity(self._core.memory.largest_sequence_tokens, limits.memory_bytes)]
 
     def step(self) -> list[UpMessage]:
@@ -87,24 +99,51 @@ class Generator:
     def release_memory(self) -> None:
         self._core.release_memory()
 
-    def _kv_bytes(self, limits: Limits) -> int:
-        """Memory for KV caches: 90 % of the memory beside the weights; a step's temporary arrays need the rest."""
-        return max(0, int(0.9 * (limits.memory_bytes - self._weights_bytes)))
+
+def kv_bytes_of(memory_bytes: int, weights_bytes: int) -> int:
+    """Memory for KV caches: 90 % of the memory beside the weights; a step's temporary arrays need the rest."""
+    return max(0, int(0.9 * (memory_bytes - weights_bytes)))
 
 
-def load(folder: Path, adapter: Path | None = None, trust_remote_code: bool = False) -> nn.Module:
-    """The model with its weights in memory; float32 on the CPU, which is slow at 16 bits."""
+def load_part(launch: Launch, ranks: Ranks) -> nn.Module:
+    """The part of the model that belongs to this rank."""
+    assert launch.membership is not None
+    parallel = launch.membership.parallel
+    return load(Path(launch.folder), None, launch.trust_remote_code, lambda model: shard(model, ranks, parallel))
+
+
+def _load_whole(launch: Launch) -> nn.Module:
+    adapter = Path(launch.adapter) if launch.adapter is not None else None
+    return load(Path(launch.folder), adapter, launch.trust_remote_code)
+
+
+def load(
+    folder: Path,
+    adapter: Path | None = None,
+    trust_remote_code: bool = False,
+    divide: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:
+    """The model with its weights in memory; float32 on the CPU, which is slow at 16 bits.
+
+    `divide` keeps a part of the model, before the weights are read.
+    """
     config = complete(load_config(folder))
     model, _ = load_model(
-        folder, model_config=config, get_model_classes=model_classes, trust_remote_code=trust_remote_code
+        folder,
+        lazy=divide is not None,
+        model_config=config,
+        get_model_classes=model_classes,
+        trust_remote_code=trust_remote_code,
     )
     _keep_masked_tokens_in_vocabulary(model)
+    if divide is not None:
+        divide(model)
     if adapter is not None:
         model = load_adapters(model, str(adapter)).eval()
         mx.eval(model.parameters())
     if mx.default_device().type == mx.DeviceType.cpu:
         model.set_dtype(mx.float32)
-        mx.eval(model.parameters())
+    mx.eval(model.parameters())
     return model
 
 

@@ -15,6 +15,8 @@ from mlx_manager.mlx_server.types import FinishReason, SamplingParams, Thinking
 LENGTH_BYTES = 4
 MAX_BATCH_ROWS = 64
 """The most sequences that a worker decodes at once; further ones are queued."""
+LOST_RANK_STATUS = 75
+"""The exit status of a rank that lost another one."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -41,10 +43,47 @@ class WorkerOptions(_Message, frozen=True):
     """Whether to keep the model in wired memory on macOS."""
 
 
+Backend = Literal["ring", "jaccl", "nccl"]
+"""The transports of `mlx.distributed`: TCP, RDMA over Thunderbolt, and NVIDIA's library."""
+Parallel = Literal["tensor", "pipeline"]
+"""How a model is divided: every layer among all ranks, or the layers among the ranks."""
+
+
+class RankHost(_Message, frozen=True):
+    """Where one rank runs. `addresses` are its `ip:port`s, of which jaccl and NCCL use the first one of rank 0.
+
+    `ssh` is the name of another machine; None for a process of this one. `rdma` names the device that leads to each
+    rank, for jaccl.
+    """
+
+    addresses: list[str]
+    ssh: str | None = None
+    python: str | None = None
+    """The Python of that machine, which has mlx-manager; None for the same path as here."""
+    rdma: list[str | None] = []
+
+
+class Membership(_Message, frozen=True):
+    """The worker is rank `rank` of a group of processes that run one model together by `mlx.distributed`."""
+
+    rank: int
+    backend: Backend
+    parallel: Parallel
+    hosts: list[RankHost]
+    """One for each rank."""
+    environment: dict[str, str] = {}
+    """Variables for the processes of all ranks."""
+
+    @property
+    def host(self) -> RankHost:
+        return self.hosts[self.rank]
+
+
 class Launch(_Message, frozen=True):
     """The first message: the model to load from `folder`, and the worker's limits.
 
     `adapter` is the folder of a LoRA adapter. Only with `trust_remote_code` may the worker run code from `folder`.
+    `membership` is None for a model in one process.
     """
 
     kind: ModelKind
@@ -53,6 +92,7 @@ class Launch(_Message, frozen=True):
     options: WorkerOptions = WorkerOptions()
     adapter: str | None = None
     trust_remote_code: bool = False
+    membership: Membership | None = None
 
 
 class Submit(_Message, frozen=True):
@@ -257,6 +297,10 @@ class Stats(_Message, frozen=True):
     prefix_tokens: int = 0
     prefix_evictions: int = 0
     running: int = 0
+    step_seconds: float = 0.0
+    """Of a rank: its time in steps since its start."""
+    wait_seconds: float = 0.0
+    """Of a rank: its time in waiting for the other ranks between steps since its start."""
 
 
 DownMessage = Launch | Submit | Encode | Cancel | Limits | Shutdown

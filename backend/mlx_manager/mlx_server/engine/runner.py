@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row
+from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row, Share
 from mlx_manager.mlx_server.engine.batching import prefill_together, try_batching
 from mlx_manager.mlx_server.engine.grammar import CompiledGrammar, Constraint, GrammarCompiler
 from mlx_manager.mlx_server.engine.kv_cache import (
@@ -39,6 +39,7 @@ from mlx_manager.mlx_server.engine.plan import (
 )
 from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
 from mlx_manager.mlx_server.engine.sampling import Guard, MakeProcessors
+from mlx_manager.mlx_server.utils.memory import clear_cache
 
 COMPILE_WAIT_SECONDS = 0.005
 """Longest wait for a grammar when there is no other work. It also delays the next message."""
@@ -47,11 +48,20 @@ COMPILE_WAIT_SECONDS = 0.005
 class Runner:
     """Runs plans, on the thread that constructed it."""
 
-    def __init__(self, model: nn.Module, make_processors: MakeProcessors, tokenizer_file: Path) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        make_processors: MakeProcessors,
+        tokenizer_file: Path,
+        *,
+        share: Share | None = None,
+        trial: nn.Module | None = None,
+    ) -> None:
+        """For one of several ranks, `share` gives the drawn tokens of rank 0, and `trial` the model for the trials."""
         cache = make_prompt_cache(model)
         vocabulary_size = _vocabulary_size(model, cache)
         self._model = model
-        self._batching = try_batching(model, vocabulary_size)
+        self._batching = try_batching(trial if trial is not None else model, vocabulary_size)
         self._prefixes = PrefixCache(make_prompt_cache(model))
         self.facts = ModelFacts(
             vocabulary_size,
@@ -64,7 +74,7 @@ class Runner:
             self._prefixes.needs_snapshots,
         )
         self._make_processors = make_processors
-        self._batch = DecodeBatch(model, vocabulary_size, self._batching)
+        self._batch = DecodeBatch(model, vocabulary_size, self._batching, share)
         self._grammars: GrammarCompiler[Row] = GrammarCompiler(tokenizer_file, vocabulary_size)
         self._rows: dict[int, Row] = {}
         self._prefilling: dict[int, Cache] = {}
@@ -86,6 +96,11 @@ class Runner:
         if len(self._grammars):
             outcome.compiled = self._collect_compiled(COMPILE_WAIT_SECONDS if plan.wait else 0)
         return outcome
+
+    def release_memory(self) -> None:
+        """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""
+        mx.synchronize()
+        clear_cache()
 
     def _edit(self, edits: list[Edit]) -> list[NodeSize]:
         for edit in edits:

@@ -9,12 +9,11 @@ import contextlib
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +22,7 @@ from mlx.utils import tree_flatten
 
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
+    LOST_RANK_STATUS,
     Device,
     DownMessage,
     Heartbeat,
@@ -37,6 +37,7 @@ from mlx_manager.mlx_server.engine.messages import (
     decode_down,
     encode_up,
 )
+from mlx_manager.mlx_server.engine.ranks import is_lost_rank
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.utils.memory import trim_allocator
 
@@ -67,6 +68,10 @@ class Engine(Protocol):
         """How many messages an idle engine briefly waits for, when concurrent requests are likely; otherwise 0."""
 
     @property
+    def idle_seconds(self) -> float:
+        """An engine without work needs a step after this long; infinite for most."""
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything. The worker steps an engine that has work without pauses."""
 
@@ -83,7 +88,15 @@ class Engine(Protocol):
 def _generator(launch: Launch) -> Engine:
     from mlx_manager.mlx_server.engine.generator import Generator
 
-    return Generator(launch)
+    if launch.membership is None:
+        return Generator(launch)
+    from mlx_manager.mlx_server.engine.follower import Follower
+    from mlx_manager.mlx_server.engine.rank_facts import compare_ranks
+    from mlx_manager.mlx_server.engine.ranks import Ranks
+
+    ranks = Ranks.join(launch.membership)
+    compare_ranks(ranks, launch)
+    return Generator(launch, ranks) if ranks.rank == 0 else Follower(launch, ranks)
 
 
 def _encoder(launch: Launch) -> Engine:
@@ -101,46 +114,64 @@ ENGINES: dict[ModelKind, Callable[[Launch], Engine]] = {
 
 
 def main() -> None:
+    try:
+        _work()
+    except RuntimeError as exc:
+        if not is_lost_rank(exc):
+            raise
+        print(f"The connection to another rank is lost: {exc}", file=sys.stderr, flush=True)
+        os._exit(LOST_RANK_STATUS)
+
+
+def _work() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the API process ends its workers
-    connection = _take_stdin()
+    received, sent = _take_streams()
     inbox: queue.SimpleQueue[DownMessage] = queue.SimpleQueue()
-    threading.Thread(target=_read_messages, args=(connection, inbox), daemon=True).start()
+    threading.Thread(target=_read_messages, args=(received, inbox), daemon=True).start()
     launch = inbox.get()
     if not isinstance(launch, Launch):
         raise SystemExit(f"The API process sent {type(launch).__name__} before Launch.")
-    uplink = Uplink(connection)
+    uplink = Uplink(sent)
     threading.Thread(target=uplink.send_heartbeats, daemon=True).start()
     _prepare_device(launch)
     uplink.send([_device()])
     try:
         engine = ENGINES[launch.kind](launch)
     except Exception as exc:  # mlx-lm may raise anything for a model's files
+        if is_lost_rank(exc):
+            raise
         uplink.send([LoadFailed(f"{type(exc).__name__}: {exc}")])
         raise
     uplink.send([Ready(mx.get_active_memory(), _dtype(engine.model), engine.facts)])
     run(engine, inbox, uplink)
 
 
-def _take_stdin() -> socket.socket:
-    """The socket on the process's stdin, which becomes empty for later readers."""
-    connection = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+def _take_streams() -> tuple[BinaryIO, BinaryIO]:
+    """The connection to the API process: the socket on stdin or, with --stdio, the pipes of stdin and stdout.
+
+    Stdin becomes empty for later readers, and what is printed goes to stderr.
+    """
+    received = os.fdopen(os.dup(0), "rb")
+    sent = os.fdopen(os.dup(1 if "--stdio" in sys.argv else 0), "wb")
     with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), sys.stdin.fileno())
-    return connection
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return received, sent
 
 
 class Uplink:
     """Sends messages to the API, from two threads: the main thread and the heartbeat thread."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, sent: BinaryIO) -> None:
+        self._sent = sent
         self._sending = threading.Lock()
         self._step_began: float | None = None
 
     def send(self, messages: list[UpMessage]) -> None:
         with self._sending:
-            self._connection.sendall(encode_up(messages))
+            self._sent.write(encode_up(messages))
+            self._sent.flush()
 
     def step_begins(self) -> None:
         self._step_began = time.monotonic()
@@ -198,7 +229,8 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
     busy_at, is_trimmed = time.monotonic(), False
     while True:
-        messages = _take_messages(inbox, engine.gather_count, idle=not engine.has_work)
+        idle_seconds = 0.0 if engine.has_work else min(engine.idle_seconds, HEARTBEAT_SECONDS)
+        messages = _take_messages(inbox, engine.gather_count, idle_seconds)
         uplink.step_begins()
         if messages or engine.has_work:
             busy_at, is_trimmed = time.monotonic(), False
@@ -226,16 +258,18 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
         uplink.step_ended()
 
 
-def _take_messages(inbox: "queue.SimpleQueue[DownMessage]", gather_count: int, *, idle: bool) -> list[DownMessage]:
-    """All queued messages. An idle engine waits for the first one, until its next stats are due.
+def _take_messages(
+    inbox: "queue.SimpleQueue[DownMessage]", gather_count: int, idle_seconds: float
+) -> list[DownMessage]:
+    """All queued messages. An idle engine waits up to `idle_seconds` for the first one.
 
     Then it briefly waits for `gather_count` messages, so that concurrent requests start together.
     """
     messages: list[DownMessage] = []
     try:
-        if idle:
-            messages.append(inbox.get(timeout=HEARTBEAT_SECONDS))
-        while idle and len(messages) < gather_count:
+        if idle_seconds > 0:
+            messages.append(inbox.get(timeout=idle_seconds))
+        while idle_seconds > 0 and len(messages) < gather_count:
             messages.append(inbox.get(timeout=GATHER_SECONDS))
         while True:
             messages.append(inbox.get_nowait())
@@ -252,12 +286,11 @@ def _with_memory(stats: Stats) -> Stats:
     )
 
 
-def _read_messages(connection: socket.socket, inbox: "queue.SimpleQueue[DownMessage]") -> None:
+def _read_messages(stream: BinaryIO, inbox: "queue.SimpleQueue[DownMessage]") -> None:
     """Runs on the reader thread until the API closes the socket, and then exits the process.
 
     A frame that cannot be decoded also exits the process, because no later message could be read.
     """
-    stream = connection.makefile("rb")
     status = 1
     try:
         while len(length := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:

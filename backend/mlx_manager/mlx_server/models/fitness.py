@@ -48,7 +48,7 @@ def explain(failure: str) -> str:
     """The fault and remedy for an exception from a worker's load, given as "name: message"."""
     kind, _, message = failure.partition(": ")
     count, names = _listed_weights(message)
-    if kind in ("UnusableConfig", "UnusableModel"):
+    if kind in ("UnusableConfig", "UnusableModel", "UnusableRanks"):
         return message
     if message.startswith("Missing ") and names == ["lm_head.weight"]:
         return (
