@@ -34,6 +34,10 @@ class Limits(_Message, frozen=True):
     """Freed memory that MLX may keep for reuse."""
     prefix_cache_bytes: int
 
+    def shared_by(self, workers: int) -> "Limits":
+        """The limits of each of so many workers."""
+        return Limits(self.memory_bytes // workers, self.buffer_bytes // workers, self.prefix_cache_bytes // workers)
+
 
 class WorkerOptions(_Message, frozen=True):
     """Settings of the server that apply to every worker."""
@@ -52,8 +56,8 @@ Parallel = Literal["tensor", "pipeline"]
 class RankHost(_Message, frozen=True):
     """Where one rank runs. `addresses` are its `ip:port`s, of which jaccl and NCCL use the first one of rank 0.
 
-    `ssh` is the name of another machine; None for a process of this one. `rdma` names the device that leads to each
-    rank, for jaccl.
+    `ssh` is the name of another machine; None for a process of this one, or one started by hand. `rdma` names the
+    device that leads to each rank, for jaccl.
     """
 
     addresses: list[str]
@@ -61,6 +65,8 @@ class RankHost(_Message, frozen=True):
     python: str | None = None
     """The Python of that machine, which has mlx-manager; None for the same path as here."""
     rdma: list[str | None] = []
+    by_hand: bool = False
+    """Whether a user starts the rank, with `mlx-manager rank`."""
 
 
 class Membership(_Message, frozen=True):
@@ -77,6 +83,11 @@ class Membership(_Message, frozen=True):
     @property
     def host(self) -> RankHost:
         return self.hosts[self.rank]
+
+    @property
+    def ranks_here(self) -> int:
+        """The number of ranks on the machine of the API process."""
+        return sum(host.ssh is None and not host.by_hand for host in self.hosts)
 
 
 class Launch(_Message, frozen=True):

@@ -137,7 +137,7 @@ def _work() -> None:
     _prepare_device(launch)
     uplink.send([_device()])
     try:
-        engine = ENGINES[launch.kind](launch)
+        engine = ENGINES[launch.kind](msgspec.structs.replace(launch, folder=os.path.expanduser(launch.folder)))
     except Exception as exc:  # mlx-lm may raise anything for a model's files
         if is_lost_rank(exc):
             raise

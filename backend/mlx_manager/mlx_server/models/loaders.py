@@ -6,17 +6,17 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, WorkerOptions
+from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, Membership, WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.encoders import load_embedder, load_reranker
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
+from mlx_manager.mlx_server.models.groups import UnusableGroup, memory_here, plan_group
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.loading import load_generator
 from mlx_manager.mlx_server.models.resident import Loading, Resident, load_failed
-from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,14 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
     reason = why_it_cannot_load(folder, entry.trust_remote_code, entry.adapter, entry.kind_in(folder))
     if reason is not None:
         raise load_failed(entry, reason)
-    return weights_size(folder).memory_bytes
+    return memory_here(folder, _membership(entry, folder))
+
+
+def _membership(entry: ModelEntry, folder: Path) -> Membership | None:
+    try:
+        return plan_group(entry, folder)
+    except UnusableGroup as exc:
+        raise load_failed(entry, str(exc)) from exc
 
 
 class ModelLoader:
@@ -62,13 +69,15 @@ class ModelLoader:
     ) -> Resident:
         """Raises ModelLoadFailed, or what `on_device` raises (`Supervision`)."""
         progress.stage = "loading"
+        membership = await asyncio.to_thread(_membership, entry, folder)
         launch = Launch(
             kind=await asyncio.to_thread(entry.kind_in, folder),
             folder=str(folder),
-            limits=share,
+            limits=share.shared_by(membership.ranks_here) if membership is not None else share,
             options=self._options,
             adapter=str(entry.adapter) if entry.adapter is not None else None,
             trust_remote_code=entry.trust_remote_code,
+            membership=membership,
         )
         supervision = Supervision(
             watchdog=self._watchdog, on_death=on_death, on_progress=progress.loaded, on_device=on_device
