@@ -113,3 +113,8 @@ class EngineCore:
     def release_memory(self) -> None:
         """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""
         self._runner.release_memory()
+
+    def close(self) -> None:
+        """Ends the other ranks."""
+        if self._ranked is not None:
+            self._ranked.close()

@@ -108,6 +108,9 @@ class Encoder:
     def release_memory(self) -> None:
         mx.clear_cache()
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def _encode(self, batch: Batch) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
         lengths = [len(text.tokens) for text in batch.texts]
         width = max(lengths) if self._on_cpu else batch.width  # a GPU compiles kernels for each length

@@ -1,5 +1,6 @@
 """The engine of every rank but the first: it holds its part of the model and runs what rank 0 plans."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mlx_manager.mlx_server.engine.messages import (
 )
 from mlx_manager.mlx_server.engine.plan import Plan
 from mlx_manager.mlx_server.engine.ranked_runner import (
+    End,
     NewLimits,
     Pause,
     ReleaseMemory,
@@ -78,7 +80,12 @@ class Follower:
                 self._apply(limits)
             case ReleaseMemory():
                 self.release_memory()
+            case End():
+                sys.exit()
         return []
+
+    def close(self) -> None:
+        """The other ranks lose this one."""
 
     def release_memory(self) -> None:
         self._runner.release_memory()

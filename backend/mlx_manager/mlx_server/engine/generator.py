@@ -99,6 +99,9 @@ class Generator:
     def release_memory(self) -> None:
         self._core.release_memory()
 
+    def close(self) -> None:
+        self._core.close()
+
 
 def kv_bytes_of(memory_bytes: int, weights_bytes: int) -> int:
     """Memory for KV caches: 90 % of the memory beside the weights; a step's temporary arrays need the rest."""

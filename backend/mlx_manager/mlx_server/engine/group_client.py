@@ -65,9 +65,14 @@ class RankClient(WorkerClient):
         """Raises as `launch` does."""
         return self._loaded
 
-    async def end(self) -> None:
-        """Kills the rank, which holds nothing of value, without a report of its death."""
+    def expect_end(self) -> None:
+        """Its exit is no fault from now on."""
         self._closing = True
+
+    async def end(self, within_seconds: float = 0.0) -> None:
+        """Kills the rank unless it exits by itself within that time. Does not report its death."""
+        self.expect_end()
+        await asyncio.wait({self._reading}, timeout=within_seconds)
         self._kill()
         await asyncio.wait({self._reading}, timeout=END_SECONDS)
 
@@ -130,6 +135,8 @@ class RankedEngineClient(EngineClient):
         super().limit(limits.shared_by(self._ranks_here))
 
     async def close(self) -> None:
+        for other in self._others:
+            other.expect_end()
         await super().close()
         await self._end_others()
 
@@ -188,11 +195,11 @@ class RankedEngineClient(EngineClient):
         while status == LOST_RANK_STATUS and self._culprit is None and time.monotonic() < deadline:
             self._culprit = next((one for one in self._others if one._exited and not one.lost_another), None)
             await asyncio.sleep(0.01)
-        await self._end_others()
+        await self._end_others(END_SECONDS if status == 0 else 0.0)
         return status
 
-    async def _end_others(self) -> None:
-        await asyncio.gather(*(other.end() for other in self._others))
+    async def _end_others(self, within_seconds: float = 0.0) -> None:
+        await asyncio.gather(*(other.end(within_seconds) for other in self._others))
 
     def _describe_exit(self, status: int) -> str:
         return self._culprit.exit_reason if self._culprit is not None else super()._describe_exit(status)

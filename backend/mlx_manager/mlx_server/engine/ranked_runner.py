@@ -43,11 +43,15 @@ class ReleaseMemory(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pass
 
 
+class End(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    pass
+
+
 class Run(msgspec.Struct, frozen=True, tag=True, array_like=True):
     plan: Plan
 
 
-Order = Run | Pause | NewLimits | ReleaseMemory
+Order = Run | Pause | NewLimits | ReleaseMemory | End
 _decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 
 
@@ -119,6 +123,9 @@ class RankedRunner:
     def release_memory(self) -> None:
         self._send(ReleaseMemory())
         self._runner.release_memory()
+
+    def close(self) -> None:
+        self._send(End())
 
     def _send(self, order: Order) -> None:
         self._ranks.broadcast(msgspec.msgpack.encode(order))

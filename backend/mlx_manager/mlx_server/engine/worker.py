@@ -84,6 +84,9 @@ class Engine(Protocol):
 
     def release_memory(self) -> None: ...
 
+    def close(self) -> None:
+        """Called once, after the last step."""
+
 
 def _generator(launch: Launch) -> Engine:
     from mlx_manager.mlx_server.engine.generator import Generator
@@ -246,6 +249,7 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
                     _set_limits(message)
                     events += engine.limit(message)
                 case Shutdown():
+                    engine.close()
                     return
                 case _:
                     engine.take(message)

@@ -123,6 +123,11 @@ class WorkerClient(ABC):
         return f"{self.name} {fault}." if fault is not None else None
 
     @property
+    def rank_stats(self) -> dict[int, Stats]:
+        """The statistics of each rank, for a model over several ranks."""
+        return {}
+
+    @property
     def pid(self) -> int:
         return self._worker.process.pid
 
