@@ -29,8 +29,16 @@ FLOORS = (
     },  # import nothing
     {
         f"{SERVER}.{room}"
-        for room in ("upstream_settings", "request_settings", "security_settings", "setting_names", "records")
+        for room in (
+            "upstream_settings",
+            "request_settings",
+            "rank_settings",
+            "security_settings",
+            "setting_names",
+            "records",
+        )
     },
+    {f"{SERVER}.rank_settings"},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
     {f"{SERVER}.{room}" for room in ("folding", "embedding_types")},
@@ -67,6 +75,7 @@ WORKER_MODULES = (
     "embedding.pooling",
     "embedding.queue",
     "encoder",
+    "follower",
     "generator",
     "grammar",
     "kv_cache",
@@ -78,13 +87,17 @@ WORKER_MODULES = (
     "prefix_cache",
     "prefix_tree",
     "prompt_queue",
+    "rank_facts",
+    "ranked_runner",
+    "ranks",
     "runner",
     "sampling",
     "scheduler",
+    "sharding",
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}
-API_MODULES = ("client", "encoder_client", "sequences", "worker_client")
+API_MODULES = ("client", "encoder_client", "group_client", "sequences", "worker_client")
 API_ROOMS = ("api", "services", "protocols", "models", "schemas", *(f"engine.{one}" for one in API_MODULES))
 API_SIDE = {f"{SERVER}.{room}" for room in API_ROOMS}
 

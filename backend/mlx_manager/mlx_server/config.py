@@ -243,6 +243,9 @@ class RanksSettings(_Group):
     def _check_ranks(self) -> "RanksSettings":
         if self.rank_hosts is not None and self.ranks is not None:
             raise ValueError("ranks and rank_hosts are mutually exclusive. Remove one.")
+        is_given = self.rank_backend is not None or self.rank_parallel != "auto"
+        if is_given and self.rank_hosts is None and (self.ranks is None or self.ranks == 1):
+            raise ValueError("rank_backend and rank_parallel have no effect on one process. Set ranks or rank_hosts.")
         if self.rank_hosts is not None and not os.path.isfile(self.rank_hosts):
             raise ValueError(f"rank_hosts: there is no file {self.rank_hosts}. Correct the path.")
         return self

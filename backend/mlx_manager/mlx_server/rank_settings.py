@@ -32,6 +32,8 @@ class RankSettings(BaseModel):
     def _check_hosts(self) -> "RankSettings":
         if self.hosts is not None and self.ranks is not None:
             raise ValueError("ranks and hosts are mutually exclusive. Remove one.")
+        if not self.is_group and (self.backend is not None or self.parallel != "auto"):
+            raise ValueError("backend and parallel have no effect on one process. Give ranks or hosts, or remove them.")
         if self.hosts is not None and not os.path.isfile(self.hosts):
             raise ValueError(f"hosts: there is no file {self.hosts}. Correct the path.")
         return self

@@ -50,6 +50,7 @@ class RankClient(WorkerClient):
         self.rank = launch.membership.rank
         self.is_here = launch.membership.host.ssh is None
         self.name = rank_name(model_id, launch.membership)
+        self._loaded.add_done_callback(_note_failure)
         self.lost_another = False
         """Whether it has exited because it lost another rank."""
 
@@ -94,6 +95,7 @@ class RankedEngineClient(EngineClient):
         super().__init__(model_id, worker, limits, supervision)
         self.own_stats = Stats()
         """Of rank 0 alone, while `stats` has the memory of all ranks on this machine."""
+        self._loaded.add_done_callback(_note_failure)
         self._others: list[RankClient] = []
         self._ranks_here = 1
         self._culprit: RankClient | None = None
@@ -235,6 +237,12 @@ def _from_home(folder: str) -> str:
     """The path from the home folder on, which may lie elsewhere on another machine."""
     path, home = Path(folder), Path(os.path.expanduser("~"))
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else folder
+
+
+def _note_failure(load: "asyncio.Future[None]") -> None:
+    """Marks the failure as seen: only one rank's failure is raised."""
+    if not load.cancelled():
+        load.exception()
 
 
 class _Progress:

@@ -63,8 +63,10 @@ async def launch_worker(launch: Launch) -> Worker:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-    except BaseException:
+    except BaseException as exc:
         ours.close()
+        if is_remote and isinstance(exc, FileNotFoundError):
+            raise ModelLoadFailed("There is no ssh, which starts the other ranks. Install OpenSSH's client.") from exc
         raise
     finally:
         theirs.close()

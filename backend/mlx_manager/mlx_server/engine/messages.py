@@ -64,7 +64,7 @@ class RankHost(_Message, frozen=True):
     ssh: str | None = None
     python: str | None = None
     """The Python of that machine, which has mlx-manager; None for the same path as here."""
-    rdma: list[str | None] = []
+    rdma: list[str | list[str] | None] = []
     by_hand: bool = False
     """Whether a user starts the rank, with `mlx-manager rank`."""
 

@@ -38,6 +38,11 @@ def membership_of(wanted: RankSettings, folder: Path, rank: int) -> Membership:
     except (BadHosts, Indivisible) as exc:
         raise UnusableGroup(str(exc)) from exc
     backend = wanted.backend or file.backend or _default_backend()
+    if backend == "jaccl" and any(len(host.rdma) != len(file.hosts) for host in file.hosts):
+        raise UnusableGroup(
+            "jaccl needs the RDMA devices of each host: a list rdma in the hosts file, with null for the host itself. "
+            "mlx.distributed_config writes it."
+        )
     return Membership(rank, backend, parallel, file.hosts, file.environment)
 
 

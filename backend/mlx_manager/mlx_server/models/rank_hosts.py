@@ -30,7 +30,7 @@ class HostsFile:
 class _Host(msgspec.Struct):
     ips: list[str]
     ssh: str | None = None
-    rdma: list[str | None] = []
+    rdma: list[str | list[str] | None] = []
     python: str | None = None
 
 
