@@ -17,7 +17,7 @@ CLIENTS := .cache/clients
 SMOLLM2 := .cache/models/smollm2
 MINILM := .cache/models/all-MiniLM-L6-v2
 
-.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest test-agents check fmt bench soak constraints demo-model clean
+.PHONY: help setup serve test test-architectures test-browser test-clients test-llamacpp test-models test-oldest test-ranks test-agents check fmt bench soak constraints demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ test-oldest: ## Test with the oldest versions that pyproject.toml admits (TESTS,
 	.cache/oldest/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	.cache/oldest/bin/uv pip install --quiet --python .cache/oldest/bin/python --resolution lowest-direct -e '.[$(BACKEND),dev]'
 	.cache/oldest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+test-ranks: $(TOOLS) ## Test models over several processes, over ssh too where sshd is installed (about 6 minutes)
+	$(BIN)/pytest -rs tests/ranks
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers
