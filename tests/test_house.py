@@ -29,14 +29,7 @@ FLOORS = (
     },  # import nothing
     {
         f"{SERVER}.{room}"
-        for room in (
-            "upstream_settings",
-            "request_settings",
-            "rank_settings",
-            "security_settings",
-            "setting_names",
-            "records",
-        )
+        for room in ("upstream_settings", "request_settings", "security_settings", "setting_names", "records")
     },
     {f"{SERVER}.rank_settings"},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},

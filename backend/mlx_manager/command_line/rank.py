@@ -66,7 +66,7 @@ async def _run(model: str, launch: Launch, membership: Membership) -> NoReturn:
             await client.loaded
             await client.wait_until_exited()
         except LoadRaised as exc:
-            raise CommandFailed(f"{client.name} cannot be loaded: {explain(str(exc))}") from exc
+            raise CommandFailed(f"Model {model!r} cannot be loaded: {explain(str(exc))}") from exc
         except ServerError as exc:
             if not client.lost_another:
                 raise CommandFailed(exc.message) from exc
