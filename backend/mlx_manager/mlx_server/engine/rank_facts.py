@@ -8,6 +8,7 @@ import importlib.metadata
 import socket
 from pathlib import Path
 
+import mlx.core as mx
 import msgspec
 
 from mlx_manager.mlx_server import __version__
@@ -26,6 +27,7 @@ class RankFacts(msgspec.Struct, frozen=True, array_like=True):
     weights: str
     parallel: str
     size: int
+    device: str
 
 
 _REMEDIES = {
@@ -34,6 +36,7 @@ _REMEDIES = {
     "mlx_lm": ("mlx-lm", "Install the same version on all machines."),
     "weights": ("weights with the fingerprint", "Copy the model's folder from one machine to the others."),
     "parallel": ("a division by", "Give all ranks the same --parallel."),
+    "device": ("a device of the kind", "Use machines that all have a GPU, or none."),
     "size": ("a group of size", "Give all ranks the same hosts file."),
 }
 
@@ -49,6 +52,7 @@ def compare_ranks(ranks: Ranks, launch: Launch) -> None:
         fingerprint(Path(launch.folder)),
         launch.membership.parallel,
         len(launch.membership.hosts),
+        str(mx.default_device().type).rpartition(".")[2],
     )
     first, *others = [msgspec.msgpack.decode(one, type=RankFacts) for one in ranks.gather(msgspec.msgpack.encode(own))]
     for rank, facts in enumerate(others, 1):
