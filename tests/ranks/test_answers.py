@@ -95,6 +95,14 @@ def test_sixteen_clients_at_once_get_the_answers_of_one_process(server: RunningS
     assert together == alone
 
 
+def test_long_and_short_prompts_together_get_the_answers_of_one_process(server: RunningServer) -> None:
+    questions = [LETTERS * 12 + "Which is first?", *(f"Count to {number}." for number in range(3, 6))]
+    with ThreadPoolExecutor(4) as clients:
+        together = list(clients.map(lambda question: text_of(ask(server, "tensor", question)), questions))
+        alone = list(clients.map(lambda question: text_of(ask(server, "alone", question)), questions))
+    assert together == alone
+
+
 def test_prompt_with_a_stored_prefix_is_prefilled_from_it_on_every_rank(server: RunningServer) -> None:
     first = ask(server, "tensor", LETTERS + "Which is first?")
     again = ask(server, "tensor", LETTERS + "Which is last?")
