@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,20 @@ def test_rank_that_is_started_by_hand_joins_each_server_that_starts(
             assert server.chat("What is the capital of France?")["choices"][0]["message"]["content"].endswith("Paris.")
             assert len(server.workers()) == 1
     assert rank.poll() is None
+
+
+def test_server_waits_for_a_rank_that_is_started_by_hand_longer_than_for_a_silent_worker(tmp_path: Path) -> None:
+    """MLX stops all threads of rank 0, and so its heartbeats, while it waits."""
+    hosts, silence_seconds = hosts_file(tmp_path), 2
+    bounds = {"worker_timeout_seconds": silence_seconds}
+    with running_server(tmp_path, wait=False, bounds=bounds, default_model="demo", rank_hosts=hosts) as server:
+        server.wait_for_log("Waiting for rank 1")
+        waiting = server.worker()
+        time.sleep(4 * silence_seconds)
+        assert server.worker().pid == waiting.pid
+        with rank_by_hand(hosts, BACKEND):
+            server.wait_until_ready()
+            assert server.worker().pid == waiting.pid
 
 
 def test_rank_of_another_version_is_refused_on_both_sides(tmp_path: Path) -> None:

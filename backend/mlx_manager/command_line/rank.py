@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.engine.group_client import RankClient
 from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, Membership
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import LoadRaised, Supervision
-from mlx_manager.mlx_server.errors import ServerError
+from mlx_manager.mlx_server.errors import LoadingCrashed, ServerError
 from mlx_manager.mlx_server.models.fitness import explain
 from mlx_manager.mlx_server.models.groups import UnusableGroup, membership_of
 from mlx_manager.mlx_server.models.hub import cached_folder, is_repo_id
@@ -67,6 +67,8 @@ async def _run(model: str, launch: Launch, membership: Membership) -> NoReturn:
             await client.wait_until_exited()
         except LoadRaised as exc:
             raise CommandFailed(f"Model {model!r} cannot be loaded: {explain(str(exc))}") from exc
+        except LoadingCrashed:
+            pass  # rank 0 has not come for a long time, or the system ended the rank
         except ServerError as exc:
             if not client.lost_another:
                 raise CommandFailed(exc.message) from exc

@@ -7,6 +7,7 @@ from rank to rank by MLX. Runs on the event loop.
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ CAUSE_SECONDS = 1.0
 """A rank that lost another one waits this long for the fault of the other one."""
 END_SECONDS = 2.0
 LOG_SECONDS = 5.0
+_NOT_JOINED = "has not reached the other ranks in time. Check that they run and reach the addresses of the hosts file"
 
 
 class RankClient(WorkerClient):
@@ -53,6 +55,8 @@ class RankClient(WorkerClient):
         self._loaded.add_done_callback(_note_failure)
         self.lost_another = False
         """Whether it has exited because it lost another rank."""
+        self.has_reported = False
+        """Whether it has exited, and `exit_reason` says why."""
 
     @classmethod
     async def start(cls, model_id: str, launch: Launch, supervision: Supervision) -> Self:
@@ -85,7 +89,11 @@ class RankClient(WorkerClient):
 
     def _describe_exit(self, status: int) -> str:
         self.lost_another = status == LOST_RANK_STATUS
+        self.has_reported = True
         return super()._describe_exit(status)
+
+    def _ending(self, status: int) -> str:
+        return _NOT_JOINED if status == -signal.SIGALRM else super()._ending(status)
 
 
 class RankedEngineClient(EngineClient):
@@ -195,7 +203,7 @@ class RankedEngineClient(EngineClient):
         status = await super()._wait_for_exit()
         deadline = time.monotonic() + CAUSE_SECONDS
         while status == LOST_RANK_STATUS and self._culprit is None and time.monotonic() < deadline:
-            self._culprit = next((one for one in self._others if one._exited and not one.lost_another), None)
+            self._culprit = next((one for one in self._others if one.has_reported and not one.lost_another), None)
             await asyncio.sleep(0.01)
         await self._end_others(END_SECONDS if status == 0 else 0.0)
         return status
@@ -205,6 +213,9 @@ class RankedEngineClient(EngineClient):
 
     def _describe_exit(self, status: int) -> str:
         return self._culprit.exit_reason if self._culprit is not None else super()._describe_exit(status)
+
+    def _ending(self, status: int) -> str:
+        return _NOT_JOINED if status == -signal.SIGALRM else super()._ending(status)
 
 
 def rank_name(model_id: str, membership: Membership) -> str:

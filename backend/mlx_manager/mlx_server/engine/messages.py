@@ -17,6 +17,10 @@ MAX_BATCH_ROWS = 64
 """The most sequences that a worker decodes at once; further ones are queued."""
 LOST_RANK_STATUS = 75
 """The exit status of a rank that lost another one."""
+JOIN_SECONDS = 120
+"""How long ranks that the server starts may take to connect."""
+JOIN_BY_HAND_SECONDS = 600
+"""And ranks of which some are started by hand. SIGALRM then ends the process."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -83,6 +87,10 @@ class Membership(_Message, frozen=True):
     @property
     def host(self) -> RankHost:
         return self.hosts[self.rank]
+
+    @property
+    def join_seconds(self) -> int:
+        return JOIN_BY_HAND_SECONDS if any(host.by_hand for host in self.hosts) else JOIN_SECONDS
 
     @property
     def ranks_here(self) -> int:
@@ -265,6 +273,12 @@ class Encoded(_Message, frozen=True):
     queue_seconds: float
 
 
+class Joining(_Message, frozen=True):
+    """The rank connects to the others, which stops all of its threads until `has_joined`."""
+
+    has_joined: bool = False
+
+
 class RequestFinished(_Message, frozen=True):
     """Sent after the Step with the sequence's last token, which is a stop token if the reason is "stop"."""
 
@@ -328,6 +342,7 @@ UpMessage = (
     | RequestFinished
     | RequestFailed
     | Heartbeat
+    | Joining
     | Stats
 )
 

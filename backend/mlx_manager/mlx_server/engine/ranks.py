@@ -6,6 +6,7 @@ these operations and those of the model in one queue. Knows no plans and no mode
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +52,15 @@ class Ranks:
                     os.environ |= {"NCCL_HOST_IP": first_ip, "NCCL_PORT": first_port}
                     os.environ["MLX_WORLD_SIZE"] = str(len(hosts))
             try:
+                _end_process_in(membership.join_seconds)
                 return cls(mx.distributed.init(strict=True, backend=membership.backend))
             except RuntimeError as exc:
                 raise UnusableRanks(
                     f"rank {membership.rank} cannot join the others at {', '.join(membership.host.addresses)}: {exc}. "
                     "Check the addresses and the backend."
                 ) from exc
+            finally:
+                signal.alarm(0)
 
     def broadcast(self, payload: bytes = b"") -> bytes:
         """The payload of rank 0. The other ranks' payloads are ignored."""
@@ -108,6 +112,12 @@ class Ranks:
 def is_lost_rank(exc: Exception) -> bool:
     """Whether MLX raised it because the connection to another rank is lost. No operation is possible afterwards."""
     return isinstance(exc, RuntimeError) and str(exc).startswith(_TRANSPORTS)
+
+
+def _end_process_in(seconds: int) -> None:
+    """By the system: MLX holds Python's lock while it connects, so no thread of this process could end it."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
 
 
 def _write(folder: str, variable: str, value: object) -> None:

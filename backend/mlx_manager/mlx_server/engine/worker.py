@@ -26,9 +26,11 @@ from mlx_manager.mlx_server.engine.messages import (
     Device,
     DownMessage,
     Heartbeat,
+    Joining,
     Launch,
     Limits,
     LoadFailed,
+    Membership,
     ModelFacts,
     Ready,
     Shutdown,
@@ -37,7 +39,7 @@ from mlx_manager.mlx_server.engine.messages import (
     decode_down,
     encode_up,
 )
-from mlx_manager.mlx_server.engine.ranks import is_lost_rank
+from mlx_manager.mlx_server.engine.ranks import Ranks, is_lost_rank
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.utils.memory import trim_allocator
 
@@ -91,13 +93,18 @@ class Engine(Protocol):
 def _generator(launch: Launch) -> Engine:
     from mlx_manager.mlx_server.engine.generator import Generator
 
-    if launch.membership is None:
-        return Generator(launch)
-    from mlx_manager.mlx_server.engine.follower import Follower
-    from mlx_manager.mlx_server.engine.rank_facts import compare_ranks
-    from mlx_manager.mlx_server.engine.ranks import Ranks
+    return Generator(launch)
 
-    ranks = Ranks.join(launch.membership)
+
+def _rank(launch: Launch, membership: Membership, uplink: "Uplink") -> Engine:
+    """The engine of one of several ranks."""
+    from mlx_manager.mlx_server.engine.follower import Follower
+    from mlx_manager.mlx_server.engine.generator import Generator
+    from mlx_manager.mlx_server.engine.rank_facts import compare_ranks
+
+    uplink.send([Joining()])
+    ranks = Ranks.join(membership)
+    uplink.send([Joining(has_joined=True)])
     compare_ranks(ranks, launch)
     return Generator(launch, ranks) if ranks.rank == 0 else Follower(launch, ranks)
 
@@ -140,7 +147,7 @@ def _work() -> None:
     _prepare_device(launch)
     uplink.send([_device()])
     try:
-        engine = ENGINES[launch.kind](msgspec.structs.replace(launch, folder=os.path.expanduser(launch.folder)))
+        engine = _engine(launch, uplink)
     except Exception as exc:  # mlx-lm may raise anything for a model's files
         if is_lost_rank(exc):
             raise
@@ -148,6 +155,13 @@ def _work() -> None:
         raise
     uplink.send([Ready(mx.get_active_memory(), _dtype(engine.model), engine.facts)])
     run(engine, inbox, uplink)
+
+
+def _engine(launch: Launch, uplink: "Uplink") -> Engine:
+    membership = launch.membership
+    if membership is None:
+        return ENGINES[launch.kind](launch)
+    return _rank(msgspec.structs.replace(launch, folder=os.path.expanduser(launch.folder)), membership, uplink)
 
 
 def _take_streams() -> tuple[BinaryIO, BinaryIO]:

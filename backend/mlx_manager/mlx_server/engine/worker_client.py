@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Device,
     DownMessage,
     Heartbeat,
+    Joining,
     Launch,
     Limits,
     LoadFailed,
@@ -182,6 +183,8 @@ class WorkerClient(ABC):
             case Stats():
                 self._measure_rate()
                 self.stats = message
+            case Joining():
+                self._watchdog.expects_silence = not message.has_joined
             case Device():
                 self._note_device(message)
             case Ready():
@@ -287,9 +290,11 @@ class WorkerClient(ABC):
         self._fail_all(EngineFailed(f"{self.exit_reason} {_RETRY}"))
 
     def _describe_exit(self, status: int) -> str:
-        ending = f"was killed by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
         last_line = f": {self._stderr_tail[-1]}" if self._stderr_tail else ""
-        return f"{self.name} {self._kill_reason or ending}{last_line}."
+        return f"{self.name} {self._kill_reason or self._ending(status)}{last_line}."
+
+    def _ending(self, status: int) -> str:
+        return f"was killed by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
 
 
 def _signal_name(number: int) -> str:
