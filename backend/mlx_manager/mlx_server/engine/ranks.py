@@ -111,7 +111,8 @@ class Ranks:
 
 def is_lost_rank(exc: Exception) -> bool:
     """Whether MLX raised it because the connection to another rank is lost. No operation is possible afterwards."""
-    return isinstance(exc, RuntimeError) and str(exc).startswith(_TRANSPORTS)
+    causes = (exc, exc.__cause__)
+    return any(isinstance(cause, RuntimeError) and str(cause).startswith(_TRANSPORTS) for cause in causes)
 
 
 def _end_process_in(seconds: int) -> None:

@@ -126,7 +126,7 @@ ENGINES: dict[ModelKind, Callable[[Launch], Engine]] = {
 def main() -> None:
     try:
         _work()
-    except RuntimeError as exc:
+    except Exception as exc:
         if not is_lost_rank(exc):
             raise
         print(f"The connection to another rank is lost: {exc}", file=sys.stderr, flush=True)
