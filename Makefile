@@ -18,7 +18,7 @@ INSTALLERS := .cache/installers
 SMOLLM2 := .cache/models/smollm2
 MINILM := .cache/models/all-MiniLM-L6-v2
 
-.PHONY: help setup serve test test-architectures test-browser test-page test-clients test-llamacpp test-models test-oldest test-install test-agents check fmt bench soak constraints formula demo-model clean
+.PHONY: help setup serve test test-architectures test-browser test-page test-clients test-llamacpp test-models test-oldest test-install test-ranks test-agents check fmt bench soak constraints formula demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ $(INSTALLERS)/.installed: Makefile
 	$(PYTHON) -m venv $(INSTALLERS)
 	$(INSTALLERS)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 pipx==1.18.4
 	@touch $@
+
+test-ranks: $(TOOLS) ## Test models over several processes, over ssh too where sshd is installed (about 6 minutes)
+	$(BIN)/pytest -rs tests/ranks
 
 test-llamacpp: $(TOOLS) $(LLAMACPP)/.installed ## Test the providers against llama.cpp's server (built once, in about 8 minutes)
 	$(BIN)/pytest -rs tests/providers

@@ -38,15 +38,16 @@ def make_random_model(
     chat_template: bool = True,
     generation: Mapping[str, object] = MappingProxyType({}),
     extra_tokens: Sequence[str] = (),
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> Path:
     """A model of that type of mlx-lm's (llama, qwen2, qwen3, gemma), the larger the larger its `hidden_size`.
 
-    `extra_tokens` come behind those of the demo model's vocabulary.
+    `extra_tokens` come behind those of the demo model's vocabulary. `more` goes into its config.
     """
     folder.mkdir(parents=True)
     config = json.loads((demo_model_path() / "config.json").read_text())
     config |= {"hidden_size": hidden_size, "num_hidden_layers": 2, "intermediate_size": 128, "head_dim": 16}
-    config |= {"max_position_embeddings": context_length, "model_type": model_type}
+    config |= {"max_position_embeddings": context_length, "model_type": model_type, **more}
     family = _FAMILIES[model_type]
     config["vocab_size"] += len(extra_tokens)
     config["architectures"] = [f"{model_type.capitalize()}ForCausalLM"]

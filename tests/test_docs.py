@@ -37,7 +37,16 @@ ELSEWHERE = {
     "export": "sets a variable for the lines that follow",
 }
 """Commands that other tests run."""
-LEFT_OPEN = ("launch claude", "launch codex", "serve", "service ", "MLX_SERVER_", "LOGFIRE_TOKEN=", "OTEL_EXPORTER_")
+LEFT_OPEN = (
+    "launch claude",
+    "launch codex",
+    "serve",
+    "service ",
+    "manager rank",
+    "MLX_SERVER_",
+    "LOGFIRE_TOKEN=",
+    "OTEL_EXPORTER_",
+)
 """Commands that contain these start a server or a client with settings of the reader's own."""
 
 

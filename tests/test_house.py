@@ -33,6 +33,7 @@ FLOORS = (
         f"{SERVER}.{room}"
         for room in ("upstream_settings", "request_settings", "security_settings", "setting_names", "records")
     },
+    {f"{SERVER}.rank_settings"},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
     {f"{SERVER}.{room}" for room in ("folding", "embedding_types")},
@@ -75,6 +76,7 @@ WORKER_MODULES = (
     "embedding.pooling",
     "embedding.queue",
     "encoder",
+    "follower",
     "generator",
     "grammar",
     "groups",
@@ -88,6 +90,9 @@ WORKER_MODULES = (
     "prefix_cache",
     "prefix_tree",
     "prompt_queue",
+    "rank_facts",
+    "ranked_runner",
+    "ranks",
     "refusal",
     "rows",
     "runner",
@@ -95,10 +100,11 @@ WORKER_MODULES = (
     "scheduler",
     "shapes",
     "warm_up",
+    "sharding",
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}
-API_MODULES = ("client", "encoder_client", "sequences", "worker_client")
+API_MODULES = ("client", "encoder_client", "group_client", "sequences", "worker_client")
 API_ROOMS = ("api", "services", "protocols", "models", "schemas", *(f"engine.{one}" for one in API_MODULES))
 API_SIDE = {f"{SERVER}.{room}" for room in API_ROOMS}
 

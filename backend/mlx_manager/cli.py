@@ -28,6 +28,10 @@ ApiKey = Annotated[
         envvar="MLX_MANAGER_API_KEY", metavar="KEY", help="API key of the server. Default: from the settings."
     ),
 ]
+Backend = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Between ranks: ring, jaccl or nccl (as in the hosts file).")
+]
+Parallel = Annotated[str | None, typer.Option(metavar="HOW", help="Divide by tensor, pipeline or auto (auto).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts.")]
 
 
@@ -67,11 +71,46 @@ def serve(
     no_warm_up: Annotated[
         bool, typer.Option("--no-warm-up", help="Accept requests without running a loaded model first.")
     ] = False,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes on this machine that share the model (1).")
+    ] = None,
+    hosts: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            resolve_path=True,
+            metavar="FILE",
+            help="Machines that share it; MLX's hosts file.",
+        ),
+    ] = None,
+    backend: Backend = None,
+    parallel: Parallel = None,
 ) -> None:
     """Serve MODEL on http://127.0.0.1:8000/v1 until Ctrl-C."""
     from mlx_manager.command_line import serve as command
 
-    run(lambda: command.serve(model, host, port, config, insecure_no_auth, no_warm_up))
+    group = command.RankOptions(ranks, hosts, backend, parallel)
+    run(lambda: command.serve(model, host, port, config, insecure_no_auth, no_warm_up, group))
+
+
+@app.command(epilog="Example: mlx-manager rank ~/models/big --join hosts.json --rank 1")
+def rank(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The folder or repo id of the model that is served.")],
+    join: Annotated[
+        Path,
+        typer.Option(
+            exists=True, dir_okay=False, resolve_path=True, metavar="FILE", help="The hosts file of the server."
+        ),
+    ],
+    number: Annotated[int, typer.Option("--rank", min=1, max=63, help="Which host of the file this machine is.")],
+    backend: Backend = None,
+    parallel: Parallel = None,
+) -> None:
+    """Run one rank of a model that a server on another machine serves with --hosts, until Ctrl-C."""
+    from mlx_manager.command_line import rank as command
+
+    run(lambda: command.rank(model, join, number, backend, parallel))
 
 
 @app.command(epilog="Example: mlx-manager models --json")

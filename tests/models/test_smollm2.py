@@ -70,3 +70,18 @@ def test_a_chat_that_a_client_sends_is_answered(smollm2: RunningServer, name: st
             assert chunks_of(payloads)
     else:
         assert smollm2.post("/v1/chat/completions", body).status_code == 200
+
+
+def test_three_ranks_answer_as_one_process_does_and_two_cannot_share_its_heads(
+    smollm2: RunningServer, tmp_path: Path
+) -> None:
+    config = tmp_path / "mlx-manager.toml"
+    config.write_text(f'[[models]]\nid = "two"\npath = "{FOLDER}"\nranks = 2\n')
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    with running_server(tmp_path, config=config, default_model=FOLDER, ranks=3) as server:
+        refused = server.post("/v1/chat/completions", {"model": "two", "messages": question})
+        assert refused.status_code == 503
+        assert "its 9 attention heads and 3 key-value heads cannot be divided" in refused.json()["error"]["message"]
+        assert "Use 3 ranks." in refused.json()["error"]["message"]
+        together = ask(server, question, max_tokens=8)
+    assert together["message"] == ask(smollm2, question, max_tokens=8)["message"]

@@ -10,7 +10,14 @@ from fastapi.responses import PlainTextResponse
 from mlx_manager.mlx_server.api.admin import sequences_of
 from mlx_manager.mlx_server.api.dependencies import ServerState, State
 from mlx_manager.mlx_server.models.pool import ModelPoolManager
-from mlx_manager.mlx_server.observability import Metrics, ModelReading, ProcessReading, ServerReading, exposition
+from mlx_manager.mlx_server.observability import (
+    Metrics,
+    ModelReading,
+    ProcessReading,
+    RankReading,
+    ServerReading,
+    exposition,
+)
 from mlx_manager.mlx_server.utils import macos
 
 router = APIRouter(tags=["health"])
@@ -38,6 +45,11 @@ async def _read_server(server: ServerState) -> ServerReading:
         budget_bytes=pool.budget.limit_bytes,
         budget_used_bytes=pool.used_bytes(),
         draining=pool.draining,
+        ranks=[
+            RankReading(model.model_id, rank, stats.active_bytes, stats.step_seconds, stats.wait_seconds)
+            for model in loaded
+            for rank, stats in model.engine.rank_stats.items()
+        ],
     )
 
 

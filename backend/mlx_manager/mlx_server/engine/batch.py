@@ -4,7 +4,7 @@ Launches the next step before it reads the tokens of the last one, so the device
 worker, on the engine's thread.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,9 @@ from mlx_manager.mlx_server.engine.penalties import Penalties
 from mlx_manager.mlx_server.engine.plan import Failed, GroupEdit, Join, Move, Outcome, Resize
 from mlx_manager.mlx_server.engine.rows import places_without
 from mlx_manager.mlx_server.engine.sampling import BatchSampler, Integers
+
+Share = Callable[[mx.array, mx.array], mx.array]
+"""Maps drawn tokens (B,) and the logits (B, V) of their draw to the tokens that all ranks use."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,13 +81,16 @@ class DecodeBatch:
     """Rows join with all tokens prefilled except the last one, which is their first input.
 
     Each group of rows has a model call of its own in each step; one draw follows for all of them. `batches`: whether
-    the model takes several rows. `exact`: see `Span`.
+    the model takes several rows. `exact`: see `Span`. `share` gives each rank the tokens that rank 0 has drawn.
     """
 
-    def __init__(self, model: nn.Module, vocabulary_size: int, batches: bool, exact: bool) -> None:
+    def __init__(
+        self, model: nn.Module, vocabulary_size: int, batches: bool, exact: bool, share: Share | None = None
+    ) -> None:
         self._model = model
         self._batches = batches
         self._exact = exact
+        self._share = share
         self._groups: dict[int, _Group] = {}
         self._rows: list[Row] = []
         """Of all groups, one group after the other."""
@@ -159,6 +165,8 @@ class DecodeBatch:
         if self._constrained:
             logits = self._constrain(logits, inputs)
         self._inputs = self._sampler(logits, self._drawn)
+        if self._share is not None:
+            self._inputs = self._share(self._inputs, raw)
         self._penalties.note(self._inputs)
         self._drawn += np.uint64(1)
         logprobs, self._logprobs = self._logprobs, step_logprobs(self._rows, raw, self._inputs)

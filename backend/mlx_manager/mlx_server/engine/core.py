@@ -4,6 +4,7 @@ Runs in the worker, on one thread. `scheduler.py` plans a step, `runner.py` exec
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,13 @@ import msgspec
 from mlx_manager.mlx_server.engine.disk_cache import DiskOptions
 from mlx_manager.mlx_server.engine.disk_tier import DiskFigures
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
-from mlx_manager.mlx_server.engine.messages import Submit, UpMessage
+from mlx_manager.mlx_server.engine.messages import Limits, Submit, UpMessage
 from mlx_manager.mlx_server.engine.plan import Plan
 from mlx_manager.mlx_server.engine.prefix_tree import PrefixTree
+from mlx_manager.mlx_server.engine.ranked_runner import RankedRunner, runner_of_rank
+from mlx_manager.mlx_server.engine.ranks import Ranks
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
-from mlx_manager.mlx_server.utils.memory import clear_cache
 
 UNPACED_SECONDS = 1e6
 
@@ -39,14 +41,20 @@ class EngineCore:
         repeats_shapes: bool | None = None,
         pass_bytes: int | None = None,
         disk: DiskOptions | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """`kv_bytes` limits the KV caches of sequences and stored prefixes together, `prefix_bytes` the latter.
 
-        `repeats_shapes` and `pass_bytes` replace what the device and the model suggest.
+        `repeats_shapes` and `pass_bytes` replace what the device and the model suggest. With `ranks`, this is the core
+        of rank 0, and `model` its part of the model; `disk` must be None.
         """
-        self._runner = Runner(model, tokenizer_file, repeats_shapes, pass_bytes, disk)
+        self._ranked: RankedRunner | None = None
+        if ranks is not None:
+            self._ranked = RankedRunner(runner_of_rank(model, ranks, tokenizer_file), ranks)
+        self._runner = self._ranked or Runner(model, tokenizer_file, repeats_shapes, pass_bytes, disk)
         self._scheduler = Scheduler(self._runner.facts, kv_bytes, prefix_bytes, inter_token_seconds)
-        self._scheduler.note(self._runner.run(Plan()))  # what is on disk
+        if disk is not None:
+            self._scheduler.note(self._runner.run(Plan()))  # what is on disk
 
     def __len__(self) -> int:
         """Sequences submitted and not finished."""
@@ -77,6 +85,21 @@ class EngineCore:
         return self._runner.facts.vocabulary_size
 
     @property
+    def idle_seconds(self) -> float:
+        """After this long without work, the core needs a step all the same."""
+        return self._ranked.pause_seconds if self._ranked is not None else math.inf
+
+    @property
+    def step_seconds(self) -> float:
+        """Time that rank 0 has spent in steps; 0 without ranks."""
+        return self._ranked.step_seconds if self._ranked is not None else 0.0
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time that rank 0 has waited for the other ranks to take a plan; 0 without ranks."""
+        return self._ranked.wait_seconds if self._ranked is not None else 0.0
+
+    @property
     def memory(self) -> KvMemory:
         return self._scheduler.memory
 
@@ -101,6 +124,10 @@ class EngineCore:
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets limits from the next step on."""
         self._scheduler.limit(kv_bytes, prefix_bytes)
+
+    def least_kv_bytes(self, limits: Limits, own_bytes: int) -> int:
+        """The least memory for KV caches that any rank has under the limits; this process has `own_bytes`."""
+        return self._ranked.least_kv_bytes(limits, own_bytes) if self._ranked is not None else own_bytes
 
     def submit(self, message: Submit) -> None:
         """Admits or rejects the sequence; the messages of the next `step` say which."""
@@ -134,7 +161,7 @@ class EngineCore:
         mx.reset_peak_memory()
 
     def close(self, seconds: float) -> None:
-        """Cancels all sequences and writes stored prefixes to disk, for at most `seconds`."""
+        """Cancels all sequences, writes stored prefixes to disk, for at most `seconds`, and ends the other ranks."""
         deadline = time.perf_counter() + seconds
         self._scheduler.close()
         self.step()
@@ -144,5 +171,4 @@ class EngineCore:
 
     def release_memory(self) -> None:
         """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""
-        mx.synchronize()
-        clear_cache()
+        self._runner.release_memory()

@@ -1,5 +1,6 @@
 """The engine of a worker that embeds or scores: runs batches of texts of limited duration. Knows no sockets."""
 
+import math
 import time
 from itertools import groupby
 from pathlib import Path
@@ -61,6 +62,10 @@ class Encoder:
     def gather_count(self) -> int:
         """Zero: a request often has many texts, and later requests share the next batch."""
         return 0
+
+    @property
+    def idle_seconds(self) -> float:
+        return math.inf
 
     @property
     def has_work(self) -> bool:

@@ -1,5 +1,6 @@
 """The engine of a worker that generates: loads mlx-lm's model and steps its core. Knows no sockets and no text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,29 @@ with own_descriptor_limit():
     from mlx_manager.mlx_server.engine.disk_cache import DiskOptions
     from mlx_manager.mlx_server.engine.dtypes import dequantized, to_float16, to_float32, warn_of_few_bits
     from mlx_manager.mlx_server.engine.model_config import complete, model_classes
+    from mlx_manager.mlx_server.engine.ranks import Ranks
     from mlx_manager.mlx_server.engine.shapes import MAX_PREFILL_ROWS
+    from mlx_manager.mlx_server.engine.sharding import shard
     from mlx_manager.mlx_server.engine.warm_up import warm_up
 
 
 class Generator:
-    """Generates for each `Submit` until the sequence ends or a `Cancel` arrives."""
+    """Generates for each `Submit` until the sequence ends or a `Cancel` arrives. With `ranks`, it is rank 0."""
 
-    def __init__(self, launch: Launch) -> None:
-        folder, adapter = Path(launch.folder), Path(launch.adapter) if launch.adapter is not None else None
-        self.model = load(folder, adapter, launch.trust_remote_code, dequantize=launch.dequantize)
-        _suit_device(self.model, launch)
+    def __init__(self, launch: Launch, ranks: Ranks | None = None) -> None:
+        self.model = load_part(launch, ranks) if ranks is not None else _load_whole(launch)
         self._weights_bytes = mx.get_active_memory()
         self._core = EngineCore(
             self.model,
-            kv_bytes=self._kv_bytes(launch.limits),
+            kv_bytes=kv_bytes_of(launch.limits.memory_bytes, self._weights_bytes),
             prefix_bytes=launch.limits.prefix_cache_bytes,
             inter_token_seconds=launch.options.inter_token_latency_ms / 1000,
-            tokenizer_file=Path(launch.tokenizer_file) if launch.tokenizer_file else folder / "tokenizer.json",
+            tokenizer_file=Path(launch.tokenizer_file or Path(launch.folder) / "tokenizer.json"),
             disk=_disk_options(launch),
+            ranks=ranks,
         )
+        if ranks is not None:
+            self.limit(launch.limits)
 
     @property
     def facts(self) -> GeneratorFacts:
@@ -72,6 +76,8 @@ class Generator:
             disk_written_bytes=disk.written_bytes,
             disk_write_seconds=disk.written_seconds,
             disk_fault=disk.fault,
+            step_seconds=core.step_seconds,
+            wait_seconds=core.wait_seconds,
         )
 
     @property
@@ -81,6 +87,10 @@ class Generator:
     @property
     def has_work(self) -> bool:
         return self._core.has_work
+
+    @property
+    def idle_seconds(self) -> float:
+        return self._core.idle_seconds
 
     def warm_up(self) -> None:
         warm_up(self._core, on_gpu=computes_on_gpu())
@@ -95,7 +105,8 @@ class Generator:
                 raise ValueError(f"A generator cannot handle the message {type(message).__name__}.")
 
     def limit(self, limits: Limits) -> list[UpMessage]:
-        self._core.limit(self._kv_bytes(limits), limits.prefix_cache_bytes)
+        own_bytes = kv_bytes_of(limits.memory_bytes, self._weights_bytes)
+        self._core.limit(self._core.least_kv_bytes(limits, own_bytes), limits.prefix_cache_bytes)
         return [Capacity(self._core.memory.largest_sequence_tokens, limits.memory_bytes)]
 
     def step(self) -> list[UpMessage]:
@@ -107,28 +118,63 @@ class Generator:
     def close(self, seconds: float) -> None:
         self._core.close(seconds)
 
-    def _kv_bytes(self, limits: Limits) -> int:
-        """Memory for KV caches: 90 % of the memory beside the weights; a step's temporary arrays need the rest."""
-        return max(0, int(0.9 * (limits.memory_bytes - self._weights_bytes)))
+
+def kv_bytes_of(memory_bytes: int, weights_bytes: int) -> int:
+    """Memory for KV caches: 90 % of the memory beside the weights; a step's temporary arrays need the rest."""
+    return max(0, int(0.9 * (memory_bytes - weights_bytes)))
 
 
 def _disk_options(launch: Launch) -> DiskOptions | None:
     options = launch.options
-    if not launch.prefix_disk or options.prefix_disk_bytes <= 0:
+    if not launch.prefix_disk or options.prefix_disk_bytes <= 0 or launch.membership is not None:
         return None
     root = Path(options.prefix_disk_folder)
     return DiskOptions(root, options.prefix_disk_bytes, launch.model_id, launch.folder, launch.adapter)
 
 
+def load_part(launch: Launch, ranks: Ranks) -> nn.Module:
+    """The part of the model that belongs to this rank."""
+    assert launch.membership is not None
+    parallel = launch.membership.parallel
+    model = load(
+        Path(launch.folder),
+        trust_remote_code=launch.trust_remote_code,
+        divide=lambda model: shard(model, ranks, parallel),
+    )
+    _suit_device(model, launch)
+    return model
+
+
+def _load_whole(launch: Launch) -> nn.Module:
+    adapter = Path(launch.adapter) if launch.adapter is not None else None
+    model = load(Path(launch.folder), adapter, launch.trust_remote_code, dequantize=launch.dequantize)
+    _suit_device(model, launch)
+    return model
+
+
 def load(
-    folder: Path, adapter: Path | None = None, trust_remote_code: bool = False, *, dequantize: bool = False
+    folder: Path,
+    adapter: Path | None = None,
+    trust_remote_code: bool = False,
+    *,
+    dequantize: bool = False,
+    divide: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
-    """The model with its weights in memory; float32 on the CPU, which is slow at 16 bits."""
+    """The model with its weights in memory; float32 on the CPU, which is slow at 16 bits.
+
+    `divide` keeps a part of the model, before the weights are read.
+    """
     config = complete(load_config(folder))
     model, _ = load_model(
-        folder, model_config=config, get_model_classes=model_classes, trust_remote_code=trust_remote_code
+        folder,
+        lazy=divide is not None,
+        model_config=config,
+        get_model_classes=model_classes,
+        trust_remote_code=trust_remote_code,
     )
     _keep_masked_tokens_in_vocabulary(model)
+    if divide is not None:
+        divide(model)
     if dequantize:
         model = dequantized(model)
     if adapter is not None:
@@ -136,6 +182,7 @@ def load(
         mx.eval(model.parameters())
     if not computes_on_gpu():
         to_float32(model)
+    mx.eval(model.parameters())
     return model
 
 

@@ -17,6 +17,12 @@ SAVE_SECONDS = 10.0
 """How long a worker may take at a Shutdown to write its prefix cache to disk."""
 MAX_BATCH_ROWS = 64
 """The most sequences that a worker decodes at once; further ones are queued."""
+LOST_RANK_STATUS = 75
+"""The exit status of a rank that lost another one."""
+JOIN_SECONDS = 120
+"""How long ranks that the server starts may take to connect."""
+JOIN_BY_HAND_SECONDS = 600
+"""And ranks of which some are started by hand. SIGALRM then ends the process."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -34,6 +40,10 @@ class Limits(_Message, frozen=True):
     """Freed memory that MLX may keep for reuse. 0: the worker returns it to the system at once as well."""
     prefix_cache_bytes: int
 
+    def shared_by(self, workers: int) -> "Limits":
+        """The limits of each of so many workers."""
+        return Limits(self.memory_bytes // workers, self.buffer_bytes // workers, self.prefix_cache_bytes // workers)
+
 
 class WorkerOptions(_Message, frozen=True):
     """Settings of the server that apply to every worker."""
@@ -50,11 +60,59 @@ class WorkerOptions(_Message, frozen=True):
     prefix_disk_folder: str = ""
 
 
+Backend = Literal["ring", "jaccl", "nccl"]
+"""The transports of `mlx.distributed`: TCP, RDMA over Thunderbolt, and NVIDIA's library."""
+Parallel = Literal["tensor", "pipeline"]
+"""How a model is divided: every layer among all ranks, or the layers among the ranks."""
+
+
+class RankHost(_Message, frozen=True):
+    """Where one rank runs. `addresses` are its `ip:port`s, of which jaccl and NCCL use the first one of rank 0.
+
+    `ssh` is the name of another machine; None for a process of this one, or one started by hand. `rdma` names the
+    device that leads to each rank, for jaccl.
+    """
+
+    addresses: list[str]
+    ssh: str | None = None
+    python: str | None = None
+    """The Python of that machine, which has mlx-manager; None for the same path as here."""
+    rdma: list[str | list[str] | None] = []
+    by_hand: bool = False
+    """Whether a user starts the rank, with `mlx-manager rank`."""
+
+
+class Membership(_Message, frozen=True):
+    """The worker is rank `rank` of a group of processes that run one model together by `mlx.distributed`."""
+
+    rank: int
+    backend: Backend
+    parallel: Parallel
+    hosts: list[RankHost]
+    """One for each rank."""
+    environment: dict[str, str] = {}
+    """Variables for the processes of all ranks."""
+
+    @property
+    def host(self) -> RankHost:
+        return self.hosts[self.rank]
+
+    @property
+    def join_seconds(self) -> int:
+        return JOIN_BY_HAND_SECONDS if any(host.by_hand for host in self.hosts) else JOIN_SECONDS
+
+    @property
+    def ranks_here(self) -> int:
+        """The number of ranks on the machine of the API process."""
+        return sum(host.ssh is None and not host.by_hand for host in self.hosts)
+
+
 class Launch(_Message, frozen=True):
     """The first message: the model to load from `folder`, and the worker's limits.
 
     `adapter` is the folder of a LoRA adapter. Only with `trust_remote_code` may the worker run code from `folder`.
     Grammars need the `tokenizer_file`, the tokenizer.json of `folder` if None; it may be written after this message.
+    `membership` is None for a model in one process.
     """
 
     kind: ModelKind
@@ -69,6 +127,7 @@ class Launch(_Message, frozen=True):
     model_id: str = ""
     prefix_disk: bool = True
     """Whether this model's prefixes may be written to disk."""
+    membership: Membership | None = None
 
 
 class Submit(_Message, frozen=True):
@@ -247,6 +306,12 @@ class Encoded(_Message, frozen=True):
     queue_seconds: float
 
 
+class Joining(_Message, frozen=True):
+    """The rank connects to the others, which stops all of its threads until `has_joined`."""
+
+    has_joined: bool = False
+
+
 class RequestFinished(_Message, frozen=True):
     """Sent after the Step with the sequence's last token, which is a stop token if the reason is "stop"."""
 
@@ -299,6 +364,10 @@ class Stats(_Message, frozen=True):
     disk_write_seconds: float = 0.0
     disk_fault: str = ""
     """Why the prefix cache has no disk tier although the settings ask for one."""
+    step_seconds: float = 0.0
+    """Of a rank: its time in steps since its start."""
+    wait_seconds: float = 0.0
+    """Of a rank: its time in waiting for the other ranks between steps since its start."""
 
 
 DownMessage = Launch | Submit | Encode | Neighbours | Cancel | Limits | Shutdown
@@ -316,6 +385,7 @@ UpMessage = (
     | RequestFinished
     | RequestFailed
     | Heartbeat
+    | Joining
     | Stats
 )
 

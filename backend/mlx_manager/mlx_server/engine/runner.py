@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row
+from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row, Share
 from mlx_manager.mlx_server.engine.batching import try_batching
 from mlx_manager.mlx_server.engine.disk_cache import DiskCache, DiskOptions
 from mlx_manager.mlx_server.engine.grammar import CompiledGrammar, Constraint, GrammarCompiler
@@ -47,6 +47,7 @@ from mlx_manager.mlx_server.engine.plan import (
     Store,
 )
 from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
+from mlx_manager.mlx_server.utils.memory import clear_cache
 
 WAIT_SECONDS = 0.005
 """Longest wait for a grammar or the disk when there is no other work. It also delays the next message."""
@@ -65,14 +66,18 @@ class Runner:
         repeats_shapes: bool | None = None,
         pass_bytes: int | None = None,
         disk: DiskOptions | None = None,
+        *,
+        share: Share | None = None,
+        trial: nn.Module | None = None,
     ) -> None:
-        """`repeats_shapes` and `pass_bytes` (`ModelFacts`) are None for what fits the device and the model."""
+        """`repeats_shapes` and `pass_bytes` (`ModelFacts`) are None for what fits the device and the model.
+
+        For one of several ranks, `share` gives the drawn tokens of rank 0, and `trial` the model for the trials.
+        """
         cache = make_prompt_cache(model)
         vocabulary_size = _vocabulary_size(model, cache)
-        if repeats_shapes is None:
-            repeats_shapes = mx.default_device().type == mx.gpu
-        repeats_shapes = repeats_shapes and all(type(layer) is KVCache for layer in cache)
-        batching = try_batching(model, vocabulary_size, repeats_shapes)
+        repeats_shapes = may_repeat_shapes(cache, repeats_shapes)
+        batching = try_batching(trial if trial is not None else model, vocabulary_size, repeats_shapes)
         self._model = model
         self._prefixes = PrefixCache(make_prompt_cache(model))
         self._disk_events: list[DiskEvent] = []
@@ -91,7 +96,7 @@ class Runner:
             disk_salt=self._disk.salt if self._disk is not None else "",
         )
         self._exact = not self.facts.repeats_shapes
-        self._batch = DecodeBatch(model, vocabulary_size, batching.decodes, self._exact)
+        self._batch = DecodeBatch(model, vocabulary_size, batching.decodes, self._exact, share)
         self._grammars: GrammarCompiler[Row] = GrammarCompiler(tokenizer_file, vocabulary_size)
         self._rows: dict[int, Row] = {}
         self._prefilling: dict[int, RowsCache] = {}
@@ -125,6 +130,11 @@ class Runner:
         if self._disk is not None:
             outcome.disk += self._disk.take(WAIT_SECONDS if plan.wait and not len(self._grammars) else 0)
         return outcome
+
+    def release_memory(self) -> None:
+        """Returns memory that MLX and the allocator keep for reuse to the system. For an idle engine."""
+        mx.synchronize()
+        clear_cache()
 
     def close(self, seconds: float) -> None:
         """Waits until what was spilled is on disk, or for `seconds`."""
@@ -242,6 +252,13 @@ class Runner:
 def _pass_bytes(model: nn.Module) -> int:
     weights_bytes: int = sum(part.nbytes for _, part in tree_flatten(model.parameters()))
     return max(MIN_PASS_BYTES, weights_bytes)
+
+
+def may_repeat_shapes(cache: Cache, wanted: bool | None = None) -> bool:
+    """Whether the sizes of model calls may come from a small set, if `wanted` or, when it is None, on a GPU."""
+    if wanted is None:
+        wanted = mx.default_device().type == mx.gpu
+    return wanted and all(type(layer) is KVCache for layer in cache)
 
 
 def _vocabulary_size(model: nn.Module, cache: Cache) -> int:

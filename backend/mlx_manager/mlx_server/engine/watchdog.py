@@ -26,6 +26,8 @@ class Watchdog:
         self._loop = asyncio.get_running_loop()
         self._last_message_at = self._loop.time() + START_SECONDS
         self._step_seconds = 0.0
+        self.expects_silence = False
+        """Whether the worker cannot send anything now, however long that takes."""
 
     def note_message(self) -> None:
         self._last_message_at = self._loop.time()
@@ -53,7 +55,7 @@ class Watchdog:
 
     def _fault(self, silence_limit: float, step_limit: float) -> str | None:
         silence_seconds = self._loop.time() - self._last_message_at
-        if silence_seconds > silence_limit:
+        if silence_seconds > silence_limit and not self.expects_silence:
             return f"has not responded for {silence_seconds:.0f} s"
         if self._step_seconds > step_limit:
             return f"has been busy with one step for {self._step_seconds:.0f} s"

@@ -9,12 +9,11 @@ import contextlib
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,12 +23,15 @@ from mlx.utils import tree_flatten
 from mlx_manager.mlx_server.engine.device import computes_on_gpu, keep_kernels, this_device
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
+    LOST_RANK_STATUS,
     SAVE_SECONDS,
     DownMessage,
     Heartbeat,
+    Joining,
     Launch,
     Limits,
     LoadFailed,
+    Membership,
     ModelFacts,
     Ready,
     Shutdown,
@@ -39,6 +41,7 @@ from mlx_manager.mlx_server.engine.messages import (
     decode_down,
     encode_up,
 )
+from mlx_manager.mlx_server.engine.ranks import Ranks, is_lost_rank
 from mlx_manager.mlx_server.kinds import ModelKind
 from mlx_manager.mlx_server.utils import macos
 from mlx_manager.mlx_server.utils.memory import trim_allocator
@@ -46,6 +49,8 @@ from mlx_manager.mlx_server.utils.memory import trim_allocator
 HEARTBEAT_SECONDS = 1.0
 SWITCH_SECONDS = 0.0005
 """Longest time that the main thread keeps Python's lock from the thread that sends tokens."""
+FLUSH_SECONDS = 5.0
+"""The API may not read any more."""
 GATHER_SECONDS = 0.002
 RELEASE_SECONDS = 60.0
 """Idle time after which the engine releases the buffers that MLX keeps for reuse."""
@@ -76,6 +81,10 @@ class Engine(Protocol):
         """How many messages an idle engine briefly waits for, when concurrent requests are likely; otherwise 0."""
 
     @property
+    def idle_seconds(self) -> float:
+        """An engine without work needs a step after this long; infinite for most."""
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do anything. The worker steps an engine that has work without pauses."""
 
@@ -92,13 +101,27 @@ class Engine(Protocol):
     def release_memory(self) -> None: ...
 
     def close(self, seconds: float) -> None:
-        """Saves what outlives the process, for at most `seconds`."""
+        """Saves what outlives the process, for at most `seconds`, and ends the other ranks. Called once, at the end."""
 
 
 def _generator(launch: Launch) -> Engine:
     from mlx_manager.mlx_server.engine.generator import Generator
 
     return Generator(launch)
+
+
+def _rank(launch: Launch, membership: Membership, uplink: "Uplink") -> Engine:
+    """The engine of one of several ranks."""
+    from mlx_manager.mlx_server.engine.follower import Follower
+    from mlx_manager.mlx_server.engine.generator import Generator
+    from mlx_manager.mlx_server.engine.rank_facts import compare_ranks
+
+    uplink.send([Joining()])
+    uplink.flush()
+    ranks = Ranks.join(membership)
+    uplink.send([Joining(has_joined=True)])
+    compare_ranks(ranks, launch)
+    return Generator(launch, ranks) if ranks.rank == 0 else Follower(launch, ranks)
 
 
 def _encoder(launch: Launch) -> Engine:
@@ -116,16 +139,26 @@ ENGINES: dict[ModelKind, Callable[[Launch], Engine]] = {
 
 
 def main() -> None:
+    try:
+        _work()
+    except Exception as exc:
+        if not is_lost_rank(exc):
+            raise
+        print(f"The connection to another rank is lost: {exc}", file=sys.stderr, flush=True)
+        os._exit(LOST_RANK_STATUS)
+
+
+def _work() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the API process ends its workers
-    connection = _take_stdin()
+    received, sent = _take_streams()
     inbox: queue.SimpleQueue[DownMessage] = queue.SimpleQueue()
-    threading.Thread(target=_read_messages, args=(connection, inbox), daemon=True).start()
+    threading.Thread(target=_read_messages, args=(received, inbox), daemon=True).start()
     launch = inbox.get()
     if not isinstance(launch, Launch):
         raise SystemExit(f"The API process sent {type(launch).__name__} before Launch.")
     sys.setswitchinterval(SWITCH_SECONDS)
-    uplink = Uplink(connection)
+    uplink = Uplink(sent)
     if (mac := macos.this_mac()) is not None:
         mac.prefer_fast_cores()
     device = this_device()
@@ -133,14 +166,23 @@ def main() -> None:
     _prepare_device(launch)
     uplink.send([device])
     try:
-        engine = ENGINES[launch.kind](launch)
+        engine = _engine(launch, uplink)
         warm_up_seconds = _warm_up(engine, uplink) if launch.options.warm_up else None
     except Exception as exc:  # mlx-lm may raise anything for a model's files
+        if is_lost_rank(exc):
+            raise
         uplink.send([LoadFailed(f"{type(exc).__name__}: {exc}")])
-        uplink.close()
+        uplink.flush()
         raise
     uplink.send([Ready(mx.get_active_memory(), _dtype(engine.model), engine.facts, warm_up_seconds)])
     run(engine, inbox, uplink)
+
+
+def _engine(launch: Launch, uplink: "Uplink") -> Engine:
+    membership = launch.membership
+    if membership is None:
+        return ENGINES[launch.kind](launch)
+    return _rank(msgspec.structs.replace(launch, folder=os.path.expanduser(launch.folder)), membership, uplink)
 
 
 def _warm_up(engine: Engine, uplink: "Uplink") -> float:
@@ -150,16 +192,23 @@ def _warm_up(engine: Engine, uplink: "Uplink") -> float:
     try:
         engine.warm_up()
     except Exception as exc:  # a model may raise anything at its first step
+        if is_lost_rank(exc):
+            raise
         raise WarmUpFailed(f"{type(exc).__name__}: {exc}") from exc
     return time.perf_counter() - began
 
 
-def _take_stdin() -> socket.socket:
-    """The socket on the process's stdin, which becomes empty for later readers."""
-    connection = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+def _take_streams() -> tuple[BinaryIO, BinaryIO]:
+    """The connection to the API process: the socket on stdin or, with --stdio, the pipes of stdin and stdout.
+
+    Stdin becomes empty for later readers, and what is printed goes to stderr.
+    """
+    received = os.fdopen(os.dup(0), "rb")
+    sent = os.fdopen(os.dup(1 if "--stdio" in sys.argv else 0), "wb")
     with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), sys.stdin.fileno())
-    return connection
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return received, sent
 
 
 class Uplink:
@@ -169,9 +218,9 @@ class Uplink:
     time: so neither delays the next step, which made one stream 17 % faster on two cores.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._queue: queue.SimpleQueue[list[UpMessage] | None] = queue.SimpleQueue()
+    def __init__(self, sent: BinaryIO) -> None:
+        self._sent = sent
+        self._queue: queue.SimpleQueue[list[UpMessage] | threading.Event] = queue.SimpleQueue()
         self._step_began: float | None = None
         self._thread = threading.Thread(target=self._send_queued, daemon=True)
         self._thread.start()
@@ -179,10 +228,11 @@ class Uplink:
     def send(self, messages: list[UpMessage]) -> None:
         self._queue.put(messages)
 
-    def close(self) -> None:
-        """Sends what is queued."""
-        self._queue.put(None)
-        self._thread.join()
+    def flush(self) -> None:
+        """Waits until what is queued has been sent."""
+        sent = threading.Event()
+        self._queue.put(sent)
+        sent.wait(FLUSH_SECONDS)
 
     def step_begins(self) -> None:
         self._step_began = time.monotonic()
@@ -191,17 +241,22 @@ class Uplink:
         self._step_began = None
 
     def _send_queued(self) -> None:
-        """Runs on its own thread, until `close` or until the API closes the socket."""
+        """Runs on its own thread until the API closes the socket."""
         heartbeat_at = time.monotonic()
         with contextlib.suppress(OSError):
-            while (messages := self._take(heartbeat_at)) is not None:
+            while True:
+                messages = self._take(heartbeat_at)
+                if isinstance(messages, threading.Event):
+                    messages.set()
+                    continue
                 if time.monotonic() >= heartbeat_at:
                     messages = [*messages, self._heartbeat()]
                     heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
-                self._connection.sendall(encode_up(messages))
+                self._sent.write(encode_up(messages))
+                self._sent.flush()
 
-    def _take(self, until: float) -> list[UpMessage] | None:
-        """The next queued messages; none if there are none by that time."""
+    def _take(self, until: float) -> list[UpMessage] | threading.Event:
+        """The next in the queue; no messages if there are none by that time."""
         try:
             return self._queue.get(timeout=max(0.0, until - time.monotonic()))
         except queue.Empty:
@@ -243,7 +298,8 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
     next_stats = time.monotonic() + HEARTBEAT_SECONDS
     busy_at, is_trimmed = time.monotonic(), False
     while True:
-        messages = _take_messages(inbox, engine.gather_count, idle=not engine.has_work)
+        idle_seconds = 0.0 if engine.has_work else min(engine.idle_seconds, HEARTBEAT_SECONDS)
+        messages = _take_messages(inbox, engine.gather_count, idle_seconds)
         uplink.step_begins()
         if messages or engine.has_work:
             busy_at, is_trimmed = time.monotonic(), False
@@ -276,16 +332,18 @@ def run(engine: Engine, inbox: "queue.SimpleQueue[DownMessage]", uplink: Uplink)
         uplink.step_ended()
 
 
-def _take_messages(inbox: "queue.SimpleQueue[DownMessage]", gather_count: int, *, idle: bool) -> list[DownMessage]:
-    """All queued messages. An idle engine waits for the first one, until its next stats are due.
+def _take_messages(
+    inbox: "queue.SimpleQueue[DownMessage]", gather_count: int, idle_seconds: float
+) -> list[DownMessage]:
+    """All queued messages. An idle engine waits up to `idle_seconds` for the first one.
 
     Then it briefly waits for `gather_count` messages, so that concurrent requests start together.
     """
     messages: list[DownMessage] = []
     try:
-        if idle:
-            messages.append(inbox.get(timeout=HEARTBEAT_SECONDS))
-        while idle and len(messages) < gather_count:
+        if idle_seconds > 0:
+            messages.append(inbox.get(timeout=idle_seconds))
+        while idle_seconds > 0 and len(messages) < gather_count:
             messages.append(inbox.get(timeout=GATHER_SECONDS))
         while True:
             messages.append(inbox.get_nowait())
@@ -302,12 +360,11 @@ def _with_memory(stats: Stats) -> Stats:
     )
 
 
-def _read_messages(connection: socket.socket, inbox: "queue.SimpleQueue[DownMessage]") -> None:
+def _read_messages(stream: BinaryIO, inbox: "queue.SimpleQueue[DownMessage]") -> None:
     """Runs on the reader thread until the API closes the socket, and then exits the process.
 
     A frame that cannot be decoded also exits the process, because no later message could be read.
     """
-    stream = connection.makefile("rb")
     status = 1
     try:
         while len(length := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:

@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Device,
     DownMessage,
     Heartbeat,
+    Joining,
     Launch,
     Limits,
     LoadFailed,
@@ -79,7 +80,9 @@ class WorkerClient(ABC):
 
     def __init__(self, model_id: str, worker: Worker, limits: Limits, supervision: Supervision) -> None:
         self.model_id = model_id
-        self.exit_reason = f"The worker process of model {model_id!r} has exited."
+        self.name = f"The worker process of model {model_id!r}"
+        """The subject of messages about the worker."""
+        self.exit_reason = f"{self.name} has exited."
         """How the worker exited, and the last line of its stderr, once both are known."""
         self.stats = Stats()
         self.tokens_per_second = 0.0
@@ -130,7 +133,12 @@ class WorkerClient(ABC):
         if self._exited:
             return self.exit_reason
         fault = self._watchdog.fault
-        return f"The worker process of model {self.model_id!r} {fault}." if fault is not None else None
+        return f"{self.name} {fault}." if fault is not None else None
+
+    @property
+    def rank_stats(self) -> dict[int, Stats]:
+        """The statistics of each rank, for a model over several ranks."""
+        return {}
 
     @property
     def pid(self) -> int:
@@ -191,6 +199,8 @@ class WorkerClient(ABC):
                         "The prefix cache of %s stopped using the disk: %s.", self.model_id, message.disk_fault
                     )
                 self.stats = message
+            case Joining():
+                self._watchdog.expects_silence = not message.has_joined
             case Device():
                 self._note_device(message)
             case WarmingUp():
@@ -291,11 +301,7 @@ class WorkerClient(ABC):
                 logger.info("Worker %d of %s: %s", self.pid, self.model_id, text)
 
     def _report_exit(self, status: int) -> None:
-        ending = f"was killed by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
-        if -status == signal.SIGKILL:
-            ending += _OUT_OF_MEMORY
-        last_line = f": {self._stderr_tail[-1]}" if self._stderr_tail else ""
-        self.exit_reason = f"The worker process of model {self.model_id!r} {self._kill_reason or ending}{last_line}."
+        self.exit_reason = self._describe_exit(status)
         if not self._loaded.done():
             kind = LoadingCrashed if status < 0 else ModelLoadFailed
             failure = kind(f"Model {self.model_id!r} cannot be loaded. {self.exit_reason} Check the server's log.")
@@ -304,6 +310,16 @@ class WorkerClient(ABC):
             logger.error("%s %d pending requests failed.", self.exit_reason, self.pending)
             self._supervision.on_death(self)
         self._fail_all(EngineFailed(f"{self.exit_reason} {_RETRY}"))
+
+    def _describe_exit(self, status: int) -> str:
+        last_line = f": {self._stderr_tail[-1]}" if self._stderr_tail else ""
+        return f"{self.name} {self._kill_reason or self._ending(status)}{last_line}."
+
+    def _ending(self, status: int) -> str:
+        if status >= 0:
+            return f"exited with status {status}"
+        ending = f"was killed by {_signal_name(-status)}"
+        return ending + _OUT_OF_MEMORY if -status == signal.SIGKILL else ending
 
 
 def _signal_name(number: int) -> str:

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_manager.demo import DEMO_MODEL_ID, demo_model_path
@@ -20,6 +20,7 @@ from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress, cache_folder, cached_folder, cached_repos, download, is_repo_id
 from mlx_manager.mlx_server.models.kinds import kind_of
+from mlx_manager.mlx_server.rank_settings import RankSettings
 from mlx_manager.utf8 import is_utf8, shown
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,14 @@ class ModelEntry:
     repo: str | None = None
     settings: ModelSettings | None = None
     """Its `[[models]]` entry."""
+    own_ranks: RankSettings | None = None
+    """Overrides the ranks of its entry."""
+
+    @property
+    def ranks(self) -> RankSettings | None:
+        """None for a model that runs in one process."""
+        ranks = self.own_ranks if self.own_ranks is not None else self.settings
+        return ranks if ranks is not None and ranks.is_group else None
 
     @property
     def repo_id(self) -> str:
@@ -103,7 +112,9 @@ class Catalog:
         hub_cache: bool = False,
         allow_downloads: bool = False,
         default_for_unknown: bool = False,
+        default_ranks: RankSettings | None = None,
     ) -> None:
+        """`default_ranks` are the ranks of the default model."""
         self._named: dict[str, ModelEntry] = {}
         self._found: dict[str, ModelEntry] = {}
         self._aliases: dict[str, str] = {}
@@ -123,6 +134,8 @@ class Catalog:
         if default is None:
             raise self._not_found(default_model, ())
         self.default_id = default.id
+        if default_ranks is not None:
+            self._named[default.id] = replace(default, own_ranks=default_ranks)
 
     def __iter__(self) -> Iterator[ModelEntry]:
         return iter([*self._named.values(), *self._found.values()])
@@ -280,6 +293,7 @@ def catalog_of(settings: MLXServerSettings) -> Catalog:
         hub_cache=settings.hub_cache,
         allow_downloads=settings.allow_downloads,
         default_for_unknown=settings.default_for_unknown,
+        default_ranks=settings.default_ranks,
     )
 
 

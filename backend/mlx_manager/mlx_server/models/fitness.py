@@ -48,7 +48,7 @@ def explain(failure: str) -> str:
     """The fault and remedy for an exception from a worker's load, given as "name: message"."""
     kind, _, message = failure.partition(": ")
     count, names = _listed_weights(message)
-    if kind in ("UnusableConfig", "UnusableModel"):
+    if kind in ("UnusableConfig", "UnusableModel", "UnusableRanks"):
         return message
     if kind == "WarmUpFailed":
         return (
@@ -140,7 +140,7 @@ def _why_no_config(folder: Path) -> str:
 
 def _unknown_generator(config: dict[str, object]) -> Iterator[str]:
     known = _known_types()
-    name = _module_name(config)
+    name = module_name(config)
     if not known or (name in known and re.fullmatch(r"[\w-]+", name)):
         return
     near = difflib.get_close_matches(name, known, n=1)
@@ -222,7 +222,7 @@ def _listed_weights(message: str) -> tuple[str, list[str]]:
     return "".join(re.findall(r"\d+", heading)[:1]), names[:_MAX_NAMES] + more
 
 
-def _module_name(config: dict[str, object]) -> str:
+def module_name(config: dict[str, object]) -> str:
     """The name of mlx-lm's module for the model."""
     model_type = str(config.get("model_type"))
     architectures = config.get("architectures")
@@ -234,12 +234,12 @@ def _module_name(config: dict[str, object]) -> str:
 
 def _known_types() -> list[str]:
     """The names of mlx-lm's model modules. Empty where they are not files; then only the worker can tell."""
-    folder = _mlx_lm_folder()
+    folder = mlx_lm_folder()
     return sorted(file.stem for file in (folder / "models").glob("*.py")) if folder is not None else []
 
 
 @functools.cache
-def _mlx_lm_folder() -> Path | None:
+def mlx_lm_folder() -> Path | None:
     spec = importlib.util.find_spec("mlx_lm")
     places = spec.submodule_search_locations if spec is not None else None
     return Path(places[0]) if places and (Path(places[0]) / "models").is_dir() else None
@@ -251,7 +251,7 @@ def _remapping(name: str) -> dict[object, str]:
 
     Parses the source, because the import would load MLX into the API process.
     """
-    folder = _mlx_lm_folder()
+    folder = mlx_lm_folder()
     if folder is None:
         return {}
     for node in ast.parse((folder / "utils.py").read_text("utf-8")).body:

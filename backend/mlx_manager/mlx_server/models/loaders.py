@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, WorkerOptions
+from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, Membership, WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.kinds import ModelKind
@@ -14,11 +14,11 @@ from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.conversion import tokenizer_place
 from mlx_manager.mlx_server.models.encoders import load_embedder, load_reranker
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
+from mlx_manager.mlx_server.models.groups import UnusableGroup, memory_here, plan_group
 from mlx_manager.mlx_server.models.hub import Progress
 from mlx_manager.mlx_server.models.loading import load_generator
 from mlx_manager.mlx_server.models.resident import Loading, Resident, load_failed
 from mlx_manager.mlx_server.models.tokenization import TOKENIZER_FILE
-from mlx_manager.mlx_server.models.weights import weights_size
 from mlx_manager.mlx_server.templates.rendering import TemplateRenderer
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,14 @@ def estimate_bytes(entry: ModelEntry, folder: Path) -> int:
     reason = why_it_cannot_load(folder, entry.trust_remote_code, entry.adapter, entry.kind_in(folder))
     if reason is not None:
         raise load_failed(entry, reason)
-    return weights_size(folder, dequantize=entry.dequantize).memory_bytes
+    return memory_here(folder, _membership(entry, folder), dequantize=entry.dequantize)
+
+
+def _membership(entry: ModelEntry, folder: Path) -> Membership | None:
+    try:
+        return plan_group(entry, folder)
+    except UnusableGroup as exc:
+        raise load_failed(entry, str(exc)) from exc
 
 
 class ModelLoader:
@@ -66,10 +73,11 @@ class ModelLoader:
         """Raises ModelLoadFailed, or what `on_device` raises (`Supervision`)."""
         progress.stage = "loading"
         tokenizer = await asyncio.to_thread(tokenizer_place, folder, trust_remote_code=entry.trust_remote_code)
+        membership = await asyncio.to_thread(_membership, entry, folder)
         launch = Launch(
             kind=await asyncio.to_thread(entry.kind_in, folder),
             folder=str(folder),
-            limits=share,
+            limits=share.shared_by(membership.ranks_here) if membership is not None else share,
             options=self._options,
             adapter=str(entry.adapter) if entry.adapter is not None else None,
             trust_remote_code=entry.trust_remote_code,
@@ -77,6 +85,7 @@ class ModelLoader:
             tokenizer_file=str(tokenizer / TOKENIZER_FILE),
             model_id=entry.id,
             prefix_disk=entry.prefix_disk,
+            membership=membership,
         )
         supervision = Supervision(
             watchdog=self._watchdog,

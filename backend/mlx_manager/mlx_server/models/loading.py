@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_manager.mlx_server.engine.client import EngineClient
+from mlx_manager.mlx_server.engine.group_client import RankedEngineClient
 from mlx_manager.mlx_server.models.adapters import ModelAdapter, get_adapter
 from mlx_manager.mlx_server.models.adapters.output import get_output_format, special_tokens
 from mlx_manager.mlx_server.models.adapters.traits import TemplateTraits, probe_template
@@ -70,7 +71,8 @@ class LoadedModel(Resident):
 
 async def load_generator(load: Loading) -> LoadedModel:
     entry, folder = load.entry, load.folder
-    engine, language = await load.start(EngineClient, lambda: _load_language(entry, folder, load.templates))
+    client = EngineClient if load.launch.membership is None else RankedEngineClient
+    engine, language = await load.start(client, lambda: _load_language(entry, folder, load.templates))
     try:
         defaults = read_defaults(folder)
         if entry.settings is not None:

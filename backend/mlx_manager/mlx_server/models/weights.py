@@ -64,6 +64,15 @@ def weights_size(folder: Path, *, dequantize: bool = False) -> WeightsSize:
     return WeightsSize(disk_bytes, memory_bytes)
 
 
+def replicated_bytes(folder: Path) -> int:
+    """The memory of the weights that every rank of a group holds whole: those outside of the layers."""
+    total = 0
+    for file in weight_files(folder):
+        with contextlib.suppress(BrokenWeights):
+            total += sum(_tensor_bytes(tensor, None) for name, tensor in _header(file).items() if "layers." not in name)
+    return total
+
+
 def check_weights(folder: Path) -> None:
     """Raises BrokenWeights for files that are missing, truncated, or not safetensors."""
     missing, files = missing_weight_files(folder), weight_files(folder)

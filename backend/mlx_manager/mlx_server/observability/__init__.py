@@ -7,7 +7,7 @@ from mlx_manager.mlx_server.observability.access_log import log_access
 from mlx_manager.mlx_server.observability.genai_metrics import record_generation
 from mlx_manager.mlx_server.observability.logs import configure_logging, request_log_context, set_log_level
 from mlx_manager.mlx_server.observability.metrics import EvictionReason, Metrics, exposition
-from mlx_manager.mlx_server.observability.readings import ModelReading, ProcessReading, ServerReading
+from mlx_manager.mlx_server.observability.readings import ModelReading, ProcessReading, RankReading, ServerReading
 from mlx_manager.mlx_server.observability.recent import RecentRequest, RecentRequests
 from mlx_manager.mlx_server.observability.traces import (
     AttributeValue,
@@ -30,6 +30,7 @@ __all__ = [
     "ModelReading",
     "PastSpan",
     "ProcessReading",
+    "RankReading",
     "RecentRequest",
     "RecentRequests",
     "ServerReading",

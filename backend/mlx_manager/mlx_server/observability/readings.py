@@ -48,6 +48,17 @@ class ProcessReading:
 
 
 @dataclass(frozen=True, slots=True)
+class RankReading:
+    """One rank of a model over several processes. Seconds count from its start."""
+
+    model_id: str
+    rank: int
+    memory_bytes: int
+    step_seconds: float
+    wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServerReading:
     """`upstreams`: upstream name to whether it is up."""
 
@@ -58,6 +69,7 @@ class ServerReading:
     budget_bytes: int
     budget_used_bytes: int
     draining: bool
+    ranks: Sequence[RankReading] = ()
 
 
 _GAUGES = {
@@ -95,6 +107,7 @@ def families_of(reading: ServerReading, label: Callable[[str], str]) -> Iterator
         family = CounterMetricFamily(f"mlx_server_{name}", documentation, labels=["model"])
         yield _by_model(family, reading, name, label)
     yield from _process_families(reading.processes, label)
+    yield from _rank_families(reading.ranks, label)
     upstreams = GaugeMetricFamily("mlx_server_upstream_up", "1 if the upstream is up.", labels=["upstream"])
     for name, up in reading.upstreams.items():
         upstreams.add_metric([name], up)
@@ -136,3 +149,16 @@ def _process_families(processes: Sequence[ProcessReading], label: Callable[[str]
         for labels, value in values.items():
             family.add_metric(labels, value)
         yield family
+
+
+def _rank_families(ranks: Sequence[RankReading], label: Callable[[str], str]) -> Iterator[Metric]:
+    labels = ["model", "rank"]
+    memory = GaugeMetricFamily("mlx_server_rank_memory_bytes", "Active MLX memory of each rank.", labels=labels)
+    steps = CounterMetricFamily("mlx_server_rank_step_seconds", "Seconds that each rank spent in steps.", labels=labels)
+    waits = CounterMetricFamily(
+        "mlx_server_rank_wait_seconds", "Seconds that each rank waited between steps for the others.", labels=labels
+    )
+    for one in ranks:
+        for family, value in ((memory, one.memory_bytes), (steps, one.step_seconds), (waits, one.wait_seconds)):
+            family.add_metric([label(one.model_id), str(one.rank)], value)
+    yield from (memory, steps, waits)

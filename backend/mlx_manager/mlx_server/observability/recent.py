@@ -78,5 +78,7 @@ def _numbers(generation: GenerationRecord) -> dict[str, Any]:
         "queue_seconds": generation.queue_seconds if generation.prefilled is not None else None,
         "load_seconds": generation.load_seconds,
         "tokens_per_second": generation.tokens_per_second,
+        "cache_miss": generation.miss.reason if generation.miss is not None else None,
+        "missed_tokens": generation.miss.missed_tokens if generation.miss is not None else 0,
         "finish_reason": ",".join(dict.fromkeys(generation.finish_reasons)) or None,
     }
