@@ -3,7 +3,7 @@ class MlxManager < Formula
   desc "OpenAI-compatible inference server for MLX models"
   homepage "https://github.com/mlx-manager/mlx-manager"
   url "https://github.com/mlx-manager/mlx-manager/releases/download/v0.1.0/mlx_manager-0.1.0-py3-none-any.whl", using: :nounzip
-  sha256 "2131965ee03b65508231d5960a5618ae4772ab3c374f68a00f9b2253509ab5fd"
+  sha256 "e207d3eef0cc67e9659722db924804429d477b15d805f50abf6f1e7ad6d95f03"
   license "MIT"
 
   depends_on arch: :arm64
