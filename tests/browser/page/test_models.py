@@ -11,22 +11,22 @@ from tests.command_line.hub import REPO, running_hub
 from tests.running_server import RunningServer, running_server
 
 
-def state(tab: Any, model: str) -> Any:
-    return tab.page.locator("#model-rows tr", has=tab.page.locator("th", has_text=model)).locator(".state")
+def wait_for_state(tab: Any, model: str, state: str) -> None:
+    row = tab.page.locator("#model-rows tr", has=tab.page.locator("th", has_text=model))
+    row.locator(".state", has_text=re.compile(f"^{state}$")).wait_for()
 
 
 def test_a_model_is_unloaded_and_loaded_and_pinned(tabs: Any, served: RunningServer) -> None:
     tab = tabs(served, "models")
-    row = tab.page.locator("#model-rows tr").first
-    row.get_by_role("button", name="Unload demo").click()
-    row.locator(".state", has_text="unloaded").wait_for()
+    tab.page.get_by_role("button", name="Unload demo").click()
+    wait_for_state(tab, "demo", "unloaded")
     tab.page.get_by_role("button", name="Load demo").click()
-    state(tab, "demo").get_by_text("loaded", exact=True).wait_for()
+    wait_for_state(tab, "demo", "loaded")
     tab.page.get_by_role("button", name="Pin demo").click()
-    state(tab, "demo").get_by_text("loaded, pinned").wait_for()
+    wait_for_state(tab, "demo", "loaded, pinned")
     assert tab.page.evaluate("document.activeElement.ariaLabel").endswith(" demo")  # the focus stays in the row
     tab.page.get_by_role("button", name="Unpin demo").click()
-    state(tab, "demo").get_by_text("loaded", exact=True).wait_for()
+    wait_for_state(tab, "demo", "loaded")
     caption = tab.page.locator("#memory figcaption").inner_text()
     assert caption.startswith("Memory budget: ")
     assert tab.page.locator("#memory li").all_inner_texts()[0].startswith("weights ")
@@ -48,7 +48,7 @@ def test_a_model_is_downloaded_with_its_progress(tabs: Any, tmp_path: Path, monk
             assert 0 < tab.page.locator(f"{progress} progress").evaluate("(bar) => bar.position") < 1
             hub.stall_at = None
             hub.closing.set()
-            state(tab, REPO).get_by_text("loaded", exact=True).wait_for()
+            wait_for_state(tab, REPO, "loaded")
 
 
 def test_a_download_that_the_settings_forbid_is_refused_with_the_setting(tabs: Any, served: RunningServer) -> None:
