@@ -100,6 +100,10 @@ class RawEngine:
     def run(self, workload: Workload) -> Measured:
         return Measured(**self._ask({"workload": asdict(workload)}))
 
+    def lean_rate(self, workload: Workload) -> float:
+        """Tokens per second of the lean loop."""
+        return float(self._ask({"lean": asdict(workload)})["tokens_per_second"])
+
     def ttft(self, prompt: ReadyPrompt) -> float:
         """Seconds from the prompt's text to its first token."""
         return float(self._ask({"ready_prompt": asdict(prompt)})["ttft"])

@@ -1,4 +1,4 @@
-"""The baseline: mlx-lm's BatchGenerator and streaming detokeniser in their own process, without a server.
+"""The baselines, in a process without a server: BatchGenerator with a detokeniser, and a lean loop without text.
 
 The benchmark starts it as `python -m benchmarks.raw_engine MODEL`. It reads a workload, or a prompt with part of its KV
 cache computed, as a line of JSON, and answers with a line of JSON.
@@ -32,6 +32,8 @@ def main() -> None:
         question = json.loads(line)
         if "workload" in question:
             answer = run(model, tokenizer, Workload(**question["workload"]))
+        elif "lean" in question:
+            answer = {"tokens_per_second": lean_rate(model, tokenizer, Workload(**question["lean"]))}
         else:
             answer = {"ttft": first_token(model, tokenizer, ReadyPrompt(**question["ready_prompt"])).seconds}
         print(json.dumps(answer), flush=True)
@@ -72,6 +74,23 @@ def run_wave(model: Any, tokenizer: Any, texts: list[str], workload: Workload) -
             running -= response.finish_reason is not None
     generator.close()
     return [times for times, _ in streams.values()]
+
+
+def lean_rate(model: Any, tokenizer: Any, workload: Workload) -> float:
+    """Greedy tokens per second without text: what the model and its caches allow. Nothing joins or leaves a wave."""
+    began = time.perf_counter()
+    for texts in workload.prompts():
+        prompts = [tokenizer.encode(text) for text in texts]
+        rows = [_prefilled(model, prompt[:-1]) for prompt in prompts]
+        cache = [layers[0].merge(list(layers)) for layers in zip(*rows, strict=True)]
+        inputs = mx.array([prompt[-1] for prompt in prompts])
+        for _ in range(workload.output_tokens):
+            drawn = mx.argmax(model(inputs[:, None], cache=cache)[:, -1, :], axis=-1)
+            mx.async_eval(drawn)  # type: ignore[no-untyped-call]
+            inputs.tolist()
+            inputs = drawn
+        inputs.tolist()
+    return workload.waves * workload.concurrency * workload.output_tokens / (time.perf_counter() - began)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,8 +98,9 @@ def markdown(results: Results, chart: str | None) -> str:
 def _throughput(rows: list[Row]) -> str:
     return _table(
         "Throughput",
-        "model | streams | tok/s | raw tok/s | efficiency | API us/tok | engine us/tok | raw us/tok | generator us/tok "
-        "| tok/chunk | TTFT p50 / p95 ms | raw TTFT p95 | ITL p50 / p95 / max ms | raw ITL p95 | API / engine peak MB",
+        "model | streams | tok/s | raw tok/s | efficiency | lean tok/s | over lean | API us/tok "
+        "| engine us/tok | raw us/tok | generator us/tok | tok/chunk | TTFT p50 / p95 ms "
+        "| raw TTFT p95 | ITL p50 / p95 / max ms | raw ITL p95 | API / engine peak MB",
         [
             [
                 row.model,
@@ -107,6 +108,8 @@ def _throughput(rows: list[Row]) -> str:
                 f"{row.server.tokens_per_second:.0f}",
                 _number(row.raw.tokens_per_second if row.raw else None),
                 _number(row.efficiency, 2),
+                _number(row.lean_tokens_per_second),
+                _number(row.over_lean, 2),
                 _number(row.server.api_cpu_us),
                 _number(row.server.engine_cpu_us),
                 _number(row.raw.engine_cpu_us if row.raw else None),

@@ -11,13 +11,15 @@ from benchmarks.workload import Measured, Workload, median_known, median_of, sum
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Medians of all runs; `efficiency` is the median of the runs' ratios of server to raw engine."""
+    """Medians of all runs; `efficiency` and `over_lean` are medians of the runs' ratios to raw engine and lean loop."""
 
     model: str
     concurrency: int
     server: Measured
     raw: Measured | None
     efficiency: float | None
+    lean_tokens_per_second: float | None = None
+    over_lean: float | None = None
 
 
 def measure(place: Place, concurrency: int, runs: int, output_tokens: int) -> Row:
@@ -25,22 +27,27 @@ def measure(place: Place, concurrency: int, runs: int, output_tokens: int) -> Ro
         seed = 1000 * concurrency + attempt
         return Workload(concurrency, waves, prompt_words=8, output_tokens=output_tokens, seed=seed)
 
-    of_server, of_raw = [], []
+    of_server, of_raw, of_lean = [], [], []
     warm_up = workload(runs, waves=1)
     _run_server(place.server, warm_up)
     if place.raw is not None:
         place.raw.run(warm_up)
+        place.raw.lean_rate(warm_up)
     for attempt in range(runs):
         of_server.append(_run_server(place.server, workload(attempt, waves=5)))
         if place.raw is not None:
             of_raw.append(place.raw.run(workload(attempt, waves=5)))
+            of_lean.append(place.raw.lean_rate(workload(attempt, waves=5)))
     pairs = zip(of_server, of_raw, strict=place.raw is not None)
+    over_lean = zip(of_server, of_lean, strict=place.raw is not None)
     return Row(
         place.model,
         concurrency,
         median_of(of_server),
         median_of(of_raw) if of_raw else None,
         median_known(ours.tokens_per_second / theirs.tokens_per_second for ours, theirs in pairs),
+        median_known(of_lean),
+        median_known(ours.tokens_per_second / lean for ours, lean in over_lean),
     )
 
 

@@ -41,6 +41,7 @@ def test_throughput_is_compared_with_the_raw_engine(results: dict[str, Any]) -> 
     assert [row["concurrency"] for row in results["throughput"]] == [3]
     for row in results["throughput"]:
         assert row["efficiency"] == pytest.approx(row["server"]["tokens_per_second"] / row["raw"]["tokens_per_second"])
+        assert row["over_lean"] == pytest.approx(row["server"]["tokens_per_second"] / row["lean_tokens_per_second"])
         assert 1 <= row["server"]["tokens_per_chunk"] <= 8
         assert row["server"]["ttft_p50"] > 0
         assert row["server"]["engine_peak_mb"] > 0

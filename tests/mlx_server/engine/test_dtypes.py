@@ -10,9 +10,12 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_config, load_model, quantize_model, save_model
 
+from mlx_manager.mlx_server.config import ModelSettings
 from mlx_manager.mlx_server.engine.dtypes import to_float16, warn_of_few_bits
 from mlx_manager.mlx_server.engine.generator import load
+from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.weights import weights_size
+from tests.pools import generate, pool_over
 from tests.small_models import make_random_model
 
 GB = 2**30
@@ -109,3 +112,10 @@ def test_model_with_whole_weights_is_not_warned_of(babbler: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         warn_of_few_bits(model, GB)
     assert caplog.text == ""
+
+
+async def test_entry_with_dequantize_loads_whole_weights_that_answer(quantized: Path) -> None:
+    catalog = Catalog(str(quantized), [], models=[ModelSettings(id="whole", path=quantized, dequantize=True)])
+    async with pool_over(catalog) as pool, pool.lease("quantized") as packed, pool.lease("whole") as whole:
+        assert whole.weights_bytes > 3 * packed.weights_bytes
+        assert len(await generate(whole)) == 5
