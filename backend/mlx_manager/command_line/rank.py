@@ -11,7 +11,7 @@ from mlx_manager.command_line.console import CommandFailed, note
 from mlx_manager.demo import DEMO_MODEL_ID, demo_model_path
 from mlx_manager.mlx_server.config import faults_of
 from mlx_manager.mlx_server.engine.group_client import RankClient
-from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, Membership
+from mlx_manager.mlx_server.engine.messages import Launch, Limits, Membership
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import LoadRaised, Supervision
 from mlx_manager.mlx_server.errors import LoadingCrashed, ServerError
@@ -83,5 +83,5 @@ async def _run(model: str, launch: Launch, membership: Membership) -> NoReturn:
         await asyncio.sleep(AGAIN_SECONDS)
 
 
-def _ignore(device: Device) -> None:
-    """The device has no budget but its own memory."""
+def _ignore(event: object) -> None:
+    """A rank on its own machine has no server that heeds its worker's events."""
