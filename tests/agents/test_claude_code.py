@@ -53,7 +53,6 @@ def front(tmp_path_factory: pytest.TempPathFactory, upstream: FaultyUpstream) ->
         yield running
 
 
-@pytest.mark.seen("first answer", client="claude")
 def test_a_question_to_the_demo_model_ends_well(front: RunningServer, claude: ClaudeCode) -> None:
     result = claude.ask(front.url, "demo", "Count to 4", *SLIM, "--tools", "Bash", key="a-key")
     assert (result["subtype"], result["num_turns"], result["stop_reason"]) == ("success", 1, "end_turn")

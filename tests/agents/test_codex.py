@@ -77,7 +77,6 @@ def test_codex_reads_the_list_of_models(codex: Codex) -> None:
     assert (models["demo"]["context_window"], models["demo"]["apply_patch_tool_type"]) == (8192, "freeform")
 
 
-@pytest.mark.seen("first answer", client="codex")
 def test_a_question_to_the_demo_model_ends_well(codex: Codex) -> None:
     events = codex.ask("demo", "Count to 4")
     assert [item["text"] for item in items_of(events, "agent_message")] != [""]
