@@ -169,10 +169,9 @@ class PrefixFolder:
                 is_old = info.st_mtime < time.time() - UNFINISHED_SECONDS
                 if entry.name.startswith(UNFINISHED) and not is_old:
                     yield StoredFile(Path(entry.path), info.st_size, time.time(), is_readable=True)
-                elif entry.name == MODEL_FILE and is_readable:
-                    yield StoredFile(Path(entry.path), info.st_size, float("inf"), is_readable=True)
                 elif entry.name == MODEL_FILE or _stem(entry) is not None:
-                    yield StoredFile(Path(entry.path), info.st_size, info.st_mtime, is_readable)
+                    used_at = info.st_mtime if entry.name != MODEL_FILE else time.time()
+                    yield StoredFile(Path(entry.path), info.st_size, used_at, is_readable)
                 else:
                     _remove(Path(entry.path))
 

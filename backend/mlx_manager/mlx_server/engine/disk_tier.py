@@ -30,6 +30,8 @@ from mlx_manager.mlx_server.engine.prefix_tree import MIN_MATCH_TOKENS, Node, Pr
 IDLE_SECONDS = 5.0
 MAX_WRITING = 2
 """Blocks that are written at a time. Their arrays are copies beside the memory of the prefix cache."""
+READ_BYTES = 2**26
+"""Blocks are read while those that wait in memory for their step are smaller than this."""
 RESTORED_BYTES = 2**23
 """A step restores a block, and more up to this size."""
 FULL_SHARE = 0.5
@@ -59,6 +61,7 @@ class _Reading:
     block: Block
     prefix: Tokens
     """The prompt up to the block's end."""
+    nbytes: int
 
 
 class DiskTier:
@@ -73,7 +76,11 @@ class DiskTier:
         """Of the blocks on disk, by name."""
         self._ends: defaultdict[str, set[str]] = defaultdict(set)
         """The ends on disk by their parent's name."""
-        self._arrived: deque[str] = deque()
+        self._to_read: deque[str] = deque()
+        self._read_bytes = 0
+        """Of the blocks that are read, or wait to be restored."""
+        self._arrived: deque[tuple[str, bool]] = deque()
+        """Names in the order of `reading`, and whether they could be read."""
         self._writing: set[str] = set()
         self._spills: Iterator[Spill] = iter(())
         self._spills_are_for: tuple[int, bool, int] | None = None
@@ -96,6 +103,7 @@ class DiskTier:
         if not self._salt:
             return
         self._restore()
+        self._read()
         if is_busy:
             self._busy_at = now
         if len(self._writing) < MAX_WRITING:
@@ -124,7 +132,7 @@ class DiskTier:
                 figures.written_bytes += nbytes
                 figures.written_seconds += seconds
             case WasRead(name, nbytes, seconds):
-                self._arrived.append(name)
+                self._arrived.append((name, nbytes > 0))
                 figures.read_bytes += nbytes
                 figures.read_seconds += seconds
                 if nbytes:
@@ -134,6 +142,7 @@ class DiskTier:
             case DiskFailed(fault):
                 self.figures.fault, self._salt = fault, ""
                 self.reading.clear()
+                self._to_read.clear()
                 self._writing.clear()
                 self._has_spills = False
 
@@ -154,8 +163,8 @@ class DiskTier:
             return ""
         for block in blocks:
             if block.name not in self.reading:
-                self.reading[block.name] = _Reading(block, prompt[: block.end])
-                self._prefixes.edit(Read(block))
+                self.reading[block.name] = _Reading(block, prompt[: block.end], self._sizes[block.name])
+                self._to_read.append(block.name)
         self.figures.hits += 1
         return blocks[-1].name
 
@@ -190,18 +199,25 @@ class DiskTier:
                 best = Block(name, parent, start, prompt[start:end].tolist(), is_end=True)
         return best
 
+    def _read(self) -> None:
+        while self._to_read and self._read_bytes < READ_BYTES:
+            reading = self.reading[self._to_read.popleft()]
+            self._read_bytes += reading.nbytes
+            self._prefixes.edit(Read(reading.block))
+
     def _restore(self) -> None:
         """Stores blocks that were read in the tree, a few at a time."""
         restored_bytes = 0
         while self._arrived and restored_bytes < RESTORED_BYTES:
-            name = self._arrived.popleft()
-            reading, nbytes = self.reading.pop(name, None), self._sizes.get(name, 0)
-            if reading is None or not nbytes:
+            name, is_read = self._arrived.popleft()
+            reading = self.reading.pop(name)
+            self._read_bytes -= reading.nbytes
+            if not is_read:
                 continue
             block = reading.block
             if self._prefixes.restore(reading.prefix, block.start, name, block.is_end):
                 self.figures.tokens += len(block.tokens)
-                restored_bytes += nbytes
+                restored_bytes += reading.nbytes
             else:
                 self._prefixes.edit(Discard(name))
 

@@ -81,6 +81,7 @@ class PrefixCache:
         node = self._nodes.setdefault(edit.node, _Stored(kv))
         if edit.snapshot:
             node.snapshots = snapshots
+        _start_copies(node)
 
     def evict(self, node: int) -> None:
         del self._nodes[node]
