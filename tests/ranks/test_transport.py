@@ -6,14 +6,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from mlx_manager.mlx_server.engine.launch import worker_environment
-from mlx_manager.mlx_server.engine.messages import RankHost
+from mlx_manager.mlx_server.engine.membership import RankHost
 from mlx_manager.mlx_server.models.rank_hosts import local_hosts
 from tests.running_server import HANG_SECONDS
 
 PROGRAM = """
 import json, sys
 import mlx.core as mx
-from mlx_manager.mlx_server.engine.messages import Membership, RankHost
+from mlx_manager.mlx_server.engine.membership import Membership, RankHost
 from mlx_manager.mlx_server.engine.ranks import PACKET_BYTES, Ranks
 
 rank, addresses = int(sys.argv[1]), json.loads(sys.argv[2])

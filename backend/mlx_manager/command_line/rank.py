@@ -11,7 +11,8 @@ from mlx_manager.command_line.console import CommandFailed, note
 from mlx_manager.demo import DEMO_MODEL_ID, demo_model_path
 from mlx_manager.mlx_server.config import faults_of
 from mlx_manager.mlx_server.engine.group_client import RankClient
-from mlx_manager.mlx_server.engine.messages import Launch, Limits, Membership
+from mlx_manager.mlx_server.engine.membership import Membership
+from mlx_manager.mlx_server.engine.messages import Launch, Limits
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import LoadRaised, Supervision
 from mlx_manager.mlx_server.errors import LoadingCrashed, ServerError

@@ -18,16 +18,8 @@ import msgspec
 
 from mlx_manager.mlx_server.engine.client import EngineClient
 from mlx_manager.mlx_server.engine.launch import Worker, launch_worker
-from mlx_manager.mlx_server.engine.messages import (
-    LOST_RANK_STATUS,
-    Device,
-    Launch,
-    Limits,
-    Membership,
-    Ready,
-    Stats,
-    UpMessage,
-)
+from mlx_manager.mlx_server.engine.membership import Membership
+from mlx_manager.mlx_server.engine.messages import LOST_RANK_STATUS, Device, Launch, Limits, Ready, Stats, UpMessage
 from mlx_manager.mlx_server.engine.worker_client import LoadRaised, Supervision, WorkerClient
 from mlx_manager.mlx_server.errors import ServerError
 from mlx_manager.mlx_server.utils.memory import bytes_text

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx_manager
-from mlx_manager.mlx_server.engine.messages import Launch, RankHost, encode_down
+from mlx_manager.mlx_server.engine.membership import RankHost
+from mlx_manager.mlx_server.engine.messages import Launch, encode_down
 from mlx_manager.mlx_server.errors import ModelLoadFailed
 from mlx_manager.mlx_server.utils.mlx_backend import computes_on_cpu, why_mlx_cannot_run
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
-from mlx_manager.mlx_server.engine.messages import Membership
+from mlx_manager.mlx_server.engine.membership import Membership
 
 PACKET_BYTES = 256
 """A broadcast takes one operation up to this size, and two beyond it."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlx_manager.mlx_server.engine.messages import Parallel
+from mlx_manager.mlx_server.engine.membership import Parallel
 from mlx_manager.mlx_server.engine.ranks import Ranks, UnusableRanks
 
 

@@ -21,6 +21,7 @@ import msgspec
 from mlx.utils import tree_flatten
 
 from mlx_manager.mlx_server.engine.device import computes_on_gpu, keep_kernels, this_device
+from mlx_manager.mlx_server.engine.membership import Membership
 from mlx_manager.mlx_server.engine.messages import (
     LENGTH_BYTES,
     LOST_RANK_STATUS,
@@ -31,7 +32,6 @@ from mlx_manager.mlx_server.engine.messages import (
     Launch,
     Limits,
     LoadFailed,
-    Membership,
     ModelFacts,
     Ready,
     Shutdown,

@@ -5,7 +5,7 @@ Reads files: call it in a thread. Starts nothing.
 
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.messages import Backend, Membership
+from mlx_manager.mlx_server.engine.membership import Backend, Membership
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.parallelism import Indivisible, choose_parallel
 from mlx_manager.mlx_server.models.rank_hosts import BadHosts, HostsFile, local_hosts, read_hosts

@@ -6,7 +6,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, Membership, WorkerOptions
+from mlx_manager.mlx_server.engine.membership import Membership
+from mlx_manager.mlx_server.engine.messages import Device, Launch, Limits, WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import Supervision, WorkerClient
 from mlx_manager.mlx_server.kinds import ModelKind

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from mlx_manager.mlx_server.engine.messages import Parallel
+from mlx_manager.mlx_server.engine.membership import Parallel
 from mlx_manager.mlx_server.models.defaults import read_json, text_config
 from mlx_manager.mlx_server.models.fitness import mlx_lm_folder, module_name
 from mlx_manager.mlx_server.rank_settings import MAX_RANKS, ParallelChoice

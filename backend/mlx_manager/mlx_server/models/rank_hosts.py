@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from mlx_manager.mlx_server.engine.messages import RankHost
+from mlx_manager.mlx_server.engine.membership import RankHost
 from mlx_manager.mlx_server.rank_settings import MAX_RANKS, RankBackend
 
 FIRST_PORT = 32323
