@@ -240,9 +240,13 @@ class DecodeBatch:
         groups = list(self._groups.values())
         if len(groups) == 1:
             return groups[0].decode(self._model, inputs)
-        parts, place = [], 0
+        parts: list[mx.array] = []
+        place = 0
         for group in groups:
-            parts.append(group.decode(self._model, inputs[place : place + len(group.rows)]))
+            own = inputs[place : place + len(group.rows)]
+            if parts and self._share is not None:  # all ranks must run the operations of the model in one order
+                (own,) = mx.depends([own], [parts[-1]])
+            parts.append(group.decode(self._model, own))
             place += len(group.rows)
         return mx.concatenate(parts)
 

@@ -133,16 +133,14 @@ def _disk_options(launch: Launch) -> DiskOptions | None:
 
 
 def load_part(launch: Launch, ranks: Ranks) -> nn.Module:
-    """The part of the model that belongs to this rank."""
+    """The part of the model that belongs to this rank, in the dtypes of its files, which all ranks have."""
     assert launch.membership is not None
     parallel = launch.membership.parallel
-    model = load(
+    return load(
         Path(launch.folder),
         trust_remote_code=launch.trust_remote_code,
         divide=lambda model: shard(model, ranks, parallel),
     )
-    _suit_device(model, launch)
-    return model
 
 
 def _load_whole(launch: Launch) -> nn.Module:
