@@ -26,6 +26,7 @@ from tests.mlx_server.engine.simulator import (
     END,
     LLAMA,
     RECURRENT,
+    REPEATING,
     Costs,
     Faults,
     Simulation,
@@ -36,7 +37,7 @@ from tests.mlx_server.engine.simulator import (
 )
 from tests.running_server import HANG_SECONDS
 
-KINDS = {"llama": LLAMA, "recurrent": RECURRENT, "one at a time": ALONE}
+KINDS = {"llama": LLAMA, "recurrent": RECURRENT, "one at a time": ALONE, "repeating": REPEATING}
 MACHINES = {"slow": Costs(prompt_token=1 / 400), "middling": Costs(), "fast": Costs(1 / 20_000, 0.002, 0.0001)}
 
 

@@ -59,7 +59,7 @@ class Scheduler:
         self._shapes = Shapes(facts.repeats_shapes)
         self._groups = Groups(facts)
         self._queue = PromptQueue(self.prefixes, facts.prefills_together, self._shapes)
-        self._ledger = Ledger(self._groups, self._queue)
+        self._ledger = Ledger(self._groups, self._queue, self._shapes)
         self._pace = Pace(inter_token_seconds)
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, Sequence] = {}
