@@ -222,7 +222,7 @@ class Scheduler:
         tokens = self._shapes.tokens(longest)
         caches = self._ledger.held(self.memory, selection.prompts)
         caches.append(self.memory.held(len(selection.prompts), rows, tokens))
-        if not self.memory.fits(self.memory.with_copies(caches)):
+        if not self.memory.fits(self.memory.with_copies(caches) + self.prefixes.nbytes):
             tokens = grown(longest)
         for prompt in selection.prompts:
             prompt.slot_tokens = tokens
