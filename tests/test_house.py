@@ -82,6 +82,7 @@ WORKER_MODULES = (
     "groups",
     "kv_cache",
     "kv_memory",
+    "ledger",
     "logprobs",
     "model_config",
     "pacing",

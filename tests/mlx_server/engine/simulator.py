@@ -49,7 +49,6 @@ from mlx_manager.mlx_server.engine.plan import (
     Written,
 )
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
-from mlx_manager.mlx_server.engine.shapes import grown
 from mlx_manager.mlx_server.types import SamplingParams
 
 VOCABULARY = 1000
@@ -57,6 +56,7 @@ END = 7
 LLAMA = ModelFacts(VOCABULARY, True, True, 100, 0, 100, needs_snapshots=False, growing_layers=8)
 RECURRENT = ModelFacts(VOCABULARY, True, True, 60, 5000, 60, needs_snapshots=True, growing_layers=8)
 ALONE = ModelFacts(VOCABULARY, False, False, 100, 0, 100, needs_snapshots=False, growing_layers=8)
+REPEATING = msgspec.structs.replace(LLAMA, repeats_shapes=True)
 AMPLE = 2**40
 
 
@@ -144,6 +144,8 @@ class SimulatedRunner:
         self.batch: dict[int, _Row] = {}
         self.groups: dict[int, tuple[int, int]] = {}
         """The slots of each group, and their tokens."""
+        self.slot_tokens: dict[int, int] = {}
+        """Of sequences in prefill."""
         self.stored: dict[int, list[int]] = {}
         self.snapshots: dict[int, int] = {}
         self.compiling: dict[int, int] = {}
@@ -187,7 +189,7 @@ class SimulatedRunner:
         memory = KvMemory.of(self.facts, 0)
         rows = collections.Counter(row.group for row in self.batch.values())
         groups = [memory.held(count, *self.groups[group]) for group, count in rows.items()]
-        return groups + [memory.held(1, 1, grown(len(tokens))) for tokens in self.prefilling.values()]
+        return groups + [memory.held(1, 1, self.slot_tokens[sequence]) for sequence in self.prefilling]
 
     def _size(self, node: int) -> NodeSize:
         snapshot = self.facts.bytes_per_row if node in self.snapshots else 0
@@ -263,6 +265,7 @@ class SimulatedRunner:
             cache = self.prefilling.setdefault(segment.sequence, [])
             cache += segment.tokens
             assert len(cache) < chunk.tokens
+            self.slot_tokens[segment.sequence] = chunk.tokens
             prompt = self.known[segment.sequence].prompt_tokens
             assert cache[: len(prompt)] == prompt[: len(cache)]
         for join in chunk.joins:

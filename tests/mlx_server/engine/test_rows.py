@@ -6,9 +6,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_manager.mlx_server.engine.core import EngineCore
+from mlx_manager.mlx_server.engine.kv_cache import RowsCache
 from mlx_manager.mlx_server.engine.messages import Step, Submit, UpMessage
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.mlx_server.engine.test_prefix_cache import SMALL, VOCABULARY, make_model
@@ -176,3 +177,19 @@ def test_long_row_beside_short_ones_is_counted_at_what_it_holds() -> None:
         step(core, answers)
     held = (16_000 + 15 * 500 + sum(map(len, answers.values()))) * core.memory.bytes_per_token
     assert core.cache_bytes == core.charged_bytes <= 1.3 * held
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_rows_may_forget_a_different_number_of_tokens(exact: bool) -> None:
+    model = make_model("llama")
+    prompts = [draw(n, length) for n, length in enumerate((40, 7, 90))]
+    rows = [RowsCache.alone(make_prompt_cache(model), 0) for _ in prompts]
+    batch = RowsCache.merge(rows, exact, slots=4, tokens=128)
+    batch.prefill(model, prompts, queries=90)
+    kept = [40, 2, 71]
+    batch.shrink(kept)
+    logits = batch.decode(model, mx.array([5, 6, 7]))
+    for row, (prompt, length) in enumerate(zip(prompts, kept, strict=True)):
+        expected = model(mx.array([[*prompt[:length], 5 + row]]))[0, -1]
+        assert mx.allclose(logits[row], expected, atol=1e-4)
+    assert batch.lengths == [41, 3, 72]

@@ -25,6 +25,7 @@ from tests.mlx_server.engine.simulator import (
     END,
     LLAMA,
     RECURRENT,
+    REPEATING,
     Costs,
     Faults,
     Simulation,
@@ -35,7 +36,7 @@ from tests.mlx_server.engine.simulator import (
 )
 from tests.running_server import HANG_SECONDS
 
-KINDS = {"llama": LLAMA, "recurrent": RECURRENT, "one at a time": ALONE}
+KINDS = {"llama": LLAMA, "recurrent": RECURRENT, "one at a time": ALONE, "repeating": REPEATING}
 MACHINES = {"slow": Costs(prompt_token=1 / 400), "middling": Costs(), "fast": Costs(1 / 20_000, 0.002, 0.0001)}
 
 
@@ -182,6 +183,23 @@ def test_running_streams_wait_for_one_chunk_of_the_latency_target_at_most(machin
     step = costs.step + 10 * costs.row
     assert max(gaps) <= max(0.1, 32 * costs.prompt_token) + 2 * step
     assert len(during) * step >= 0.25 * (during[-1] - during[0])
+
+
+def test_long_sequence_leaves_the_rest_of_memory_to_short_ones() -> None:
+    """One with 32,000 tokens beside 15 with 500, in 1.3 x the memory of their tokens."""
+    held = (32_000 + 15 * 500) * LLAMA.bytes_per_token
+    facts = msgspec.structs.replace(LLAMA, growing_layers=32)
+    simulation = Simulation(facts, int(1.3 * held), 0, MACHINES["fast"])
+    simulation.at(0.0, Submit(0, prompt(0, 32_000), 200, [], SamplingParams(seed=0)))
+    while not simulation.scheduler.running:
+        simulation.step()
+    for n in range(1, 16):
+        simulation.at(simulation.now, Submit(n, prompt(n, 500), 100, [], SamplingParams(seed=0)))
+    while len(simulation.scheduler.running) < 16:
+        simulation.step()
+        assert simulation.lives[0].end is None
+    simulation.run()
+    assert all(life.end == "length" for life in simulation.lives.values())
 
 
 def test_memory_that_is_full_is_asked_before_the_pipeline_is_drained() -> None:

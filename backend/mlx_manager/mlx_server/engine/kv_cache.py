@@ -242,6 +242,12 @@ class RowsCache:
             layer.keep(order, arrays)
         self._span.lengths = [self.lengths[place] for place in order]
 
+    def shrink(self, lengths: Sequence[int]) -> None:
+        """Forgets the last tokens of rows, a different number of each. Only for layers in slots."""
+        assert all(isinstance(layer, _Slots) for layer in self.layers)
+        assert all(now >= then for now, then in zip(self.lengths, lengths, strict=True))
+        self._span.lengths = list(lengths)
+
     def resize(self, slots: int, tokens: int) -> None:
         """Sets the size of the slots."""
         if (self._span.slots, self._span.tokens) != (slots, tokens):

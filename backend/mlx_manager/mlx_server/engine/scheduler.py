@@ -11,6 +11,7 @@ from dataclasses import replace
 from mlx_manager.mlx_server.engine.disk_tier import DiskTier
 from mlx_manager.mlx_server.engine.groups import Groups
 from mlx_manager.mlx_server.engine.kv_memory import KvMemory
+from mlx_manager.mlx_server.engine.ledger import Ledger
 from mlx_manager.mlx_server.engine.messages import (
     MAX_BATCH_ROWS,
     Admitted,
@@ -59,6 +60,7 @@ class Scheduler:
         self._groups = Groups(facts)
         self.disk = DiskTier(self.prefixes, facts)
         self._queue = PromptQueue(self.prefixes, facts.prefills_together, self._shapes, self.disk)
+        self._ledger = Ledger(self._groups, self._queue, self._shapes)
         self._pace = Pace(inter_token_seconds)
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, Sequence] = {}
@@ -92,7 +94,7 @@ class Scheduler:
     @property
     def charged_bytes(self) -> int:
         """Bytes of the caches of all sequences."""
-        return sum([*self._groups.held(self.memory), *self._prefilling()])
+        return sum(self._ledger.held(self.memory))
 
     def limit(self, kv_bytes: int, prefix_bytes: int) -> None:
         """Sets new limits: evicts stored prefixes now, and preempts sequences that do not fit at the next step."""
@@ -194,7 +196,7 @@ class Scheduler:
             selection = self._queue.choose(chunk_tokens, self._fits_memory)
             if selection is None or (len(selection.prompts) == 1 and self._first_tokens_come_next()):
                 return None
-            self._fit_prefixes(self._needed(selection.prompts))
+            self._fit_prefixes(self._ledger.needed(self.memory, selection.prompts))
             if self.prefixes.version == version:
                 return selection
 
@@ -219,19 +221,21 @@ class Scheduler:
                 scored = Scored(start, sequence.tokens[start + 1 : end + 1])
         tokens = self._slot_tokens(selection, rows)
         if selection.completes:
-            others = self._prefilling(selection.prompts)
+            others = self._ledger.prefilling(self.memory, selection.prompts)
             joins = [self._planned_join(prompt.sequence, others) for prompt in selection.prompts]
-        self._groups.fit(self.memory, self._prefilling(), self.prefixes.nbytes)
-        self.prefixes.room_bytes = self.memory.limit_bytes - self._held(selection.prompts if joins else ())
+        self._groups.fit(self.memory, self._ledger.prefilling(self.memory), self.prefixes.nbytes)
+        self.prefixes.room_bytes = self.memory.limit_bytes - self.memory.with_copies(
+            self._ledger.held(self.memory, selection.prompts if joins else ())
+        )
         return Chunk(segments, rows, queries, tokens, joins, scored)
 
     def _slot_tokens(self, selection: Selection, rows: int) -> int:
         """Tokens of the slots of a chunk, which has one position more than its prompts, for what is padding."""
         longest = max(selection.ends) + 1
         tokens = self._shapes.tokens(longest)
-        caches = [*self._groups.held(self.memory), *self._prefilling(selection.prompts)]
+        caches = self._ledger.held(self.memory, selection.prompts)
         caches.append(self.memory.held(len(selection.prompts), rows, tokens))
-        if not self.memory.fits(self.memory.with_copies(caches)):
+        if not self.memory.fits(self.memory.with_copies(caches) + self.prefixes.nbytes):
             tokens = grown(longest)
         for prompt in selection.prompts:
             prompt.slot_tokens = tokens
@@ -333,50 +337,28 @@ class Scheduler:
         running = len(self.running)
         if not running and self._queue.begun in ([], prompts) and len(prompts) == 1:
             return True
-        return running + len(prompts) <= self._max_rows and self.memory.fits(self._needed(prompts))
-
-    def _needed(self, prompts: Collection[Prompt] = ()) -> int:
-        """Bytes of all caches at the next step, with those of `prompts` in their chunk and after they have joined."""
-        others = self._prefilling(prompts)
-        needed = self.memory.with_copies([*self._groups.needed(self.memory), *others, *self._together(prompts)])
-        if not prompts:
-            return needed
-        joined = self._groups.needed(self.memory, [prompt.length for prompt in prompts], others)
-        return max(needed, self.memory.with_copies([*joined, *others]))
-
-    def _together(self, prompts: Collection[Prompt]) -> list[int]:
-        """Bytes of a cache for the prompts."""
-        if not prompts:
-            return []
-        longest = max(max(grown(prompt.length), prompt.slot_tokens) for prompt in prompts)
-        return [self.memory.held(len(prompts), len(prompts), longest)]
-
-    def _prefilling(self, but: Collection[Prompt] = ()) -> list[int]:
-        """Bytes of the caches of prompts in prefill."""
-        return [size for prompt in self._queue.begun if prompt not in but for size in self._together([prompt])]
+        return running + len(prompts) <= self._max_rows and self.memory.fits(self._ledger.needed(self.memory, prompts))
 
     def _make_room(self) -> None:
         """Frees memory for one more token of every row: preempts the newest sequences, and evicts prefixes."""
         self._groups.measure()
-        while len(self.running) + len(self._queue.begun) > 1 and not self.memory.fits(self._needed()):
+        while len(self.running) + len(self._queue.begun) > 1 and not self.memory.fits(self._ledger.needed(self.memory)):
             begun = self._queue.begun
             if begun and (self.running or len(begun) > 1):
                 self._preempted.append(begun[-1].sequence.number)
                 self._queue.preempt(begun[-1])
             else:
                 self._preempt(self.running[-1])
-        others = self._prefilling()
+        others = self._ledger.prefilling(self.memory)
         self._groups.regroup(self.memory, others, self.prefixes.nbytes)
         self._groups.fit(self.memory, others, self.prefixes.nbytes)
-        self._fit_prefixes(self._needed())
-
-    def _held(self, but: Collection[Prompt] = ()) -> int:
-        """Bytes of the slots of all groups, and of the caches of prompts in prefill."""
-        return self.memory.with_copies([*self._groups.held(self.memory), *self._prefilling(but)])
+        self._fit_prefixes(self._ledger.needed(self.memory))
 
     def _fit_prefixes(self, needed: int) -> None:
         """Shrinks the stored prefixes to the memory that caches leave free."""
-        self.prefixes.room_bytes = self.memory.limit_bytes - max(needed, self._held())
+        self.prefixes.room_bytes = self.memory.limit_bytes - max(
+            needed, self.memory.with_copies(self._ledger.held(self.memory))
+        )
         self.prefixes.shrink(self.prefixes.room_bytes)
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -393,7 +375,7 @@ class Scheduler:
     def _drop(self, sequences: list[Sequence], beyond: Collection[int] = ()) -> None:
         """Removes the sequences, and stores their caches as prefixes. Caches of `beyond` hold more than the tokens."""
         held = [(self._take_out(sequence), sequence.number) for sequence in sequences]
-        self._fit_prefixes(self._needed())
+        self._fit_prefixes(self._ledger.needed(self.memory))
         for tokens, number in held:
             del self._sequences[number]
             if number not in beyond or not self.prefixes.needs_snapshots:
