@@ -277,7 +277,7 @@ class MemorySettings(_Group):
     the cache off. Default: a tenth of the memory of the machine, container or CUDA device."""
     prefix_disk_gb: float = Field(default=0, ge=0, le=1e6, allow_inf_nan=False)
     """GB on disk for prefixes of all models, so that they survive a restart and eviction; `0` writes none. The files
-    hold what prompts say: [prefix-cache.md](prefix-cache.md#on-disk) describes them."""
+    contain prompts: [prefix-cache.md](prefix-cache.md#on-disk)."""
     prefix_disk_folder: Annotated[UserPath | None, BLANK_IS_NONE] = None
     """The folder of these files. Default: `$XDG_CACHE_HOME/mlx-manager/prefixes` or `~/.cache/mlx-manager/prefixes`."""
     wire_memory: bool = False

@@ -100,6 +100,20 @@ def test_a_second_turn_after_a_restart_reads_the_first(model: nn.Module, root: P
     assert tokens == alone(model, prompt)
 
 
+def test_bfloat16_which_numpy_does_not_have_comes_back_as_it_was(root: Path) -> None:
+    model = make_model("sliding window")
+    model.set_dtype(mx.bfloat16)
+    (path, *_) = written(model, root)
+    loaded = mx.load(str(path))
+    assert isinstance(loaded, dict)
+    assert {array.dtype for array in loaded.values()} == {mx.bfloat16}
+    core = engine(model, root)
+    ((tokens, cached),) = ask(core, [*LONG, 11])
+    assert cached >= len(LONG) - 256
+    assert tokens == alone(model, [*LONG, 11])
+    core.close(60)
+
+
 def test_files_are_safetensors_that_only_the_user_can_read(model: nn.Module, root: Path) -> None:
     text = LONG + alone(model, LONG)
     for path in written(model, root):

@@ -1,7 +1,7 @@
 """Writes blocks of the prefix cache to disk and reads them. Makes no decisions.
 
-The engine's thread cuts arrays and makes arrays; one other thread has the files, reads first. It sees NumPy views of
-evaluated arrays, and never calls MLX.
+The engine's thread slices and creates arrays. Another thread reads and writes the files, reads first. It uses NumPy
+views of evaluated arrays, and never calls MLX.
 """
 
 import copy
@@ -47,7 +47,7 @@ _READ, _WRITE, _STOP = range(3)
 
 @dataclass(frozen=True, slots=True)
 class DiskOptions:
-    """The tier's folder and budget, and whose KV caches are stored."""
+    """The tier's folder and budget, and the model."""
 
     root: Path
     budget_bytes: int
@@ -75,7 +75,7 @@ class _Spilled:
 
 
 class DiskCache:
-    """`spill` and `read` start, `take` says what has happened since, `restored` gives what was read."""
+    """`spill` and `read` start an operation, `take` returns the finished ones, and `restored` a block that was read."""
 
     def __init__(self, files: ModelFolder, salt: str) -> None:
         self.salt = salt
@@ -92,7 +92,7 @@ class DiskCache:
         self._thread.start()
 
     def spill(self, block: Block, kv: list[KeysAndValues], snapshots: dict[int, Any]) -> None:
-        """Starts to write the block: `kv` of the layers that can be cut, copies of the others by layer index."""
+        """Starts to write the block: `kv` has the layers that can be cut, `snapshots` the others by layer index."""
         arrays = [part for layer in kv for part in layer]
         states = {str(place): _pack(_state(layer), arrays) for place, layer in snapshots.items()}
         names = [_NAMES[array.dtype] for array in arrays]
@@ -101,7 +101,7 @@ class DiskCache:
         self._spilled.append(_Spilled(block, json.dumps(states) if states else "", arrays, names))
 
     def hand_over(self) -> None:
-        """Hands what the last plan spilled, which is evaluated by now, to the thread."""
+        """Passes the blocks of the last plan, which are evaluated by now, to the thread."""
         for spilled in self._spilled:
             values = [np.array(array, copy=False) for array in spilled.arrays]
             tensors = list(map(Tensor, spilled.names, values))
@@ -127,7 +127,7 @@ class DiskCache:
         self._read.pop(name, None)
 
     def take(self, wait_seconds: float) -> list[DiskEvent]:
-        """What happened since the last call. Waits for something if nothing has."""
+        """The events since the last call. Without any, waits for one for up to `wait_seconds`."""
         events = []
         try:
             event, contents = self._events.get(timeout=wait_seconds) if wait_seconds else self._events.get_nowait()

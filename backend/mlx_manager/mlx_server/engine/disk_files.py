@@ -1,7 +1,7 @@
-"""The folder of the prefix cache's disk tier: one subfolder for each model, the budget, and what is removed first.
+"""The folder of the prefix cache's disk tier: a subfolder for each model, the budget, and the order of removal.
 
 Several servers may share the folder: files appear whole, and a lock guards the count of its bytes. Blocks are named by
-their content, so it does not matter which server writes one. Blocks on. Knows no MLX.
+their content, so it does not matter which server writes one. All calls block. Knows no MLX.
 """
 
 import contextlib
@@ -40,10 +40,10 @@ class DiskFull(OSError):
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """What a KV cache depends on. Its hash is the salt, which is also the name of the model's subfolder."""
+    """The inputs of a KV cache beside its tokens. Their hash is the salt and the name of the model's subfolder."""
 
     model: str
-    """The id of the model, for people. Not part of the salt."""
+    """The id of the model, for display. Not part of the salt."""
     folder: str
     adapter: str | None
     files: str
@@ -108,7 +108,7 @@ class PrefixFolder:
         return ModelFolder(self, folder)
 
     def models(self) -> list[tuple[Path, ModelIdentity | None]]:
-        """The subfolders, and whose they are if they say so. Other folders and files are not ours."""
+        """The subfolders with their identities, None for a missing or damaged one. Ignores other folders and files."""
         try:
             folders = [entry for entry in self.root.iterdir() if _FOLDER_NAME.fullmatch(entry.name) and entry.is_dir()]
         except FileNotFoundError:
@@ -135,7 +135,7 @@ class PrefixFolder:
         return is_over
 
     def trim(self) -> None:
-        """Removes what no one can use, then what was not used for longest, until the budget holds."""
+        """Removes unusable files, then the least recently used ones, until the budget holds."""
         with self._locked() as ledger:
             _count(ledger, self._remove_down_to(self._budget_bytes))
 

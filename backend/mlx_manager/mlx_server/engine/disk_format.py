@@ -40,7 +40,7 @@ _SUM = re.compile(rb'"crc32":"([0-9a-f]{8})"')
 
 
 class Damaged(Exception):
-    """The file is truncated, changed, or not what its name says."""
+    """The file is truncated or changed, or its content does not match its name."""
 
 
 class Tensor(NamedTuple):

@@ -1,8 +1,8 @@
 """Decides which prefixes go to disk and come back. Knows names, lengths and rates; no files and no arrays.
 
-A part of the scheduler. Prefixes are written before they are evicted, when the engine is idle, and when it closes; a
-block for each step, so that streams go on. A prompt waits for its blocks only if reading them is faster than computing
-them. They come into the tree (`prefix_tree.py`) a few for each step.
+A part of the scheduler. It writes prefixes before they are evicted, when the engine is idle, and when it closes: one
+block in a step, so that streams go on. A prompt waits for its blocks only if reading them is faster than computing
+them. Each step restores a few blocks into the tree (`prefix_tree.py`).
 """
 
 from collections import defaultdict, deque
