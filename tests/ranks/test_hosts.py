@@ -34,7 +34,9 @@ def hosts_file(folder: Path, ssh: str | None = None) -> Path:
     first, second = free_ports(2)
     other = {"ips": [f"127.0.0.1:{second}"], **({"ssh": ssh, "python": sys.executable} if ssh is not None else {})}
     file = folder / "hosts.json"
-    file.write_text(json.dumps([{"ssh": "localhost", "ips": [f"127.0.0.1:{first}"]}, other]))
+    hosts = [{"ssh": "localhost", "ips": [f"127.0.0.1:{first}"]}, other]
+    source = [f"PYTHONPATH={BACKEND}"] if ssh is not None else []
+    file.write_text(json.dumps({"hosts": hosts, "envs": source}))
     return file
 
 
@@ -166,7 +168,7 @@ def test_rank_of_another_version_is_refused_on_both_sides(tmp_path: Path) -> Non
         _, output = rank.communicate(timeout=HANG_SECONDS)
     for text in (error, output):
         assert "rank 1 on" in text
-        assert "has mlx-manager 99.0" in text
+        assert "has mlx-manager 99.0 (code " in text
         assert "Install the same version on all machines." in text
     assert rank.returncode == 1
 

@@ -46,7 +46,7 @@ def compare_ranks(ranks: Ranks, launch: Launch) -> None:
     assert launch.membership is not None
     own = RankFacts(
         socket.gethostname()[:40],
-        __version__,
+        f"{__version__} (code {_code_digest()})",
         importlib.metadata.version("mlx"),
         importlib.metadata.version("mlx-lm"),
         fingerprint(Path(launch.folder)),
@@ -68,6 +68,14 @@ def compare_ranks(ranks: Ranks, launch: Launch) -> None:
             raise UnusableRanks(
                 f"rank {rank} on {facts.machine} has {what} {there}, and rank 0 on {first.machine} has {here}. {remedy}"
             )
+
+
+def _code_digest() -> str:
+    """Of the engine's source: checkouts of one version may differ."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def fingerprint(folder: Path) -> str:
