@@ -34,6 +34,7 @@ FLOORS = (
         for room in ("upstream_settings", "request_settings", "security_settings", "setting_names", "records")
     },
     {f"{SERVER}.rank_settings"},
+    {f"{SERVER}.model_settings"},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
     {f"{SERVER}.{room}" for room in ("folding", "embedding_types")},
@@ -100,8 +101,8 @@ WORKER_MODULES = (
     "sampling",
     "scheduler",
     "shapes",
-    "warm_up",
     "sharding",
+    "warm_up",
     "worker",
 )
 WORKER_SIDE = {f"{SERVER}.engine.{name}" for name in WORKER_MODULES}

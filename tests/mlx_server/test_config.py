@@ -10,11 +10,11 @@ from mlx_manager.mlx_server.config import (
     ConfigFileError,
     MLXServerSettings,
     UnreadableSettings,
-    duration_seconds,
     faults_of,
     mlx_server_settings,
     warnings_of_environment,
 )
+from mlx_manager.mlx_server.model_settings import duration_seconds
 from tests.running_server import HANG_SECONDS, running_server
 
 BACKEND = Path(__file__).parents[2] / "backend"

@@ -57,10 +57,8 @@ def _chosen(folder: PrefixFolder, model: str | None) -> list[tuple[Path, ModelId
     models = folder.models()
     if model is None:
         return models
-    known = {identity.model for _, identity in models if identity is not None}
-    if model not in known:
-        names = ", ".join(sorted(known))
-        raise CommandFailed(f"{folder.root} has no prefixes of {model!r}. It has those of: {names or 'no model'}.")
+    if model not in {identity.model for _, identity in models if identity is not None}:
+        raise CommandFailed(f"{folder.root} has no prefixes of {model!r}. Run `mlx-manager cache ls` to list them.")
     return [(path, identity) for path, identity in models if identity is not None and identity.model == model]
 
 

@@ -10,9 +10,9 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_config, load_model, quantize_model, save_model
 
-from mlx_manager.mlx_server.config import ModelSettings
 from mlx_manager.mlx_server.engine.dtypes import to_float16, warn_of_few_bits
 from mlx_manager.mlx_server.engine.generator import load
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.models.catalog import Catalog
 from mlx_manager.mlx_server.models.weights import weights_size
 from tests.pools import generate, pool_over

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from mlx_manager.demo import demo_model_path
-from mlx_manager.mlx_server.config import ModelSettings
 from mlx_manager.mlx_server.errors import ModelLoadFailed, ModelNotFound
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.models import catalog as catalog_module
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate
 from tests.running_server import HANG_SECONDS

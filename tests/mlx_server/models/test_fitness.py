@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_manager.demo import demo_model_path
-from mlx_manager.mlx_server.config import ModelSettings
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.facts import Capabilities, read_facts
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load

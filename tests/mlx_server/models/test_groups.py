@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlx_manager.demo import demo_model_path
-from mlx_manager.mlx_server.config import MLXServerSettings, ModelSettings, UnreadableSettings, faults_of
+from mlx_manager.mlx_server.config import MLXServerSettings, UnreadableSettings, faults_of
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.models.catalog import ModelEntry
 from mlx_manager.mlx_server.models.groups import UnusableGroup, memory_here, plan_group
 from mlx_manager.mlx_server.models.weights import weights_size

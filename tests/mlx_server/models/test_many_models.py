@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mlx_manager.mlx_server.config import ModelSettings
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.errors import InsufficientMemory, ModelLoadFailed, NotReady
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.models.catalog import Catalog
 from tests.pools import GREEDY, generate, pool_of, pool_over, until_unloaded
 from tests.running_server import eventually

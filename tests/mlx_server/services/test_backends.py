@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_manager.mlx_server.config import ModelSettings
 from mlx_manager.mlx_server.errors import ModelNotFound
 from mlx_manager.mlx_server.folding import fold
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry
 from mlx_manager.mlx_server.protocols.completions import to_request
 from mlx_manager.mlx_server.schemas.openai import CompletionRequest

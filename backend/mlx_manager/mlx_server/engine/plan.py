@@ -6,7 +6,7 @@ holds a part of the model. Knows no arrays.
 
 import msgspec
 
-from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs, Submit
+from mlx_manager.mlx_server.engine.messages import Logprobs, PromptLogprobs, Step, Submit
 
 
 class ModelFacts(msgspec.Struct, frozen=True, array_like=True):
@@ -284,3 +284,14 @@ class Outcome(msgspec.Struct, array_like=True):
     """Duration of the chunk or the decode step."""
     drain_seconds: float = 0.0
     """How long the chunk waited for the decode step before it."""
+
+    def step(self, surplus: list[int]) -> Step:
+        """The tokens as a message, without those at the indices in `surplus`."""
+        if not surplus:
+            return Step(self.sequences, self.tokens, self.logprobs)
+        kept = [place for place in range(len(self.sequences)) if place not in surplus]
+        return Step(
+            [self.sequences[place] for place in kept],
+            [self.tokens[place] for place in kept],
+            self.logprobs.at(kept) if self.logprobs is not None else None,
+        )

@@ -14,6 +14,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_manager.mlx_server.engine.batch import DecodeBatch, Row, Share
 from mlx_manager.mlx_server.engine.batching import try_batching
+from mlx_manager.mlx_server.engine.device import computes_on_gpu
 from mlx_manager.mlx_server.engine.disk_cache import DiskCache, DiskOptions
 from mlx_manager.mlx_server.engine.grammar import CompiledGrammar, Constraint, GrammarCompiler
 from mlx_manager.mlx_server.engine.kv_cache import (
@@ -257,7 +258,7 @@ def _pass_bytes(model: nn.Module) -> int:
 def may_repeat_shapes(cache: Cache, wanted: bool | None = None) -> bool:
     """Whether the sizes of model calls may come from a small set, if `wanted` or, when it is None, on a GPU."""
     if wanted is None:
-        wanted = mx.default_device().type == mx.gpu
+        wanted = computes_on_gpu()
     return wanted and all(type(layer) is KVCache for layer in cache)
 
 

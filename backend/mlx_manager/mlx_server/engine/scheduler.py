@@ -17,7 +17,6 @@ from mlx_manager.mlx_server.engine.messages import (
     Admitted,
     RequestFailed,
     RequestFinished,
-    Step,
     Submit,
     UpMessage,
 )
@@ -295,7 +294,7 @@ class Scheduler:
             self._drop([self._sequences[n] for n in (*finished, *(f.sequence for f in failed))], beyond)
         messages: list[UpMessage] = []
         if outcome.sequences:
-            messages.append(_step(outcome, surplus))
+            messages.append(outcome.step(surplus))
         messages += [RequestFinished(number, reason) for number, reason in finished.items()]
         messages += [RequestFailed(failure.sequence, failure.message) for failure in failed]
         return messages
@@ -396,15 +395,3 @@ class Scheduler:
         self._compiling.pop(sequence.number, None)
         prompt = self._queue.remove(sequence)
         return sequence.tokens[: prompt.done] if prompt is not None else []
-
-
-def _step(outcome: Outcome, surplus: list[int]) -> Step:
-    """The outcome's tokens as a message, without those at the indices in `surplus`."""
-    if not surplus:
-        return Step(outcome.sequences, outcome.tokens, outcome.logprobs)
-    kept = [place for place in range(len(outcome.sequences)) if place not in surplus]
-    return Step(
-        [outcome.sequences[place] for place in kept],
-        [outcome.tokens[place] for place in kept],
-        outcome.logprobs.at(kept) if outcome.logprobs is not None else None,
-    )

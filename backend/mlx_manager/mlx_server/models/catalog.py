@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_manager.demo import DEMO_MODEL_ID, demo_model_path
-from mlx_manager.mlx_server.config import MLXServerSettings, ModelSettings, why_no_folder
+from mlx_manager.mlx_server.config import MLXServerSettings
 from mlx_manager.mlx_server.errors import ModelNotFound
 from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.model_settings import ModelSettings, why_no_folder
 from mlx_manager.mlx_server.models.defaults import read_json
 from mlx_manager.mlx_server.models.fitness import why_it_cannot_load
 from mlx_manager.mlx_server.models.hub import Progress, cache_folder, cached_folder, cached_repos, download, is_repo_id

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mlx_manager.mlx_server.config import ModelSettings
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry
 
 _FOLLOWED_AT_ONCE: dict[str, object] = {"pin": False, "ttl": None, "aliases": []}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from mlx_manager.mlx_server.config import ModelSettings
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.types import SamplingOverrides
 
 logger = logging.getLogger(__name__)

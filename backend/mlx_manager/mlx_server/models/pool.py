@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
-from mlx_manager.mlx_server.config import KEEP_FOREVER
 from mlx_manager.mlx_server.engine.messages import Device, WorkerOptions
 from mlx_manager.mlx_server.engine.watchdog import WatchdogLimits
 from mlx_manager.mlx_server.engine.worker_client import WorkerClient
 from mlx_manager.mlx_server.errors import NotReady
 from mlx_manager.mlx_server.grammars.validation import GrammarValidator
+from mlx_manager.mlx_server.model_settings import KEEP_FOREVER
 from mlx_manager.mlx_server.models.admission import Admission
 from mlx_manager.mlx_server.models.budget import Budget, Holding, min_bytes
 from mlx_manager.mlx_server.models.catalog import Catalog, ModelEntry, locate

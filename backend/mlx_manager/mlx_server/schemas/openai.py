@@ -13,7 +13,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from mlx_manager.mlx_server.config import duration_seconds
+from mlx_manager.mlx_server.model_settings import duration_seconds
 from mlx_manager.mlx_server.schemas.models import ModelInfo as ModelInfo
 from mlx_manager.mlx_server.schemas.models import ModelListResponse as ModelListResponse
 from mlx_manager.mlx_server.types import NO_TOKEN_LIMIT
