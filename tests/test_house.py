@@ -37,8 +37,8 @@ FLOORS = (
     {f"{SERVER}.model_settings"},
     {f"{SERVER}.{room}" for room in ("errors", "config", "observability")},
     {f"{SERVER}.types"},
-    {f"{SERVER}.{room}" for room in ("folding", "embedding_types")},
-    {f"{SERVER}.{room}" for room in ("schemas", "engine.membership", "engine.messages", "utils", "isolation")},
+    {f"{SERVER}.{room}" for room in ("folding", "embedding_types", "engine.membership")},
+    {f"{SERVER}.{room}" for room in ("schemas", "engine.messages", "utils", "isolation")},
     {f"{SERVER}.{room}" for room in ("protocols", "models", "engine", "grammars", "templates", "parsers")}
     | {"mlx_manager.providers"},
     {f"{SERVER}.services"},
