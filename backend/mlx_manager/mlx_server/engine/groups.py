@@ -15,8 +15,7 @@ from mlx_manager.mlx_server.engine.shapes import Shapes, grown
 
 MAX_GROUPS = 8
 HYSTERESIS = 2
-"""Rows move to another group only if that saves this many model calls, or the groups are joined if it costs less than
-one call divided by this."""
+"""Groups are joined only if padding costs less than a model call divided by this, so that they are not split soon."""
 
 
 @dataclass(slots=True, eq=False)
@@ -133,14 +132,10 @@ class Groups:
         """Joins two groups into one when the padding costs less than a model call."""
         for group in sorted(self._groups, key=lambda group: len(group.rows)):
             for other in self._groups:
-                if other is group or not group.rows:
+                if other is group or not group.rows or not other.rows:
                     continue
-                padding = abs(other.longest - group.longest) * (
-                    len(group.rows) if group.longest < other.longest else len(other.rows)
-                )
-                if padding * self._facts.bytes_per_token * HYSTERESIS < self._facts.pass_bytes and self._may_join(
-                    group, other, memory, others
-                ):
+                saved_bytes = _best_split([*group.rows, *other.rows])[0] * self._facts.bytes_per_token
+                if saved_bytes * HYSTERESIS < self._facts.pass_bytes and self._may_join(group, other, memory, others):
                     self._move(group.rows, group, other)
         self._groups = [group for group in self._groups if group.rows]
 
@@ -155,21 +150,18 @@ class Groups:
         return memory.fits(memory.with_copies([*_bytes(joined, memory), *others]))
 
     def _split_groups(self, memory: KvMemory, others: Many[int]) -> None:
-        """Splits a group in two when the padding costs more than HYSTERESIS model calls, or memory demands it."""
+        """Splits a group in two when the padding costs more than a model call, or memory demands it."""
         for group in list(self._groups):
             if len(self._groups) >= MAX_GROUPS or len(group.rows) < 2:
                 continue
-            rows = sorted(group.rows, key=lambda row: len(row.tokens))
-            lengths = [len(row.tokens) for row in rows]
-            saved, at = max(((lengths[-1] - lengths[at - 1]) * at, at) for at in range(1, len(rows)))
+            saved, short = _best_split(group.rows)
             must = not memory.fits(memory.with_copies([*self.needed(memory), *others]))
-            if saved * self._facts.bytes_per_token > HYSTERESIS * self._facts.pass_bytes or (
-                must and saved >= grown(1)
-            ):
-                fewer = rows[:at] if sum(lengths[:at]) < sum(lengths[at:]) else rows[at:]
+            if saved * self._facts.bytes_per_token > self._facts.pass_bytes or (must and saved >= grown(1)):
+                long = [row for row in group.rows if row not in short]
+                fewer = min(short, long, key=lambda rows: sum(len(row.tokens) for row in rows))
                 new = self._new()
                 self._groups.append(new)
-                self._move([row for row in group.rows if row in fewer], group, new)
+                self._move(fewer, group, new)
 
     def _move(self, rows: list[Sequence], source: Group, target: Group) -> None:
         """Moves rows behind the others of a group, which gets slots for them first."""
@@ -181,6 +173,14 @@ class Groups:
         target.slots, target.tokens = max(target.slots, len(target.rows)), max(target.tokens, grown(target.longest))
         self._edits.append(Resize(target.number, target.slots, target.tokens))
         self._edits.append(Move([row.number for row in rows], target.number))
+
+
+def _best_split(rows: list[Sequence]) -> tuple[int, list[Sequence]]:
+    """Tokens of padding that it saves to take the short rows out, and these rows."""
+    rows = sorted(rows, key=lambda row: len(row.tokens))
+    longest = len(rows[-1].tokens)
+    saved, count = max(((longest - len(rows[at - 1].tokens)) * at, at) for at in range(1, len(rows)))
+    return saved, rows[:count]
 
 
 def _padding(rows: int, longest: int, length: int) -> int:

@@ -7,7 +7,9 @@ from mlx_manager.mlx_server.engine.plan import ModelFacts
 from mlx_manager.mlx_server.engine.shapes import GROWTH_TOKENS, grown
 
 COPIED_LAYERS = 2
-"""A cache that grows or moves is copied, so many layers at a time."""
+"""A cache that grows or moves is copied, so many layers at a time..."""
+MAX_COPIED_SHARE = 0.25
+"""...or this part of it, in a model with few layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class KvMemory:
     def with_copies(self, caches: Iterable[int]) -> int:
         """Bytes of all caches, and of copies of the largest while it grows."""
         caches = list(caches)
-        return sum(caches) + self._copied(max(caches, default=0))
+        return sum(caches) + int(self._copied_share * max(caches, default=0))
 
     def needed(self, rows: int, longest: int) -> int:
         """Bytes for one cache of `rows` rows when the longest has `longest` tokens."""
@@ -41,14 +43,12 @@ class KvMemory:
         """The longest sequence, prompt and answer, that fits when it runs alone."""
         if not self.bytes_per_token:
             return 2**31
-        layers = self.growing_layers
-        cache_bytes = self.limit_bytes * layers // (layers + min(COPIED_LAYERS, layers))
-        tokens = (cache_bytes - self.bytes_per_row) // self.bytes_per_token
+        tokens = (int(self.limit_bytes / (1 + self._copied_share)) - self.bytes_per_row) // self.bytes_per_token
         return max(0, tokens // GROWTH_TOKENS * GROWTH_TOKENS)
 
     def fits(self, nbytes: int) -> bool:
         return nbytes <= self.limit_bytes
 
-    def _copied(self, nbytes: int) -> int:
-        layers = max(1, self.growing_layers)
-        return nbytes * min(COPIED_LAYERS, layers) // layers
+    @property
+    def _copied_share(self) -> float:
+        return min(MAX_COPIED_SHARE, COPIED_LAYERS / max(1, self.growing_layers))
