@@ -73,13 +73,13 @@ def runner_of_rank(model: nn.Module, ranks: Ranks, tokenizer_file: Path) -> Runn
 def common_facts(ranks: Ranks, own: ModelFacts) -> ModelFacts:
     """Facts that hold on every rank: ranks of a pipeline have different layers."""
     sizes = (own.bytes_per_token, own.bytes_per_row, own.cut_bytes_per_token, own.growing_layers)
-    per_token, per_row, cut_per_token, growing_layers, needs_snapshots = ranks.most([*sizes, own.needs_snapshots])
+    per_token, per_row, cut_per_token, growing_layers, needs = ranks.most([*sizes, int(own.needs_snapshots)])
     return msgspec.structs.replace(
         own,
         bytes_per_token=per_token,
         bytes_per_row=per_row,
         cut_bytes_per_token=cut_per_token,
-        needs_snapshots=bool(needs_snapshots),
+        needs_snapshots=bool(needs),
         growing_layers=growing_layers,
     )
 
