@@ -73,6 +73,7 @@ def tool(**function: object) -> list[object]:
 
 OTHERS: list[tuple[str, tuple[str, ...], list[tuple[object, int, str]]]] = [
     ("model", BOTH, each(422, "model", None, "", 1, [], {})),
+    ("prompt_cache_retention", BOTH, each(422, "prompt_cache_retention", "", "for ever", 1, [], {})),
     ("model", BOTH, [("nobody", 404, "model")]),
     ("stop", BOTH, each(422, "stop", 1, True, {}, "\ud800", ["a"] * 33, ["a"] * 10**5)),
     ("stop", BOTH, [(["a", 1], 422, "stop[1]"), (["a", None], 422, "stop[1]")]),

@@ -50,7 +50,7 @@ WEATHER_JSON = {
 }
 ADD_JSON = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
-NOT_SENT = {"id", "created", "model", "default_max_tokens", "include_usage", "record", "compare_with"}
+NOT_SENT = {"id", "created", "model", "default_max_tokens", "include_usage", "record", "compare_with", "keep_off_disk"}
 """This server's own business, or tested below."""
 ASKED: dict[str, tuple[object, dict[str, object]]] = {
     "sampling": (
