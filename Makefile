@@ -18,7 +18,7 @@ INSTALLERS := .cache/installers
 SMOLLM2 := .cache/models/smollm2
 MINILM := .cache/models/all-MiniLM-L6-v2
 
-.PHONY: help setup serve test test-architectures test-browser test-page test-clients test-llamacpp test-models test-oldest test-install test-ranks test-agents check fmt bench soak constraints formula demo-model clean
+.PHONY: help setup serve test test-architectures test-browser test-page test-clients test-llamacpp test-models test-oldest test-install test-ranks test-slow test-agents check fmt bench soak constraints formula demo-model clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ check: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-slow: $(TOOLS) ## Test what takes too long for each change: the benchmark itself, prefixes on disk, evictions (about 4 minutes)
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 test-architectures: $(TOOLS) ## Compare the engine with mlx-lm on every architecture that mlx-lm has (about 10 minutes)
 	$(BIN)/pytest -n 2 -rs tests/architectures

@@ -37,6 +37,7 @@ def results(out: Path) -> dict[str, Any]:
     return run_benchmark(out, "--sizes", "a", "--sections", *SECTIONS)
 
 
+@pytest.mark.slow
 def test_throughput_is_compared_with_the_raw_engine(results: dict[str, Any]) -> None:
     assert [row["concurrency"] for row in results["throughput"]] == [3]
     for row in results["throughput"]:
@@ -47,6 +48,7 @@ def test_throughput_is_compared_with_the_raw_engine(results: dict[str, Any]) -> 
         assert row["server"]["engine_peak_mb"] > 0
 
 
+@pytest.mark.slow
 def test_prompts_have_as_many_tokens_as_the_table_says(results: dict[str, Any]) -> None:
     rows = {row["pattern"]: row for row in results["prefix"]}
     assert {name: (row["prompt_tokens"], row["ready_tokens"]) for name, row in rows.items()} == {
@@ -61,6 +63,7 @@ def test_prompts_have_as_many_tokens_as_the_table_says(results: dict[str, Any]) 
     assert all(row["ratio"] > 0 and row["memory"]["engine_mb"] > 0 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_cancel_overload_and_ceiling_have_their_figures(results: dict[str, Any]) -> None:
     (cancel,), (overload,), (ceiling,) = results["cancel"], results["overload"], results["ceiling"]
     assert cancel["idle_ms"] >= 0
@@ -70,6 +73,7 @@ def test_cancel_overload_and_ceiling_have_their_figures(results: dict[str, Any])
     assert ceiling["chunks_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_first_requests_and_new_lengths_are_compared_with_later_ones(tmp_path: Path) -> None:
     results = run_benchmark(tmp_path, "--scenario-sizes", "a", "--sections", "first", "lengths")
     assert len(results["first"]) == 7
@@ -83,17 +87,20 @@ def test_first_requests_and_new_lengths_are_compared_with_later_ones(tmp_path: P
     assert "### Prompts of new lengths\n" in table
 
 
+@pytest.mark.slow
 def test_features_are_compared_with_plain_streams(results: dict[str, Any]) -> None:
     assert len(results["features"]) == 3
     assert all(row["ratio"] > 0 for row in results["features"])
 
 
+@pytest.mark.slow
 def test_short_request_beside_a_long_prompt_is_compared_with_one_alone(results: dict[str, Any]) -> None:
     (side,) = results["side"]
     assert side["later_ms"] == pytest.approx(side["beside_ms"] - side["alone_ms"])
     assert side["longest_beside_ms"] >= side["beside_ms"] > 0
 
 
+@pytest.mark.slow
 def test_table_and_chart_cover_what_was_measured(results: dict[str, Any], out: Path) -> None:
     table, chart = (out / "results.md").read_text(), (out / "results.svg").read_text()
     titles = ["Throughput", "Prefix cache", "Clients that leave", "Overload", "The load generator's ceiling"]
@@ -103,6 +110,7 @@ def test_table_and_chart_cover_what_was_measured(results: dict[str, Any], out: P
     assert chart.startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_any_other_server_is_measured_without_raw_and_process_figures(server: RunningServer, tmp_path: Path) -> None:
     sections = ["throughput", "prefix", "stall", "cancel", "overload"]
     results = run_benchmark(tmp_path, "--base-url", server.url, "--model", "babbler", "--sections", *sections)
@@ -116,6 +124,7 @@ def test_any_other_server_is_measured_without_raw_and_process_figures(server: Ru
     assert stall["ttft_ratio"] == pytest.approx(stall["long_ttft_ms"] / stall["long_ttft_alone_ms"])
 
 
+@pytest.mark.slow
 def test_embeddings_are_compared_with_a_plain_loop(tmp_path: Path) -> None:
     (row,) = run_benchmark(tmp_path, "--sizes", "a", "--sections", "embeddings")["embeddings"]
     assert (row["texts"], row["speedup"]) == (64, pytest.approx(row["loop_ms"] / row["at_once_ms"]))

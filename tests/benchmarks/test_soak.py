@@ -156,6 +156,7 @@ def test_report_has_a_row_for_each_minute_kind_and_fault() -> None:
     assert "**Passed.**" in text
 
 
+@pytest.mark.slow
 def test_short_soak_of_the_real_server_passes_and_is_drawn(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.1", "--output", str(tmp_path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)

@@ -67,6 +67,7 @@ def test_the_second_turn_after_a_restart_is_read_from_disk(tmp_path: Path, turns
     assert 'mlx_server_prefix_disk_failed{model="demo"} 0.0' in metrics
 
 
+@pytest.mark.slow
 def test_prefixes_are_written_while_the_server_is_idle(tmp_path: Path, turns: tuple[str, str]) -> None:
     folder = tmp_path / "prefixes"
     with with_disk(tmp_path) as server:
@@ -76,6 +77,7 @@ def test_prefixes_are_written_while_the_server_is_idle(tmp_path: Path, turns: tu
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [1, 3])
 def test_a_killed_server_leaves_whole_blocks_that_the_next_one_uses(
     tmp_path: Path, turns: tuple[str, str], files: int
@@ -119,6 +121,7 @@ def test_requests_of_every_protocol_can_keep_their_prompt_off_the_disk(tmp_path:
     assert blocks(folder) == []
 
 
+@pytest.mark.slow
 def test_a_model_entry_keeps_its_prompts_off_the_disk_and_none_are_written_by_default(tmp_path: Path) -> None:
     folder = tmp_path / "prefixes"
     (tmp_path / "mlx-manager.toml").write_text('[[models]]\nid = "demo"\nprefix_disk = false\n')
@@ -130,6 +133,7 @@ def test_a_model_entry_keeps_its_prompts_off_the_disk_and_none_are_written_by_de
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_the_files_can_be_listed_verified_and_cleared(tmp_path: Path) -> None:
     folder = tmp_path / "prefixes"
     with with_disk(tmp_path) as server:

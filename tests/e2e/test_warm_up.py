@@ -64,6 +64,7 @@ def test_nothing_is_compiled_once_a_model_is_ready(tmp_path: Path, compiled: Pat
         assert compiled.read_text().splitlines() == before
 
 
+@pytest.mark.slow
 def test_without_a_warm_up_requests_wait_for_what_they_compile(tmp_path: Path, compiled: Path, babbler: Path) -> None:
     with running_server(tmp_path, default_model=babbler, warm_up=False) as server:
         before = compiled.read_text().splitlines()
@@ -118,6 +119,7 @@ def test_ready_and_the_pool_say_that_a_model_warms_up_and_the_log_how_long_it_to
         assert set(demo["prefix_cache"].values()) == {0}
 
 
+@pytest.mark.slow
 def test_model_whose_first_steps_fail_is_not_ready_and_the_message_says_how_to_load_it(
     tmp_path: Path, step_seconds: Path
 ) -> None:

@@ -135,6 +135,7 @@ def test_what_a_request_keeps_off_the_disk_is_not_there(llama: nn.Module, root: 
     assert blocks(root) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL)
 def test_no_answer_depends_on_what_is_on_disk(kind: str, root: Path) -> None:
     """The fuzz of the prefix cache with 2 MB of disk, restarts, and damage in every tenth file."""
@@ -271,6 +272,7 @@ def small_disk(root: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(root)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("floor_bytes", [None, 0])
 def test_a_full_disk_turns_the_tier_off_and_fails_no_request(
     llama: nn.Module, small_disk: Path, floor_bytes: int | None, monkeypatch: pytest.MonkeyPatch

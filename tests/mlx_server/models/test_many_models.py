@@ -130,6 +130,7 @@ async def test_pinned_model_is_not_evicted_until_it_is_unpinned(folders: dict[st
         assert pool.get_loaded_models() == ["medium"]
 
 
+@pytest.mark.slow
 async def test_model_that_is_asked_for_while_it_is_being_evicted_comes_back_and_nobody_fails(
     folders: dict[str, Path],
 ) -> None:
