@@ -11,8 +11,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from benchmarks.processes import ENVIRONMENT
+from mlx_manager.mlx_server.engine.messages import Step, Submit, UpMessage
+from mlx_manager.mlx_server.types import SamplingParams
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from mlx_manager.mlx_server.engine.core import EngineCore
 
 ROWS = 16
 LONG_TOKENS = 16_000
@@ -68,64 +76,77 @@ def measure(folder: Path, model: str, runs: int) -> RowsRow:
 
 
 def main() -> None:
-    from mlx_manager.mlx_server.engine.core import EngineCore
     from mlx_manager.mlx_server.engine.generator import load
-    from mlx_manager.mlx_server.engine.messages import Step, Submit, UpMessage
-    from mlx_manager.mlx_server.types import SamplingParams
 
-    rng = random.Random(time.time_ns())
-    model = load(Path(sys.argv[1]))
+    bench = _Bench(load(Path(sys.argv[1])))
+    print(json.dumps(bench.rates() | bench.burst()))
 
-    def submit(core: EngineCore, sequence: int, tokens: int) -> None:
-        prompt = rng.choices(range(10, 4000), k=tokens)
-        core.submit(Submit(sequence, prompt, 2000, [], SamplingParams(temperature=0, seed=0)))
 
-    def filled(lengths: list[int]) -> tuple[EngineCore, int]:
+class _Bench:
+    """Runs the engine's core in this process."""
+
+    def __init__(self, model: "nn.Module") -> None:
+        self._model = model
+        self._rng = random.Random(time.time_ns())
+
+    def rates(self) -> dict[str, float]:
+        even, _ = self._filled([SHORT_TOKENS] * ROWS)
+        answer = {"even": _rate(even)}
+        mixed, tokens = self._filled([LONG_TOKENS] + [SHORT_TOKENS] * (ROWS - 1))
+        answer["tokens_mb"] = tokens * mixed.memory.bytes_per_token / 1e6
+        answer["held_mb"], answer["charged_mb"] = mixed.cache_bytes / 1e6, mixed.charged_bytes / 1e6
+        return answer | {"mixed": _rate(mixed)}
+
+    def burst(self) -> dict[str, float]:
+        """Milliseconds: the longest gap of a stream, its longest chunk, and a decode step when all have joined."""
+        core, _ = self._filled([BURST_TOKENS])
+        for sequence in range(1, BURST + 1):
+            self._submit(core, sequence, BURST_TOKENS)
+        gaps: list[float] = []
+        chunks: list[float] = []
+        steps: list[float] = []
+        told = time.perf_counter()
+        while core.running <= BURST or len(steps) < STEPS:
+            began = time.perf_counter()
+            decodes = _generated(core.step()) > 0
+            now = time.perf_counter()
+            if decodes:
+                gaps.append(now - told)
+                told = now
+            if core.running > BURST:
+                steps.append(now - began)
+            elif not decodes:
+                chunks.append(now - began)
+        return {"gap": 1000 * max(gaps), "chunk": 1000 * max(chunks), "step": 1000 * median(steps)}
+
+    def _filled(self, lengths: list[int]) -> "tuple[EngineCore, int]":
         """A core that decodes rows of these lengths, and the tokens that they have. The first is prefilled alone."""
-        core, tokens = EngineCore(model, prefix_bytes=0), sum(lengths)
+        from mlx_manager.mlx_server.engine.core import EngineCore
+
+        core, tokens = EngineCore(self._model, prefix_bytes=0), sum(lengths)
         for sequence, length in enumerate(lengths):
-            submit(core, sequence, length)
+            self._submit(core, sequence, length)
             while sequence in (0, len(lengths) - 1) and core.running <= sequence:
-                tokens += generated(core.step())
+                tokens += _generated(core.step())
         return core, tokens
 
-    def generated(events: list[UpMessage]) -> int:
-        return sum(len(event.tokens) for event in events if isinstance(event, Step))
+    def _submit(self, core: "EngineCore", sequence: int, tokens: int) -> None:
+        prompt = self._rng.choices(range(10, 4000), k=tokens)
+        core.submit(Submit(sequence, prompt, 2000, [], SamplingParams(temperature=0, seed=0)))
 
-    def rate(core: EngineCore) -> float:
-        for _ in range(4):
-            core.step()
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            core.step()
-        return STEPS * core.running / (time.perf_counter() - began)
 
-    answer = {"even": rate(filled([SHORT_TOKENS] * ROWS)[0])}
-    core, tokens = filled([LONG_TOKENS] + [SHORT_TOKENS] * (ROWS - 1))
-    answer["tokens_mb"] = tokens * core.memory.bytes_per_token / 1e6
-    answer["held_mb"], answer["charged_mb"] = core.cache_bytes / 1e6, core.charged_bytes / 1e6
-    answer["mixed"] = rate(core)
+def _generated(events: list[UpMessage]) -> int:
+    return sum(len(event.tokens) for event in events if isinstance(event, Step))
 
-    core, _ = filled([BURST_TOKENS])
-    for sequence in range(1, BURST + 1):
-        submit(core, sequence, BURST_TOKENS)
-    gaps: list[float] = []
-    chunks: list[float] = []
-    steps: list[float] = []
-    told = time.perf_counter()
-    while core.running <= BURST or len(steps) < STEPS:
-        began = time.perf_counter()
-        decodes = any(isinstance(event, Step) for event in core.step())
-        now = time.perf_counter()
-        if decodes:
-            gaps.append(now - told)
-            told = now
-        if core.running > BURST:
-            steps.append(now - began)
-        elif not decodes:
-            chunks.append(now - began)
-    answer |= {"gap": 1000 * max(gaps), "chunk": 1000 * max(chunks), "step": 1000 * median(steps)}
-    print(json.dumps(answer))
+
+def _rate(core: "EngineCore") -> float:
+    """Tokens per second."""
+    for _ in range(4):
+        core.step()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        core.step()
+    return STEPS * core.running / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.local_http import local_server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/small-model"
@@ -47,16 +49,11 @@ def running_hub(files: dict[str, bytes]) -> Iterator[Hub]:
         pass
 
     Handler.hub = hub
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        hub.url = f"http://127.0.0.1:{httpd.server_address[1]}"
-        serving = threading.Thread(target=httpd.serve_forever)
-        serving.start()
+    with local_server(Handler) as hub.url:
         try:
             yield hub
         finally:
             hub.closing.set()
-            httpd.shutdown()
-            serving.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,16 +2,16 @@
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.local_http import QuietHandler, local_server
 
 
 @contextlib.contextmanager
 def stand_in(replies: Mapping[str, object]) -> Iterator[str]:
     """Its address; a text is an SSE stream, and any other path a 404 in OpenAI's envelope."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             reply = replies.get(self.path, {"error": {"message": "there is nothing"}})
             body = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
@@ -24,14 +24,5 @@ def stand_in(replies: Mapping[str, object]) -> Iterator[str]:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.do_GET()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        serving = threading.Thread(target=httpd.serve_forever)
-        serving.start()
-        try:
-            yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        finally:
-            httpd.shutdown()
-            serving.join()
+    with local_server(Handler) as url:
+        yield url

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +11,7 @@ import pytest
 
 from mlx_manager.command_line.tool_questions import KINDS, QUESTIONS, TOOLS, Call, Question
 from tests.command_line.commands import mlx_manager
+from tests.local_http import QuietHandler, local_server
 from tests.running_server import RunningServer
 
 FALLBACK = {
@@ -65,7 +64,7 @@ def always_a_call(question: Question) -> list[tuple[str, str]]:
 def serving(model: Model) -> Iterator[str]:
     asked = {question.text: question for question in QUESTIONS}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert len(body["tools"]) == len(TOOLS)
@@ -80,17 +79,8 @@ def serving(model: Model) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        finally:
-            httpd.shutdown()
-            thread.join()
+    with local_server(Handler) as url:
+        yield url
 
 
 def wrong_kinds(model: Model) -> Counter[str]:

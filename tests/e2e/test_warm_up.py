@@ -1,5 +1,6 @@
 """A model that is ready has run every kind of work, so that no request waits for what the first run needs."""
 
+import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +112,9 @@ def test_ready_and_the_pool_say_that_a_model_warms_up_and_the_log_how_long_it_to
         pool = httpx.get(f"{server.url}/admin/pool").json()
         (demo,) = [model for model in pool["models"] if model["id"] == "demo"]
         assert (demo["state"], demo["progress"]["stage"]) == ("loading", "warming up")
+        with httpx.stream("GET", f"{server.url}/admin/live") as live:
+            frame = json.loads(next(line for line in live.iter_lines() if line).removeprefix("data: "))
+        assert [(load["model_id"], load["stage"]) for load in frame["loads"]] == [("demo", "warming up")]
         step_seconds.unlink()
         server.wait_until_ready()
         server.wait_for_log("Model demo warmed up in ")

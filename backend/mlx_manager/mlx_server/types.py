@@ -9,6 +9,7 @@ import msgspec
 from mlx_manager.mlx_server.records import GenerationRecord, Miss
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+LoadStage = Literal["waiting", "downloading", "loading", "warming up"]
 CHARACTERS_PER_TOKEN = 4
 """Approximately, for English text."""
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.local_http import QuietHandler, local_server
 from tests.running_server import RunningServer, running_server
 
 HACK = "window.hacked=1"
@@ -44,7 +43,7 @@ def hostile_upstream(answers: list[str]) -> Iterator[str]:
     """An OpenAI server with a hostile model id. It streams one answer after the other, each with a hostile call."""
     left = iter(answers)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             self._answer("application/json", json.dumps({"data": [{"id": HOSTILE_ID, "object": "model"}]}))
 
@@ -77,17 +76,8 @@ def hostile_upstream(answers: list[str]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body.encode())
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{httpd.server_port}"
-        finally:
-            httpd.shutdown()
-            thread.join()
+    with local_server(Handler) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

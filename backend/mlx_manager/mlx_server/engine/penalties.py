@@ -36,7 +36,7 @@ class Penalties:
         return [self._counts] if self._penalised else []
 
     def join(self, rows: Sequence[SamplingParams], tokens: Sequence[list[int]], drawn: Sequence[int]) -> None:
-        """Adds rows with their `tokens`, of which the last `drawn` are output."""
+        """Adds rows with their `tokens`. The last `drawn` tokens are output."""
         joining = [i for i, params in enumerate(rows) if _is_penalised(params)]
         if joining:
             prompts = np.zeros((len(joining), self._vocabulary_size), dtype=np.bool_)

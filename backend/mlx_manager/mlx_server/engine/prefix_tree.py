@@ -204,7 +204,7 @@ class PrefixTree:
         return node.is_stored and node.number in self._by_use
 
     def _place(self, tokens: Tokens, start: int, snapshot: bool) -> "_Place | None":
-        """The node for the end of `tokens`, of which the part from `start` on is at hand. None if there is no room."""
+        """The node for the end of `tokens`. The caller has the part from `start` on. None if there is no room."""
         most = min(self.limit_bytes, self.room_bytes)
         if most <= 0 or not len(tokens):
             return None

@@ -39,7 +39,7 @@ class Span:
         return len(self.lengths) if self.exact else self.slots
 
     def begin(self, counts: Sequence[int], queries: int) -> None:
-        """Starts a model call with `queries` tokens for each row, of which the first `counts` are the row's own.
+        """Starts a model call with `queries` tokens for each row. The first `counts` of them are not padding.
 
         The last position takes what padding would write behind the others: no row may use it in a padded call.
         """

@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from mlx_manager.mlx_server.errors import ModelLoadFailed
 from mlx_manager.mlx_server.models.defaults import changed_at
 from mlx_manager.mlx_server.models.fitness import has_tokenizer
 from mlx_manager.mlx_server.models.weights import missing_weight_files, weight_files
+from mlx_manager.mlx_server.types import LoadStage
 from mlx_manager.proxies import unusable
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 class Progress:
     """The progress of a load. Any thread may write it; `total_bytes` is 0 until it is known."""
 
-    stage: Literal["waiting", "downloading", "loading", "warming up"] = "waiting"
+    stage: LoadStage = "waiting"
     done_bytes: int = 0
     total_bytes: int = 0
 

@@ -105,7 +105,7 @@ def wants_usage(body: GenerationBody, reject_unknown: bool) -> bool:
 
 
 def usage_json(usage: Usage) -> JsonObject:
-    """`cache_miss` is an extension, for a prompt of which the prefix cache missed tokens."""
+    """`cache_miss` is an extension: it is there if the prefix cache missed tokens of the prompt."""
     details: JsonObject = {"cached_tokens": usage.cached_tokens}
     if usage.miss is not None and usage.miss.missed_tokens:
         details["cache_miss"] = {"reason": usage.miss.reason, "missed_tokens": usage.miss.missed_tokens}

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from mlx_manager.mlx_server.kinds import ModelKind
+from mlx_manager.mlx_server.types import LoadStage
 
 ModelStatus = Literal[
     "unloaded", "loading", "loaded", "unloading", "restarting", "failed", "not_responding"
@@ -72,7 +73,7 @@ class ModelSequences(BaseModel):
 class LoadProgress(BaseModel):
     """`total_bytes` is 0 while unknown."""
 
-    stage: Literal["waiting", "downloading", "loading", "warming up"]
+    stage: LoadStage
     done_bytes: int
     total_bytes: int
 

@@ -3,9 +3,9 @@
 Sizes are bytes, times Unix seconds, durations seconds.
 """
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
+
+from mlx_manager.mlx_server.schemas.admin import LoadProgress
 
 
 class LiveModel(BaseModel):
@@ -26,15 +26,12 @@ class LiveModel(BaseModel):
     prefix_cache_evictions: int
 
 
-class LiveLoad(BaseModel):
-    """A model that is being downloaded or loaded. `total_bytes` is 0 while unknown."""
+class LiveLoad(LoadProgress):
+    """A model that is being downloaded or loaded."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     model_id: str
-    stage: Literal["waiting", "downloading", "loading"]
-    done_bytes: int
-    total_bytes: int
 
 
 class LiveRequest(BaseModel):
