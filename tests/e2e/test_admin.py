@@ -17,9 +17,9 @@ SHORT = {"prompt": "x", "max_tokens": 8, "temperature": 0}
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """`demo`, `qwen` with a context of 512 tokens in the models folder, and `tuned`: `base` with a LoRA adapter."""
+    """`demo`, `qwen` with a context of 8,192 tokens in the models folder, and `tuned`: `base` with a LoRA adapter."""
     folder = tmp_path_factory.mktemp("several")
-    make_random_model(folder / "models" / "qwen", model_type="qwen2", context_length=512, chat_template=False)
+    make_random_model(folder / "models" / "qwen", model_type="qwen2", context_length=8192, chat_template=False)
     base = make_random_model(folder / "base")
     make_lora(folder / "adapter", base)
     (folder / "mlx-manager.toml").write_text(
@@ -75,7 +75,7 @@ def test_models_are_listed_with_what_their_files_tell(several: RunningServer) ->
     told = {"chat": True, "tools": "native", "reasoning": True, "structured_output": True}
     assert demo["capabilities"] == demo["capabilities"] | told
     qwen = listed["qwen"]
-    assert (qwen["object"], qwen["family"], qwen["context_length"]) == ("model", "qwen", 512)
+    assert (qwen["object"], qwen["family"], qwen["context_length"]) == ("model", "qwen", 8192)
     assert qwen["quantization"] is None
     assert qwen["capabilities"]["chat"] is False
     assert qwen["size_bytes"] > 100_000
@@ -116,7 +116,7 @@ def uses_what_its_models_hold(status: dict[str, Any]) -> bool:
 
 
 def test_pool_tells_budget_memory_and_generations(several: RunningServer) -> None:
-    with several.stream("/v1/completions", SHORT | {"model": "qwen", "max_tokens": 450}) as payloads:
+    with several.stream("/v1/completions", SHORT | {"model": "qwen", "max_tokens": 4000}) as payloads:
         next(payloads)
         running = row(several, "qwen")
         assert running["sequences"]["running"] + running["sequences"]["waiting"] == 1
