@@ -18,24 +18,26 @@ import httpx
 import mlx.core as mx
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks.load import LIMIT_SECONDS, Target, run
+from benchmarks.load import LIMIT_SECONDS, Target, run, run_waves
 from benchmarks.processes import ENVIRONMENT, PeakMemory, Server
-from benchmarks.stall import PROMPT_TOKENS, SETTLE_SECONDS, STREAMS, stall_of
-from benchmarks.streams import RunningStreams
-from benchmarks.workload import text_of
+from benchmarks.workload import Workload
 
 TEXTS = 64
 JOB_TEXTS = 2048
 JOB_WORDS = 24
 SHORT_WORDS = 16
 LONGEST_WORDS = 96
+STREAMS = 4
+STREAM_TOKENS = 1_200
+PROMPT_WORDS = 8
+SETTLE_SECONDS = 1.0
 VOCABULARY, SIZE, INNER, LAYERS, HEADS = 8_192, 384, 1_536, 6, 12
 """The dimensions of all-MiniLM-L6-v2 with a smaller vocabulary and random weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRow:
-    """Medians of the runs, in milliseconds; rates are chunks of all streams together."""
+    """Medians of the runs, in milliseconds; rates are tokens of all streams together."""
 
     texts: int
     tokens: int
@@ -45,8 +47,8 @@ class EmbeddingRow:
     alone_ms: float
     forward_ms: float
     alone_ratio: float
-    chunks_per_second_before: float
-    chunks_per_second_during: float
+    tokens_per_second_alone: float
+    tokens_per_second_beside: float
     rate_kept: float
     memory: PeakMemory | None
 
@@ -68,7 +70,7 @@ def measure(server: Server, folder: Path, runs: int) -> EmbeddingRow:
                 for column, seconds in zip((at_once, alone, loops, forwards), [*timed, *raw], strict=True):
                     column.append(seconds)
         for _ in range(runs):
-            beside.append(run(_beside_streams(server.target, name)))
+            beside.append(run(_beside_streams(server.target, name, seed=len(beside) + 1)))
     return EmbeddingRow(
         texts=len(mixed),
         tokens=sum(len(text.split()) for text in mixed),
@@ -78,9 +80,9 @@ def measure(server: Server, folder: Path, runs: int) -> EmbeddingRow:
         alone_ms=1000 * median(alone),
         forward_ms=1000 * median(forwards),
         alone_ratio=median(alone) / median(forwards),
-        chunks_per_second_before=median(before for before, _ in beside),
-        chunks_per_second_during=median(during for _, during in beside),
-        rate_kept=median(during / before for before, during in beside),
+        tokens_per_second_alone=median(quiet for quiet, _ in beside),
+        tokens_per_second_beside=median(during for _, during in beside),
+        rate_kept=median(during / quiet for quiet, during in beside),
         memory=server.peak_memory(),
     )
 
@@ -176,26 +178,24 @@ class _PlainLoop:
         return float(self._process.stdout.readline())
 
 
-async def _beside_streams(target: Target, model: str) -> tuple[float, float]:
-    """Chunks per second of all streams, before and during a job of 2,048 texts."""
-    rng = random.Random(2)
+async def _beside_streams(target: Target, model: str, seed: int) -> tuple[float, float]:
+    """Tokens per second of a wave of streams alone, and of another one while a job of 2,048 texts runs."""
+    rng = random.Random(seed)
     texts = [_words(rng, JOB_WORDS) for _ in range(JOB_TEXTS)]
-    started = time.perf_counter()
-    prompts = [text_of(rng, PROMPT_TOKENS) for _ in range(STREAMS)]
-    async with (
-        RunningStreams(target, prompts, started) as streams,
-        httpx.AsyncClient(base_url=target.base_url, timeout=LIMIT_SECONDS) as client,
-    ):
-        await streams.grow(by=10)
-        before = time.perf_counter() - started
-        await asyncio.sleep(SETTLE_SECONDS)
-        sent = time.perf_counter() - started
-        body: dict[str, Any] = {"model": model, "input": texts, "encoding_format": "base64"}
+    body: dict[str, Any] = {"model": model, "input": texts, "encoding_format": "base64"}
+    alone = await _wave_rate(target, seed)
+    async with httpx.AsyncClient(base_url=target.base_url, timeout=LIMIT_SECONDS) as client:
         job = asyncio.create_task(client.post("/v1/embeddings", json=body))
-        await asyncio.wait({job}, timeout=2 * SETTLE_SECONDS)
-        until = time.perf_counter() - started
+        await asyncio.sleep(SETTLE_SECONDS)
+        beside = await _wave_rate(target, -seed)
+        if job.done():
+            raise RuntimeError(f"the job ended before the streams: {job.result()}")
         job.cancel()
         await asyncio.gather(job, return_exceptions=True)
-        await streams.grow(by=1)
-        stall = stall_of(streams.arrivals(), before, sent, until)
-    return stall.rate_before, stall.rate_during
+    return alone, beside
+
+
+async def _wave_rate(target: Target, seed: int) -> float:
+    workload = Workload(STREAMS, 1, prompt_words=PROMPT_WORDS, output_tokens=STREAM_TOKENS, seed=seed)
+    _, seconds = await run_waves(target, workload)
+    return STREAMS * STREAM_TOKENS / seconds

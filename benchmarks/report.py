@@ -330,7 +330,7 @@ def _embeddings(rows: list[EmbeddingRow]) -> str:
     return _table(
         "Embeddings",
         "texts | tokens | at once ms | plain loop ms | speedup | one text ms | its forward pass ms | ratio "
-        "| chunks/s of streams before | beside a job | kept | API / engine peak MB",
+        "| tok/s of streams alone | beside a job | kept | API / engine peak MB",
         [
             [
                 str(row.texts),
@@ -341,8 +341,8 @@ def _embeddings(rows: list[EmbeddingRow]) -> str:
                 f"{row.alone_ms:.1f}",
                 f"{row.forward_ms:.1f}",
                 f"{row.alone_ratio:.2f}",
-                f"{row.chunks_per_second_before:.0f}",
-                f"{row.chunks_per_second_during:.0f}",
+                f"{row.tokens_per_second_alone:.0f}",
+                f"{row.tokens_per_second_beside:.0f}",
                 f"{row.rate_kept:.0%}",
                 _memory(row.memory),
             ]
