@@ -307,7 +307,8 @@ def _rows(rows: list[RowsRow]) -> str:
     return _table(
         "Rows of different lengths, and a burst of prompts",
         "model | tok/s of 16 x 500 tokens | of 1 x 16,000 and 15 x 500 | ratio | tokens MB | held MB | counted MB "
-        "| longest gap in the burst ms | its longest chunk ms | a decode step ms",
+        "| longest gap in the burst ms | its longest chunk ms | a decode step ms "
+        "| its graph for 8 rows ms | compiled ms",
         [
             [
                 row.model,
@@ -320,6 +321,8 @@ def _rows(rows: list[RowsRow]) -> str:
                 f"{row.longest_gap_ms:.1f}",
                 f"{row.chunk_ms:.1f}",
                 f"{row.step_ms:.1f}",
+                f"{row.graph_ms:.2f}",
+                f"{row.compiled_graph_ms:.2f}",
             ]
             for row in rows
         ],

@@ -20,6 +20,7 @@ from mlx_manager.mlx_server.types import SamplingParams
 if TYPE_CHECKING:
     import mlx.nn as nn
 
+    from mlx_manager.mlx_server.engine.compiled_decode import CompiledDecode
     from mlx_manager.mlx_server.engine.core import EngineCore
 
 ROWS = 16
@@ -28,6 +29,7 @@ SHORT_TOKENS = 500
 STEPS = 60
 BURST = 63
 BURST_TOKENS = 40
+GRAPH_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class RowsRow:
 
     `even`: all rows have SHORT_TOKENS. `mixed`: one of them has LONG_TOKENS. Memory is that of the mixed rows' caches:
     of the tokens in them, of the arrays, and what the scheduler counts. The gap is that of a stream while BURST prompts
-    join it.
+    join it. The graph is that of a decode step of GRAPH_ROWS rows: the time to build it, or to replay it.
     """
 
     model: str
@@ -49,6 +51,8 @@ class RowsRow:
     longest_gap_ms: float
     chunk_ms: float
     step_ms: float
+    graph_ms: float
+    compiled_graph_ms: float
 
 
 def measure(folder: Path, model: str, runs: int) -> RowsRow:
@@ -72,6 +76,8 @@ def measure(folder: Path, model: str, runs: int) -> RowsRow:
         longest_gap_ms=max(run["gap"] for run in found),
         chunk_ms=median(run["chunk"] for run in found),
         step_ms=median(run["step"] for run in found),
+        graph_ms=median(run["graph"] for run in found),
+        compiled_graph_ms=median(run["compiled_graph"] for run in found),
     )
 
 
@@ -79,7 +85,7 @@ def main() -> None:
     from mlx_manager.mlx_server.engine.generator import load
 
     bench = _Bench(load(Path(sys.argv[1])))
-    print(json.dumps(bench.rates() | bench.burst()))
+    print(json.dumps(bench.rates() | bench.burst() | bench.graphs()))
 
 
 class _Bench:
@@ -118,6 +124,31 @@ class _Bench:
             elif not decodes:
                 chunks.append(now - began)
         return {"gap": 1000 * max(gaps), "chunk": 1000 * max(chunks), "step": 1000 * median(steps)}
+
+    def graphs(self) -> dict[str, float]:
+        """Milliseconds to build the graph of a decode step, and to replay the compiled one."""
+        from mlx_manager.mlx_server.engine.compiled_decode import CompiledDecode
+
+        plain, compiled = (self._graph_seconds(model) for model in (self._model, CompiledDecode(self._model)))
+        return {"graph": 1000 * plain, "compiled_graph": 1000 * compiled}
+
+    def _graph_seconds(self, model: "nn.Module | CompiledDecode") -> float:
+        import mlx.core as mx
+        from mlx_lm.models.cache import make_prompt_cache
+
+        from mlx_manager.mlx_server.engine.kv_cache import RowsCache
+
+        rows = [RowsCache.alone(make_prompt_cache(self._model), 0) for _ in range(GRAPH_ROWS)]
+        batch = RowsCache.merge(rows, exact=False, slots=GRAPH_ROWS, tokens=256)
+        batch.prefill(self._model, [[10] * (2 + row) for row in range(GRAPH_ROWS)], queries=32)
+        mx.eval(list(batch.arrays()))
+        seconds = []
+        for _ in range(STEPS):
+            began = time.perf_counter()
+            logits = batch.decode(model, mx.full((GRAPH_ROWS,), 10))
+            seconds.append(time.perf_counter() - began)
+            mx.eval(logits, list(batch.arrays()))
+        return median(seconds)
 
     def _filled(self, lengths: list[int]) -> "tuple[EngineCore, int]":
         """A core that decodes rows of these lengths, and the tokens that they have. The first is prefilled alone."""

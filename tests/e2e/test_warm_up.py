@@ -61,6 +61,7 @@ def test_nothing_is_compiled_once_a_model_is_ready(tmp_path: Path, compiled: Pat
     with running_server(tmp_path, default_model=babbler) as server:
         before = compiled.read_text().splitlines()
         assert len(before) > 5
+        assert before.count("_step") > 5, "the graphs of decode steps"
         use(server)
         assert compiled.read_text().splitlines() == before
 

@@ -128,6 +128,31 @@ def test_model_calls_have_few_sizes_where_shapes_repeat() -> None:
     assert 10 < len({size for size in model.sizes if size[1] == 1 and size[0] > 1}) <= 32
 
 
+def test_graph_of_a_decode_step_is_built_once_for_each_size() -> None:
+    """MLX calls the model only to build a graph."""
+    model = Recorded(Counting())
+    core = EngineCore(model, repeats_shapes=True, pass_bytes=2**30)
+    for first, built in ((0, 1), (10, 0)):
+        model.sizes.clear()
+        answers = run(core, *(ask(first + n, [n, n + 1], 40) for n in range(3)))
+        assert [len(tokens) for tokens in answers.values()] == [40, 40, 40]
+        assert sum(rows == 4 and queries == 1 for rows, queries, _ in model.sizes) == built
+
+
+class ReadsItsOffset(Counting):
+    """Needs the number of tokens in the cache, which a graph does not know."""
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        mx.array(cache[0].offset).tolist()
+        return super().__call__(tokens, cache)
+
+
+def test_step_that_cannot_be_compiled_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    core = EngineCore(ReadsItsOffset(), repeats_shapes=True)
+    assert "The decode steps of this model are not compiled: its model call raises ValueError: " in caplog.text
+    assert run(core, *(ask(n, [n, n + 1], 3) for n in range(3))) == {n: [n + 2, n + 3, n + 4] for n in range(3)}
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("repeats_shapes", [False, True])
 @pytest.mark.parametrize("pass_bytes", [1, 2**30])

@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_manager.mlx_server.engine.compiled_decode import CompiledDecode
 from mlx_manager.mlx_server.engine.kv_cache import Cache, RowsCache, can_batch
 
 STEPS = 2
@@ -31,14 +32,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """`prefills`: prompts of different lengths may share a forward pass. `decodes`: rows may be decoded in a batch."""
+    """`prefills`: prompts of different lengths may share a forward pass. `decodes`: rows may be decoded in a batch.
+
+    `compiled`: replaces the model in decode steps.
+    """
 
     prefills: bool
     decodes: bool
+    compiled: CompiledDecode | None = None
 
 
 def try_batching(model: nn.Module, vocabulary_size: int, repeats_shapes: bool = False) -> Batching:
-    """Tests decode and prefill separately: an architecture may fail only one of them."""
+    """Tests decode and prefill separately: an architecture may fail only one of them.
+
+    With `repeats_shapes`, all layers are in slots, and the decode step is compiled if that leaves the logits the same.
+    """
     kinds = {type(layer).__name__ for layer in make_prompt_cache(model) if not can_batch(layer)}
     if kinds:
         fault: str | None = f"mlx-lm cannot merge its {', '.join(sorted(kinds))}"
@@ -51,7 +59,14 @@ def try_batching(model: nn.Module, vocabulary_size: int, repeats_shapes: bool = 
     fault = trial.fault(trial.prefilled)
     if fault is not None:
         logger.warning("This model prefills one prompt at a time: %s", fault)
-    return Batching(prefills=fault is None, decodes=True)
+        return Batching(prefills=False, decodes=True)
+    if not repeats_shapes:
+        return Batching(prefills=True, decodes=True)
+    compiled = CompiledDecode(model)
+    fault = trial.fault(lambda: trial.decoded(compiled))
+    if fault is not None:
+        logger.warning("The decode steps of this model are not compiled: %s", fault)
+    return Batching(prefills=True, decodes=True, compiled=compiled if fault is None else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +104,20 @@ class _Trial:
         try:
             logits = together()
         except Exception as exc:  # an architecture may raise anything for unexpected shapes
-            return f"mlx-lm cannot batch it ({type(exc).__name__}: {exc})"
+            return f"its model call raises {type(exc).__name__}: {exc}"
         distances = [_distance(ours, row.logits) for ours, row in zip(logits, self._rows, strict=True)]
         if max(distances) <= MAX_TOLERANCE and min(distances[1:]) <= self._tolerance:
             return None
         apart = " ".join(f"{distance:.2f}" for distance in distances)
         return f"batching changes the logits of {type(self._model).__module__} by {apart} of their spread"
 
-    def decoded(self) -> mx.array:
+    def decoded(self, compiled: CompiledDecode | None = None) -> mx.array:
         """Logits of a batch that rows join one after the other, after they were prefilled alone."""
         first, *others = [RowsCache.alone(copy.deepcopy(row.end), row.length) for row in self._rows]
         batch = RowsCache.merge([first], self._exact, _SLOTS, _SLOT_TOKENS)
         for row in others:
             batch.join(RowsCache.merge([row], self._exact))
-        return self._decode(batch)
+        return self._decode(batch, compiled)
 
     def prefilled(self) -> mx.array:
         """Logits of a batch of rows that were prefilled together. Errors of padding show only in decoding."""
@@ -123,10 +138,11 @@ class _Trial:
         steps = [self._model(mx.array([answer])[:, i : i + 1], cache=cache)[0] for i in range(STEPS)]
         return _Row(before, prompt, end, answer, len(beginning) + len(prompt), _evaluated(mx.concatenate(steps)))
 
-    def _decode(self, batch: RowsCache) -> mx.array:
+    def _decode(self, batch: RowsCache, compiled: CompiledDecode | None = None) -> mx.array:
         """(rows, STEPS, V): the logits after each token of the answers."""
         answers = mx.array([row.answer for row in self._rows])
-        return _evaluated(mx.stack([batch.decode(self._model, answers[:, i]) for i in range(STEPS)], axis=1))
+        model = compiled or self._model
+        return _evaluated(mx.stack([batch.decode(model, answers[:, i]) for i in range(STEPS)], axis=1))
 
 
 def _evaluated(logits: mx.array) -> mx.array:

@@ -28,10 +28,19 @@ class Span:
         self._start = 0
         self._keys = 0
         self._queries = 0
-        self._is_even = False
+        self.is_even = False
+        """Whether the call reads and writes a slice, because all rows have one length."""
         self._masks: dict[tuple[int, int | None, bool], mx.array | str | None] = {}
         self._targets: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
         self._indices: dict[tuple[int, int], tuple[mx.array, mx.array]] = {}
+
+    @classmethod
+    def of_step(cls, starts: mx.array, tokens: int) -> "Span":
+        """For one token of each row at `starts` (rows,), which are an input of a graph: the lengths are not known."""
+        span = cls([], starts.shape[0], tokens, exact=False)
+        span.starts, span.ends = starts, starts + 1
+        span._queries, span._keys = 1, tokens
+        return span
 
     @property
     def rows(self) -> int:
@@ -45,11 +54,11 @@ class Span:
         """
         lengths = self.lengths
         start = lengths[0]
-        self._is_even = self._takes_slice(queries) and all(length == start for length in lengths)
+        self.is_even = self._takes_slice(queries) and all(length == start for length in lengths)
         self._start = start
         self._queries = queries
-        longest = (start if self._is_even else max(lengths)) + queries
-        self._keys = min(longest, self.tokens) if self.exact or self._is_even else self.tokens
+        longest = (start if self.is_even else max(lengths)) + queries
+        self._keys = min(longest, self.tokens) if self.exact or self.is_even else self.tokens
         unused = [0] * (self.rows - len(lengths))
         self.starts = mx.array([*lengths, *unused])
         self.lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
@@ -70,7 +79,7 @@ class Span:
         """Writes `part` (rows, H, N, D) behind the rows."""
         if not part.shape[-1]:
             return slots
-        if self._is_even:
+        if self.is_even:
             slots[: part.shape[0], :, self._start : self._start + part.shape[2]] = part
         else:
             slots[self._target(part.shape[1])] = part
@@ -90,7 +99,7 @@ class Span:
         return self._masks[key]
 
     def _new_mask(self, queries: int, window: int | None, as_array: bool) -> mx.array | str | None:
-        if self._is_even and not as_array and (window is None or window >= self._keys):
+        if self.is_even and not as_array and (window is None or window >= self._keys):
             return None if queries == 1 else "causal"
         keys = mx.arange(self._keys)
         places = self._positions(queries)[:, None, :, None]
@@ -125,13 +134,13 @@ class SlotsKVCache:
         self.keys = keys
         self.values = values
         self.offset = span.starts
-        self._span = span
+        self.span = span
 
     def begin(self) -> None:
-        self.offset = self._span.starts
+        self.offset = self.span.starts
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        span = self._span
+        span = self.span
         if self.keys is None or self.values is None:
             self.keys, self.values = self._new(keys), self._new(values)
         self.keys, self.values = span.write(self.keys, keys), span.write(self.values, values)
@@ -139,10 +148,10 @@ class SlotsKVCache:
         return span.read(self.keys), span.read(self.values)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
-        return self._span.mask(N, window_size, return_array)
+        return self.span.mask(N, window_size, return_array)
 
     def size(self) -> int:
-        return max(self._span.lengths)
+        return max(self.span.lengths)
 
     def is_trimmable(self) -> bool:
         return False
@@ -160,7 +169,7 @@ class SlotsKVCache:
 
     def join(self, other: "SlotsKVCache", place: int) -> None:
         """Copies the rows of `other` into the slots from `place` on."""
-        rows, length = len(other._span.lengths), max(other._span.lengths)
+        rows, length = len(other.span.lengths), max(other.span.lengths)
         if other.keys is None or other.values is None or not length:
             return
         if self.keys is None or self.values is None:
@@ -193,13 +202,13 @@ class SlotsKVCache:
         return self.keys[place : place + 1, :, start:end], self.values[place : place + 1, :, start:end]
 
     def _new(self, part: mx.array) -> mx.array:
-        return mx.zeros((self._span.slots, part.shape[1], self._span.tokens, part.shape[3]), part.dtype)
+        return mx.zeros((self.span.slots, part.shape[1], self.span.tokens, part.shape[3]), part.dtype)
 
     def _resized(self, part: mx.array) -> mx.array:
-        slots, tokens = self._span.slots, self._span.tokens
+        slots, tokens = self.span.slots, self.span.tokens
         if (part.shape[0], part.shape[2]) == (slots, tokens):
             return part
-        part = part[: len(self._span.lengths), :, :tokens]
+        part = part[: len(self.span.lengths), :, :tokens]
         more: Any = [(0, slots - part.shape[0]), (0, 0), (0, tokens - part.shape[2]), (0, 0)]
         return mx.pad(part, more) if any(after for _, after in more) else mx.contiguous(part)
 

@@ -97,7 +97,8 @@ class Runner:
             disk_salt=self._disk.salt if self._disk is not None else "",
         )
         self._exact = not self.facts.repeats_shapes
-        self._batch = DecodeBatch(model, vocabulary_size, batching.decodes, self._exact, share)
+        decoder = batching.compiled if batching.compiled is not None and share is None else model
+        self._batch = DecodeBatch(decoder, vocabulary_size, batching.decodes, self._exact, share)
         self._grammars: GrammarCompiler[Row] = GrammarCompiler(tokenizer_file, vocabulary_size)
         self._rows: dict[int, Row] = {}
         self._prefilling: dict[int, RowsCache] = {}
