@@ -9,7 +9,7 @@ FIRST_CHUNK = 256
 """Chunk size before the first measurement."""
 ALONE_SECONDS = 0.5
 """Target duration of a chunk while nothing is decoded. Cancels and shorter prompts wait for its end."""
-DECODE_SHARE = 0.35
+DECODE_SHARE = 0.42
 """Share of the time that decoding gets while prompts are prefilled."""
 MEASURABLE_TOKENS = 24
 """The time of smaller chunks is mostly the fixed cost of a forward pass."""
