@@ -20,7 +20,7 @@ from mlx_manager.mlx_server.types import SamplingParams
 if TYPE_CHECKING:
     import mlx.nn as nn
 
-    from mlx_manager.mlx_server.engine.compiled_decode import CompiledDecode
+    from mlx_manager.mlx_server.engine.compiled_decode import Decoder
     from mlx_manager.mlx_server.engine.core import EngineCore
 
 ROWS = 16
@@ -132,7 +132,7 @@ class _Bench:
         plain, compiled = (self._graph_seconds(model) for model in (self._model, CompiledDecode(self._model)))
         return {"graph": 1000 * plain, "compiled_graph": 1000 * compiled}
 
-    def _graph_seconds(self, model: "nn.Module | CompiledDecode") -> float:
+    def _graph_seconds(self, model: "Decoder") -> float:
         import mlx.core as mx
         from mlx_lm.models.cache import make_prompt_cache
 

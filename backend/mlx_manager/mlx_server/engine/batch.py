@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
+from mlx_manager.mlx_server.engine.compiled_decode import Decoder
 from mlx_manager.mlx_server.engine.grammar import Constraint, Masks
 from mlx_manager.mlx_server.engine.kv_cache import RowCache, RowsCache
 from mlx_manager.mlx_server.engine.logprobs import StepLogprobs, step_logprobs
@@ -72,7 +72,7 @@ class _Group:
         self.cache.keep(order)
         self.rows = [self.rows[i] for i in order]
 
-    def decode(self, model: nn.Module, inputs: mx.array) -> mx.array:
+    def decode(self, model: Decoder, inputs: mx.array) -> mx.array:
         assert self.cache is not None
         return self.cache.decode(model, inputs)
 
@@ -85,9 +85,9 @@ class DecodeBatch:
     """
 
     def __init__(
-        self, model: nn.Module, vocabulary_size: int, batches: bool, exact: bool, share: Share | None = None
+        self, decoder: Decoder, vocabulary_size: int, batches: bool, exact: bool, share: Share | None = None
     ) -> None:
-        self._model = model
+        self._decoder = decoder
         self._batches = batches
         self._exact = exact
         self._share = share
@@ -239,14 +239,14 @@ class DecodeBatch:
         """Logits (B, V) of all groups."""
         groups = list(self._groups.values())
         if len(groups) == 1:
-            return groups[0].decode(self._model, inputs)
+            return groups[0].decode(self._decoder, inputs)
         parts: list[mx.array] = []
         place = 0
         for group in groups:
             own = inputs[place : place + len(group.rows)]
             if parts and self._share is not None:  # all ranks must run the operations of the model in one order
                 (own,) = mx.depends([own], [parts[-1]])
-            parts.append(group.decode(self._model, own))
+            parts.append(group.decode(self._decoder, own))
             place += len(group.rows)
         return mx.concatenate(parts)
 

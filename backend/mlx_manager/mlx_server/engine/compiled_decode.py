@@ -39,3 +39,7 @@ class CompiledDecode:
         span = Span.of_step(starts, states[0][0].shape[2])
         cache = [SlotsKVCache(span, *state) for state in states]
         return self._model(tokens, cache=cache), [layer.state for layer in cache]
+
+
+Decoder = nn.Module | CompiledDecode
+"""What runs the decode steps of a model."""

@@ -23,6 +23,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
+from mlx_manager.mlx_server.engine.compiled_decode import Decoder
 from mlx_manager.mlx_server.engine.rows import SlotsKVCache, Span
 from mlx_manager.mlx_server.engine.shapes import GROWTH_TOKENS
 
@@ -216,7 +217,7 @@ class RowsCache:
             if not cache.empty():
                 yield from (part for _, part in tree_flatten(cache.state) if isinstance(part, mx.array))
 
-    def decode(self, model: nn.Module, inputs: mx.array) -> mx.array:
+    def decode(self, model: Decoder, inputs: mx.array) -> mx.array:
         """Logits (R, V) after one token for each row, `inputs` (R,)."""
         counts = [1] * len(self.lengths)
         return self._call(model, inputs[:, None], counts)[:, -1]
@@ -263,7 +264,7 @@ class RowsCache:
         length = self.lengths[place]
         return RowsCache.alone([layer.single(place, length) for layer in self.layers], length)
 
-    def _call(self, model: nn.Module, tokens: mx.array, counts: list[int]) -> mx.array:
+    def _call(self, model: Decoder, tokens: mx.array, counts: list[int]) -> mx.array:
         span, rows = self._span, len(counts)
         padding = [tokens.shape[1] - count for count in counts]
         span.begin(counts, tokens.shape[1])
