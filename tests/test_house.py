@@ -61,6 +61,7 @@ NEIGHBOURS = {
 WORKER_MODULES = (
     "batch",
     "batching",
+    "compiled_decode",
     "core",
     "device",
     "dtypes",

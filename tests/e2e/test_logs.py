@@ -68,7 +68,7 @@ def test_a_load_that_a_request_waits_for_is_told_with_its_id(logged: RunningServ
 
 def test_a_stream_that_fails_tells_with_what(logged: RunningServer) -> None:
     ask(logged, "first", "/v1/completions", model="babbler", prompt="x", max_tokens=1)
-    body = {"model": "babbler", "prompt": "x", "max_tokens": 4000, "stream": True}
+    body = {"model": "babbler", "prompt": "x", "temperature": 0, "max_tokens": 4000, "stream": True}
     headers = {"x-request-id": "failing"}
     with httpx.stream(
         "POST", f"{logged.url}/v1/completions", json=body, headers=headers, timeout=HANG_SECONDS

@@ -43,7 +43,7 @@ def test_lost_rank_fails_the_request_by_name_and_the_next_request_is_answered(
 ) -> None:
     ranks = ranks_of(server)
     others = {worker.pid for worker in server.workers()} - {one.pid for one in ranks}
-    body = {"model": "group", "messages": [{"role": "user", "content": "Babble"}], "max_tokens": 4000}
+    body = {"model": "group", "messages": [{"role": "user", "content": "Babble"}], "temperature": 0, "max_tokens": 4000}
     with server.stream("/v1/chat/completions", body) as payloads:
         next(payloads)
         began = time.monotonic()

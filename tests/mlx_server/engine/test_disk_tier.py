@@ -177,7 +177,8 @@ def test_the_runner_is_never_asked_for_what_is_not_there(facts: ModelFacts, seed
         simulation = Simulation(facts, kv_bytes=10**7, prefix_bytes=400_000, costs=Costs(), disk=disk)
         known: list[list[int]] = [prompt(n, 700) for n in range(3)]
         for sequence in range(30):
-            tokens = rng.choice(known)[: rng.randint(1, 1500)] + prompt(rng.randrange(50), rng.randint(1, 400))
+            known_part = rng.choice(known)[: rng.choice([None, rng.randint(1, 1500)])]
+            tokens = known_part + prompt(rng.randrange(50), rng.randint(1, 400))
             known.append(tokens)
             submission = ask(sequence, tokens, 30) if rng.random() < 0.9 else private(sequence, tokens)
             simulation.at(rng.random() * 20, submission)
