@@ -8,9 +8,11 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.messages import Step, Submit
+from mlx_manager.mlx_server.engine.runner import may_repeat_shapes
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.architectures.tiny_models import VOCABULARY, architectures, build, variants
 
@@ -23,6 +25,8 @@ DEPENDS_ON_SPLITS = {
     "plamo3": "mlx-lm gives it a window of one token more in a prompt than in decode",
 }
 """In mlx-lm itself, their logits depend on the parts that a prompt is taken in by: the prefix cache changes them."""
+READS_ARRAYS = {"dbrx"}
+"""mlx-lm evaluates arrays in their forward pass, so their decode steps cannot be compiled."""
 
 Answer = tuple[list[int], list[float]]
 """Tokens, and the logprob of each."""
@@ -70,9 +74,11 @@ def check(core: EngineCore, reference: Reference, *prompts: list[int]) -> None:
         assert answer[1] == pytest.approx(logprobs, abs=LOGPROB_TOLERANCE)
 
 
-def check_all(name: str, model: nn.Module) -> None:
+def check_all(name: str, model: nn.Module, repeats_shapes: bool = False) -> None:
     splits = name not in DEPENDS_ON_SPLITS
-    core, reference = EngineCore(model, prefix_bytes=2**28 if splits else 0), Reference(model)
+    prefix_bytes = 2**28 if splits else 0
+    core = EngineCore(model, prefix_bytes=prefix_bytes, repeats_shapes=repeats_shapes)
+    reference = Reference(model)
     prompt = draw(1, 60)
     check(core, reference, prompt)
     check(core, reference, prompt)  # from the prefix cache
@@ -104,6 +110,19 @@ def test_engine_answers_as_mlx_lm_does(name: str) -> None:
 @pytest.mark.parametrize("name", variants())
 def test_engine_answers_as_mlx_lm_does_with_other_settings(name: str) -> None:
     check_all(name, build(name))
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_engine_answers_as_mlx_lm_does_with_the_sizes_of_a_gpu_and_compiled_decode_steps(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    skip_without_its_kernels(name)
+    model = build(name)
+    if not may_repeat_shapes(make_prompt_cache(model), wanted=True):
+        pytest.skip("its sizes do not repeat")
+    mx.enable_compile()
+    check_all(name, model, repeats_shapes=True)
+    assert ("not compiled" in caplog.text) == (name in READS_ARRAYS)
 
 
 @pytest.mark.parametrize("name", architectures())
