@@ -47,6 +47,7 @@ POOL: dict[str, Any] = {
             "pinned": False,
             "expires_in": 272.4,
             "pid": 4711,
+            "ranks": [{"rank": 0, "memory_bytes": 7 * 2**20}, {"rank": 1, "memory_bytes": 5 * 2**20}],
         },
         {
             "id": "large",
@@ -59,6 +60,7 @@ POOL: dict[str, Any] = {
             "pinned": True,
             "expires_in": None,
             "pid": None,
+            "ranks": [],
         },
         {
             "id": "broken",
@@ -71,6 +73,7 @@ POOL: dict[str, Any] = {
             "pinned": False,
             "expires_in": None,
             "pid": None,
+            "ranks": [],
         },
         {
             "id": "bare",
@@ -83,6 +86,7 @@ POOL: dict[str, Any] = {
             "pinned": False,
             "expires_in": None,
             "pid": None,
+            "ranks": [],
         },
     ],
 }
@@ -149,6 +153,7 @@ def test_ps_shows_what_is_loaded_or_on_its_way_or_failed() -> None:
         ["broken", "failed", "-", "0", "0", "0.0", "-", "-"],
     ]
     assert "12.0 MB of 4.0 GB used, 2 of at most 4 models." in ran.stderr
+    assert "demo: rank 0 uses 7.0 MB, rank 1 uses 5.0 MB." in ran.stderr
     assert "broken: The weights are not there." in ran.stderr
 
 

@@ -29,6 +29,9 @@ def ps(base_url: str | None, api_key: str | None, as_json: bool) -> None:
     used, limit = format_bytes(budget["used_bytes"]), format_bytes(budget["limit_bytes"])
     note(f"{used} of {limit} used, {budget['models']} of at most {budget['max_models']} models.")
     for model in present:
+        if model["ranks"]:
+            ranks = (f"rank {rank['rank']} uses {format_bytes(rank['memory_bytes'])}" for rank in model["ranks"])
+            note(f"{model['id']}: {', '.join(ranks)}.")
         if model["error"] is not None:
             note(f"{model['id']}: {model['error']}")
 

@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.schemas.admin import (
     PoolStatus,
     PrefixCacheFigures,
     PrefixDiskFigures,
+    RankFigures,
     ReloadReport,
     WorkerDevice,
 )
@@ -164,6 +165,15 @@ def _of_worker(model: Resident) -> dict[str, object]:
         "pid": model.engine.pid,
         "device": WorkerDevice.model_validate(model.engine.device, from_attributes=True),
         "dtype": model.engine.dtype,
+        "ranks": [
+            RankFigures(
+                rank=rank,
+                memory_bytes=one.active_bytes,
+                step_seconds=one.step_seconds,
+                wait_seconds=one.wait_seconds,
+            )
+            for rank, one in model.engine.rank_stats.items()
+        ],
     }
 
 

@@ -88,6 +88,17 @@ class WorkerDevice(BaseModel):
     """Generation of the chip, as MLX names it."""
 
 
+class RankFigures(BaseModel):
+    """One of the processes of a model over several. Seconds count from its start."""
+
+    rank: int
+    memory_bytes: int
+    """Memory that MLX uses."""
+    step_seconds: float
+    wait_seconds: float
+    """Time in which the rank waited for the others between steps."""
+
+
 class PoolModel(BaseModel):
     """One model of the catalogue. `memory` is null unless the model is loaded."""
 
@@ -119,6 +130,8 @@ class PoolModel(BaseModel):
     device: WorkerDevice | None = None
     dtype: str | None = None
     """Data type of the computation."""
+    ranks: list[RankFigures] = []
+    """The ranks that this server has started, for a model over several processes."""
 
 
 class PoolStatus(BaseModel):
