@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from mlx_manager.demo import demo_model_path
 from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.generator import load
+from mlx_manager.mlx_server.engine.grammar import CompiledGrammar, Constraint, GrammarCompiler, Masks
 from mlx_manager.mlx_server.engine.messages import Admitted, RequestFailed, RequestFinished, Step, Submit
 from mlx_manager.mlx_server.grammars.sources import translate
 from mlx_manager.mlx_server.grammars.verdict import Question
@@ -24,6 +25,7 @@ from tests.mlx_server.engine.json_schemas import SCHEMAS, Schema, schemas
 
 TOKENIZER_FILE = demo_model_path() / "tokenizer.json"
 TOKENIZER = Tokenizer.from_file(str(TOKENIZER_FILE))
+VOCABULARY = TOKENIZER.get_vocab_size()
 
 
 def token_id(text: str) -> int:
@@ -382,3 +384,21 @@ def test_many_grammars_at_once_are_each_their_own_rows(core: EngineCore) -> None
     for n, name in enumerate(names):
         if answers.reasons[n] == "stop":
             jsonschema.validate(json.loads(answers.text(n)), SCHEMAS[name])
+
+
+@pytest.mark.parametrize("in_parallel", [False, True])
+def test_masks_allow_the_tokens_that_continue_each_row(in_parallel: bool) -> None:
+    compiler: GrammarCompiler[int] = GrammarCompiler(TOKENIZER_FILE, VOCABULARY)
+    letters = ["a", "b", "c"]
+    for row, letter in enumerate(letters):
+        compiler.start(row, to_llguidance("regex", f"{letter}+"))
+    compiled: dict[int, CompiledGrammar | None] = {}
+    while len(compiler):
+        compiled |= {done.ticket: done.grammar for done in compiler.take(1)}
+    constraints = [Constraint(compiled[row], frozenset(STOP_TOKENS), None) for row in range(len(letters))]
+    allowed: Any = Masks(VOCABULARY, in_parallel)(constraints).tolist()
+    texts = [TOKENIZER.decode([token], skip_special_tokens=False) for token in range(VOCABULARY)]
+    for letter, row in zip(letters, allowed, strict=True):
+        assert [text for text, is_allowed in zip(texts, row, strict=True) if is_allowed] == [
+            text for text in texts if text and not text.strip(letter)
+        ]

@@ -303,7 +303,10 @@ class DecodeBatch:
             self._constrained = [row for row in self._constrained if row.constraint is not None]
         if not constrained:
             return logits
+        allowed = self._masks([constraint for _, constraint in constrained])
+        if len(constrained) == len(self._rows):
+            return mx.where(allowed, logits, -mx.inf)
         rows = mx.array([i for i, _ in constrained])
         masked = mx.array(logits)  # a copy: logprobs use the unmasked logits
-        masked[rows] = mx.where(self._masks([constraint for _, constraint in constrained]), logits[rows], -mx.inf)
+        masked[rows] = mx.where(allowed, logits[rows], -mx.inf)
         return masked

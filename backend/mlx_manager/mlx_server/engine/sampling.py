@@ -165,7 +165,7 @@ def _total(logits: mx.array, temperature: mx.array) -> mx.array:
 def top_logits(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
     """The ids (R, count) of the largest logits in descending order, and these logits."""
     tokens = None
-    if count * BLOCK_TOKENS * 4 <= logits.shape[-1]:
+    if count * BLOCK_TOKENS * 8 <= logits.shape[-1]:
         tokens = _top_blocks(logits, count)
         logits = mx.take_along_axis(logits, tokens, axis=-1)
     places = mx.argpartition(-logits, kth=count - 1, axis=-1)[:, :count]
@@ -186,6 +186,8 @@ def _top_blocks(logits: mx.array, count: int) -> mx.array:
     whole = logits[:, : blocks * BLOCK_TOKENS].reshape(-1, blocks, BLOCK_TOKENS)
     chosen = mx.argpartition(-whole.max(axis=-1), kth=count - 1, axis=-1)[:, :count, None]
     tokens = (chosen * BLOCK_TOKENS + mx.arange(BLOCK_TOKENS, dtype=mx.uint32)).reshape(logits.shape[0], -1)
+    if not rest:
+        return tokens
     tail = mx.broadcast_to(mx.arange(blocks * BLOCK_TOKENS, logits.shape[-1]), (logits.shape[0], rest))
     return mx.concatenate([tokens, tail.astype(tokens.dtype)], axis=-1)
 
