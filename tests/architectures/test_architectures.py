@@ -15,6 +15,7 @@ from mlx_manager.mlx_server.engine.messages import Step, Submit
 from mlx_manager.mlx_server.engine.runner import may_repeat_shapes
 from mlx_manager.mlx_server.types import SamplingParams
 from tests.architectures.tiny_models import VOCABULARY, architectures, build, variants
+from tests.mlx_compiler import needs_compiler
 
 NEW_TOKENS = 12
 LOGPROB_TOLERANCE = 2e-2
@@ -112,6 +113,7 @@ def test_engine_answers_as_mlx_lm_does_with_other_settings(name: str) -> None:
     check_all(name, build(name))
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", architectures())
 def test_engine_answers_as_mlx_lm_does_with_the_sizes_of_a_gpu_and_compiled_decode_steps(
     name: str, caplog: pytest.LogCaptureFixture

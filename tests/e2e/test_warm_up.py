@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.mlx_compiler import needs_compiler
 from tests.running_server import RunningServer, eventually, running_server
 
 HERE = Path(__file__).parent
@@ -57,6 +58,7 @@ def use(server: RunningServer) -> None:
         list(together.map(ask, range(200, 205), [KINDS[0]] * 5))
 
 
+@needs_compiler
 def test_nothing_is_compiled_once_a_model_is_ready(tmp_path: Path, compiled: Path, babbler: Path) -> None:
     with running_server(tmp_path, default_model=babbler) as server:
         before = compiled.read_text().splitlines()

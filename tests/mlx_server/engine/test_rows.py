@@ -12,6 +12,7 @@ from mlx_manager.mlx_server.engine.core import EngineCore
 from mlx_manager.mlx_server.engine.kv_cache import RowsCache
 from mlx_manager.mlx_server.engine.messages import Step, Submit, UpMessage
 from mlx_manager.mlx_server.types import SamplingParams
+from tests.mlx_compiler import needs_compiler
 from tests.mlx_server.engine.test_prefix_cache import SMALL, VOCABULARY, make_model
 
 Answers = dict[int, list[int]]
@@ -128,6 +129,7 @@ def test_model_calls_have_few_sizes_where_shapes_repeat() -> None:
     assert 10 < len({size for size in model.sizes if size[1] == 1 and size[0] > 1}) <= 32
 
 
+@needs_compiler
 def test_graph_of_a_decode_step_is_built_once_for_each_size() -> None:
     """MLX calls the model only to build a graph."""
     model = Recorded(Counting())
@@ -147,6 +149,7 @@ class ReadsItsOffset(Counting):
         return super().__call__(tokens, cache)
 
 
+@needs_compiler
 def test_step_that_cannot_be_compiled_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     core = EngineCore(ReadsItsOffset(), repeats_shapes=True)
     assert "The decode steps of this model are not compiled: its model call raises ValueError: " in caplog.text
