@@ -109,7 +109,7 @@ class _Trial:
         if max(distances) <= MAX_TOLERANCE and min(distances[1:]) <= self._tolerance:
             return None
         apart = " ".join(f"{distance:.2f}" for distance in distances)
-        return f"batching changes the logits of {type(self._model).__module__} by {apart} of their spread"
+        return f"the logits of {type(self._model).__module__} change by {apart} of their spread"
 
     def decoded(self, compiled: CompiledDecode | None = None) -> mx.array:
         """Logits of a batch that rows join one after the other, after they were prefilled alone."""
